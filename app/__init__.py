@@ -1,0 +1,1 @@
+"""Easel: the backend of a multi-tenant agents SaaS whose agents draw."""

@@ -1,0 +1,116 @@
+"""Sign-up, sign-in, the caller's own page, API keys."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+from sqlalchemy import select
+
+from app.accounts.schemas import (
+    ApiKeyMade,
+    ApiKeyView,
+    Me,
+    NewApiKey,
+    Refresh,
+    SignedUp,
+    SignIn,
+    SignUp,
+    TenantView,
+    TokensView,
+    UserView,
+)
+from app.db import Database, IdentitySession, database
+from app.errors import Invalid, id_of
+from app.identity import service as identity
+from app.identity.actor import (
+    AccountReader,
+    AccountWriter,
+    CurrentActor,
+    CurrentSettings,
+    TenantSession,
+)
+from app.identity.models import ApiKey, Tenant, User
+from app.paging import Page, PageQuery, fetch_page
+
+router = APIRouter(prefix="/v1", tags=["accounts"])
+
+
+@router.post("/signup", status_code=201)
+async def sign_up(body: SignUp, session: IdentitySession, settings: CurrentSettings) -> SignedUp:
+    user, tenant, pair = await identity.sign_up(
+        session,
+        settings,
+        email=body.email,
+        password=body.password.get_secret_value(),
+        tenant_name=body.tenant_name,
+    )
+    return SignedUp(
+        user=UserView.model_validate(user), tenant=TenantView.model_validate(tenant), **_tokens(pair).model_dump()
+    )
+
+
+@router.post("/tokens", status_code=201)
+async def sign_in(body: SignIn, session: IdentitySession, settings: CurrentSettings) -> TokensView:
+    pair = await identity.sign_in(session, settings, email=body.email, password=body.password.get_secret_value())
+    return _tokens(pair)
+
+
+@router.post("/tokens/refresh", status_code=201)
+async def refresh(
+    body: Refresh, settings: CurrentSettings, database: Annotated[Database, Depends(database, scope="function")]
+) -> TokensView:
+    # Not the request's session: a theft must be committed although the answer is an error.
+    async with database.identity() as session:
+        pair = await identity.rotate(session, settings, body.refresh_token)
+    if isinstance(pair, identity.Stolen):
+        raise identity.refused_refresh()
+    return _tokens(pair)
+
+
+@router.delete("/tokens/current", status_code=204)
+async def sign_out(actor: CurrentActor, session: IdentitySession) -> None:
+    if actor.token_family is None:
+        raise Invalid("An API key does not sign out: revoke it with DELETE /v1/api-keys/{id}.")
+    await identity.revoke_family(session, actor.token_family)
+
+
+@router.get("/me")
+async def me(actor: AccountReader, session: TenantSession) -> Me:
+    user = (await session.execute(select(User.id, User.email).where(User.id == actor.user_id))).one()
+    tenant = (await session.execute(select(Tenant.id, Tenant.name).where(Tenant.id == actor.tenant_id))).one()
+    return Me(
+        user=UserView.model_validate(user),
+        tenant=TenantView.model_validate(tenant),
+        role=actor.role,
+        scopes=None if actor.scopes is None else sorted(actor.scopes),
+    )
+
+
+@router.post("/api-keys", status_code=201)
+async def make_api_key(body: NewApiKey, actor: AccountWriter, session: TenantSession) -> ApiKeyMade:
+    key, secret = await identity.make_api_key(
+        session, actor, name=body.name, scopes=body.scopes, expires_at=body.expires_at
+    )
+    return ApiKeyMade(key=secret, **ApiKeyView.model_validate(key).model_dump())
+
+
+@router.get("/api-keys")
+async def list_api_keys(
+    actor: AccountReader, session: TenantSession, query: Annotated[PageQuery, Depends()]
+) -> Page[ApiKeyView]:
+    statement = select(ApiKey).where(ApiKey.user_id == actor.user_id, ApiKey.revoked_at.is_(None))
+    keys, cursor = await fetch_page(session, statement, ApiKey.id, query)
+    return Page(data=[ApiKeyView.model_validate(key) for key in keys], next_cursor=cursor)
+
+
+@router.delete("/api-keys/{key_id}", status_code=204)
+async def revoke_api_key(
+    key_id: Annotated[UUID, id_of("API key")], actor: AccountWriter, session: TenantSession
+) -> None:
+    await identity.revoke_api_key(session, actor, key_id)
+
+
+def _tokens(pair: identity.TokenPair) -> TokensView:
+    return TokensView(
+        access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in
+    )

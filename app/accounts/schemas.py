@@ -1,0 +1,95 @@
+"""Sign-up, tokens, keys and the caller's own page, on the wire."""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, SecretStr
+
+from app.identity.models import Role
+from app.identity.service import SCOPES
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+Password = Annotated[SecretStr, Field(min_length=10, max_length=1000)]
+
+
+def _known_scope(scope: str) -> str:
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope; allowed are {', '.join(SCOPES)}")
+    return scope
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SignUp(Body):
+    email: EmailStr
+    password: Password
+    tenant_name: Name
+
+
+class SignIn(Body):
+    email: EmailStr
+    password: Password
+
+
+class Refresh(Body):
+    refresh_token: Annotated[str, Field(max_length=200)]
+
+
+class TokensView(BaseModel):
+    """`expires_in`: seconds until the access token ends."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+
+
+class UserView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    email: str
+
+
+class TenantView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+
+
+class SignedUp(TokensView):
+    user: UserView
+    tenant: TenantView
+
+
+class Me(BaseModel):
+    user: UserView
+    tenant: TenantView
+    role: Role
+    scopes: list[str] | None
+
+
+class NewApiKey(Body):
+    name: Name
+    scopes: list[Annotated[str, AfterValidator(_known_scope)]] | None = None
+    expires_at: AwareDatetime | None = None
+
+
+class ApiKeyView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+    scopes: list[str] | None
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+class ApiKeyMade(ApiKeyView):
+    """`key` is shown this once."""
+
+    key: str

@@ -1,0 +1,144 @@
+"""Postgres: one engine, and transactions that have dropped to the rights of one of two roles."""
+
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any, cast
+from uuid import UUID
+
+import asyncpg
+from fastapi import Depends, Request
+from sqlalchemy import Connection, DateTime, MetaData, Text, event, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 3.0
+STATEMENT_SECONDS = 5.0
+POOL_WAIT_SECONDS = 5.0
+
+APP_ROLE = "easel_app"
+IDENTITY_ROLE = "easel_identity"
+
+AfterCommit = Callable[[], Awaitable[object]]
+
+
+class Base(DeclarativeBase):
+    """Tables of every feature; foreign keys across features name tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: DateTime(timezone=True), str: Text, dict[str, Any]: JSONB}
+
+
+def uuid7() -> UUID:
+    """A time-ordered id (RFC 9562, section 5.7): 48 bits of milliseconds, 74 random bits."""
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (2**62 - 1)
+    return UUID(int=value)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Identified:
+    """`id` (UUIDv7) and `created_at`, for every table that has rows of its own."""
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class LimitedSession(Session):
+    """A session whose every transaction first drops to the role, and tenant, in `session.info`."""
+
+
+@event.listens_for(LimitedSession, "after_begin")
+def _drop_rights(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    if transaction.nested:
+        return
+    role = session.info["role"]
+    tenant_id = session.info.get("tenant_id")
+    if role == APP_ROLE and tenant_id is None:
+        raise RuntimeError("A transaction as easel_app needs a tenant.")
+    connection.execute(
+        text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"),
+        {"role": role, "tenant": str(tenant_id or "")},
+    )
+
+
+class Database:
+    """The engine and its three doors: a tenant's transaction, identity's, and a bare connection for checks."""
+
+    def __init__(self, url: str, *, pool_size: int) -> None:
+        async def connect() -> Any:
+            return await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
+
+        # asyncpg reads the libpq forms itself: sockets by ?host=, sslmode, several hosts.
+        self.engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=connect,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=POOL_WAIT_SECONDS,
+            pool_pre_ping=True,
+        )
+        self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)
+
+    def tenant(self, tenant_id: UUID) -> AbstractAsyncContextManager[AsyncSession]:
+        """One transaction as `easel_app` that sees only this tenant's rows."""
+        return self._transaction(APP_ROLE, tenant_id)
+
+    def identity(self) -> AbstractAsyncContextManager[AsyncSession]:
+        """One transaction as `easel_identity`, for what happens before a tenant is known."""
+        return self._transaction(IDENTITY_ROLE, None)
+
+    @asynccontextmanager
+    async def _transaction(self, role: str, tenant_id: UUID | None) -> AsyncIterator[AsyncSession]:
+        async with self._sessions(info={"role": role, "tenant_id": tenant_id}) as session:
+            async with session.begin():
+                yield session
+            works = cast(list[AfterCommit], session.info.pop("after_commit", []))
+        for work in works:
+            await _attempt(work)
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def after_commit(session: AsyncSession, work: AfterCommit) -> None:
+    """Do `work` once the transaction stands; its failure is logged, the sweep makes up for it."""
+    session.info.setdefault("after_commit", []).append(work)
+
+
+async def _attempt(work: AfterCommit) -> None:
+    try:
+        await work()
+    except Exception:
+        log.exception("after_commit.failed")
+
+
+def database(request: Request) -> Database:
+    return cast(Database, request.app.state.database)
+
+
+async def open_identity_session(
+    database: Annotated[Database, Depends(database, scope="function")],
+) -> AsyncIterator[AsyncSession]:
+    async with database.identity() as session:
+        yield session
+
+
+IdentitySession = Annotated[AsyncSession, Depends(open_identity_session, scope="function")]

@@ -1,0 +1,208 @@
+"""What can go wrong in a request, and how it is told: RFC 9457 problem+json, one handler for all of it."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypedDict, cast
+from uuid import UUID
+
+import asyncpg
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator
+from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_SECONDS = 2
+
+
+class FieldError(TypedDict):
+    """One faulty field: its dotted name, what is wrong with it, what was given (shortened)."""
+
+    field: str
+    message: str
+    given: str
+
+
+class AppError(Exception):
+    """An error with a meaning for the caller; a subclass fixes status and code."""
+
+    status: int = 500
+    title: str = "Internal error"
+    code: str = "internal_error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        errors: Sequence[FieldError] = (),
+        headers: dict[str, str] | None = None,
+        **extra: object,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or type(self).code
+        self.errors = list(errors)
+        self.headers = headers or {}
+        self.extra = extra
+
+
+class Invalid(AppError):
+    status = 422
+    title = "Invalid request"
+    code = "invalid_request"
+
+
+class Unauthenticated(AppError):
+    status = 401
+    title = "Not signed in"
+    code = "unauthenticated"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(AppError):
+    status = 403
+    title = "Not allowed"
+    code = "forbidden"
+
+
+class NotFound(AppError):
+    """A thing that is not there, or not there for this caller: both answer alike."""
+
+    status = 404
+    title = "Not found"
+    code = "not_found"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"There is no such {what}.")
+
+
+class Conflict(AppError):
+    status = 409
+    title = "Conflict"
+    code = "conflict"
+
+
+class TooLarge(AppError):
+    status = 413
+    title = "Too large"
+    code = "too_large"
+
+
+class UnsupportedMedia(AppError):
+    status = 415
+    title = "Unsupported media type"
+    code = "unsupported_media_type"
+
+
+class Unavailable(AppError):
+    status = 503
+    title = "Unavailable"
+    code = "unavailable"
+
+    def __init__(self, detail: str, *, code: str | None = None) -> None:
+        super().__init__(detail, code=code, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def id_of(what: str) -> BeforeValidator:
+    """For `Annotated[UUID, id_of("run")]`: a malformed id answers like one that never was."""
+
+    def parse(value: object) -> UUID:
+        if isinstance(value, UUID):
+            return value
+        try:
+            return UUID(str(value))
+        except ValueError:
+            raise NotFound(what) from None
+
+    return BeforeValidator(parse, json_schema_input_type=UUID)
+
+
+def problem(request: Request, error: AppError) -> JSONResponse:
+    body: dict[str, object] = {
+        "type": f"urn:easel:problem:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "code": error.code,
+        "detail": error.detail,
+        "request_id": request.scope.get("request_id"),
+    }
+    if error.errors:
+        body["errors"] = error.errors
+    body.update(error.extra)
+    return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Map every exception a route can raise to problem+json."""
+
+    async def app_error(request: Request, error: Exception) -> JSONResponse:
+        return problem(request, cast(AppError, error))
+
+    async def unavailable(request: Request, error: Exception) -> JSONResponse:
+        log.warning("dependency.unavailable", extra={"error": type(error).__name__})
+        return problem(request, Unavailable("A part that Easel needs does not answer; try again in a moment."))
+
+    async def database(request: Request, error: Exception) -> JSONResponse:
+        fault = cast(DBAPIError, error)
+        if fault.connection_invalidated or isinstance(_driver_error(fault), CONNECTION_FAULTS):
+            return await unavailable(request, error)
+        return await unexpected(request, error)
+
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("request.failed", exc_info=error)
+        return problem(request, AppError("Something went wrong on our side; the log has it under this request_id."))
+
+    app.add_exception_handler(AppError, app_error)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(DBAPIError, database)
+    for kind in (OSError, PoolTimeout, asyncpg.InternalClientError, asyncpg.PostgresConnectionError):
+        app.add_exception_handler(kind, unavailable)
+    app.add_exception_handler(Exception, unexpected)
+
+
+# What asyncpg raises while a server starts, stops or is gone.
+CONNECTION_FAULTS = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.QueryCanceledError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,
+)
+
+
+def _driver_error(error: DBAPIError) -> BaseException | None:
+    return error.orig.__cause__ if error.orig is not None else None
+
+
+async def _validation(request: Request, error: Exception) -> JSONResponse:
+    faults = cast(RequestValidationError, error).errors()
+    errors = [_field_error(fault) for fault in faults]
+    fields = ", ".join(fault["field"] for fault in errors)
+    return problem(request, Invalid(f"The request is not as it should be: {fields}.", errors=errors))
+
+
+def _field_error(fault: dict[str, Any]) -> FieldError:
+    location = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    given = "" if fault["type"] == "missing" else repr(fault.get("input"))
+    secret = any("password" in part or "token" in part for part in location)
+    return {"field": ".".join(location) or "body", "message": message, "given": "(hidden)" if secret else given[:100]}
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    fault = cast(HTTPException, error)
+    if fault.status_code == NotFound.status:
+        return problem(request, NotFound("page"))
+    answer = AppError(str(fault.detail), code=f"http_{fault.status_code}", headers=dict(fault.headers or {}))
+    answer.status, answer.title = fault.status_code, str(fault.detail)
+    return problem(request, answer)

@@ -1,0 +1,233 @@
+"""Credentials in, Actor out; signing up and in, rotating and revoking tokens. All of it as `easel_identity`."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import exists, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import now, uuid7
+from app.errors import AppError, Conflict, Forbidden, Invalid, NotFound, Unauthenticated
+from app.identity import credentials
+from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
+from app.settings import Settings
+
+# A retry of a refresh whose answer was lost gets the same successor within this time; later it is theft.
+REFRESH_GRACE = timedelta(seconds=10)
+LAST_USED_PRECISION = timedelta(seconds=60)
+
+SCOPES = ("chat:read", "chat:write", "attachments:read", "attachments:write", "account:read", "account:write")
+
+NOT_SIGNED_IN = "Send `Authorization: Bearer <access token or API key>`; this one is missing, expired or revoked."
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who asks, in which tenant, with what rights; `scopes` None means all that the role allows."""
+
+    user_id: UUID
+    tenant_id: UUID
+    role: Role
+    scopes: frozenset[str] | None = None
+    api_key_id: UUID | None = None
+    token_family: UUID | None = None
+
+    def allows(self, role: Role, scope: str) -> bool:
+        return self.role.covers(role) and (self.scopes is None or scope in self.scopes)
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    access_token: str
+    refresh_token: str
+    expires_in: int
+
+
+async def identify(session: AsyncSession, bearer: str, tenant_id: UUID | None) -> Actor:
+    """The actor behind a bearer credential, or Unauthenticated."""
+    if bearer.startswith(credentials.KEY_PREFIX):
+        return await _identify_key(session, bearer, tenant_id)
+    return await _identify_token(session, bearer, tenant_id)
+
+
+async def _identify_key(session: AsyncSession, bearer: str, tenant_id: UUID | None) -> Actor:
+    statement = (
+        select(ApiKey, Membership.role)
+        .join(Membership, (Membership.tenant_id == ApiKey.tenant_id) & (Membership.user_id == ApiKey.user_id))
+        .join(User, User.id == ApiKey.user_id)
+        .where(ApiKey.secret_hash == credentials.fingerprint(bearer), ApiKey.revoked_at.is_(None))
+        .where(or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()), User.disabled_at.is_(None))
+    )
+    row = (await session.execute(statement)).one_or_none()
+    if row is None:
+        raise Unauthenticated(NOT_SIGNED_IN)
+    key, role = row.tuple()
+    if tenant_id not in (None, key.tenant_id):
+        raise NotFound("tenant")
+    if key.last_used_at is None or key.last_used_at < now() - LAST_USED_PRECISION:
+        await session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=now()))
+    scopes = None if key.scopes is None else frozenset(key.scopes)
+    return Actor(key.user_id, key.tenant_id, Role(role), scopes, api_key_id=key.id)
+
+
+async def _identify_token(session: AsyncSession, bearer: str, tenant_id: UUID | None) -> Actor:
+    statement = (
+        select(Token.user_id, Token.family_id, Membership.tenant_id, Membership.role)
+        .join(User, User.id == Token.user_id)
+        .outerjoin(Membership, Membership.user_id == User.id)
+        .where(Token.secret_hash == credentials.fingerprint(bearer), Token.kind == TokenKind.ACCESS)
+        .where(Token.revoked_at.is_(None), Token.expires_at > now(), User.disabled_at.is_(None))
+    )
+    rows = (await session.execute(statement)).all()
+    if not rows:
+        raise Unauthenticated(NOT_SIGNED_IN)
+    memberships = {row.tenant_id: row.role for row in rows if row.tenant_id is not None}
+    chosen = _choose_tenant(memberships, tenant_id)
+    return Actor(rows[0].user_id, chosen, Role(memberships[chosen]), token_family=rows[0].family_id)
+
+
+def _choose_tenant(memberships: dict[UUID, str], asked: UUID | None) -> UUID:
+    if asked is not None:
+        if asked not in memberships:
+            raise NotFound("tenant")
+        return asked
+    if not memberships:
+        raise Forbidden("You are not a member of any tenant.", code="no_tenant")
+    if len(memberships) > 1:
+        raise Invalid("You belong to several tenants: say which with the header X-Tenant-Id.", code="tenant_required")
+    return next(iter(memberships))
+
+
+async def sign_up(
+    session: AsyncSession, settings: Settings, *, email: str, password: str, tenant_name: str
+) -> tuple[User, Tenant, TokenPair]:
+    """A new person with a new tenant of their own; Conflict where the address is taken."""
+    user = User(email=email.lower(), password_hash=await credentials.hash_password(password))
+    tenant = Tenant(name=tenant_name)
+    session.add_all([user, tenant])
+    try:
+        await session.flush()
+    except IntegrityError:
+        raise Conflict("This e-mail address has an account already: sign in instead.", code="email_taken") from None
+    session.add(Membership(tenant_id=tenant.id, user_id=user.id, role=Role.OWNER))
+    await session.flush()
+    return user, tenant, _issue(session, settings, user.id)
+
+
+async def sign_in(session: AsyncSession, settings: Settings, *, email: str, password: str) -> TokenPair:
+    user = await session.scalar(select(User).where(User.email == email.lower(), User.disabled_at.is_(None)))
+    if not await credentials.verify_password(password, user.password_hash if user else None) or user is None:
+        raise Unauthenticated("E-mail address or password is wrong.")
+    return _issue(session, settings, user.id)
+
+
+def _issue(session: AsyncSession, settings: Settings, user_id: UUID) -> TokenPair:
+    access = credentials.new_secret(credentials.ACCESS_PREFIX)
+    refresh = credentials.new_secret(credentials.REFRESH_PREFIX)
+    return _keep(session, settings, user_id, uuid7(), access, refresh)
+
+
+def _keep(
+    session: AsyncSession, settings: Settings, user_id: UUID, family_id: UUID, access: str, refresh: str
+) -> TokenPair:
+    lifetimes = {
+        TokenKind.ACCESS: (access, timedelta(seconds=settings.access_token_seconds)),
+        TokenKind.REFRESH: (refresh, timedelta(days=settings.refresh_token_days)),
+    }
+    for kind, (secret, lifetime) in lifetimes.items():
+        session.add(
+            Token(
+                user_id=user_id,
+                family_id=family_id,
+                kind=kind,
+                secret_hash=credentials.fingerprint(secret),
+                expires_at=now() + lifetime,
+            )
+        )
+    return TokenPair(access, refresh, settings.access_token_seconds)
+
+
+@dataclass(frozen=True)
+class Stolen:
+    """A refresh token was used again too late: the whole family has just been revoked."""
+
+    family_id: UUID
+
+
+async def rotate(session: AsyncSession, settings: Settings, refresh_token: str) -> TokenPair | Stolen:
+    """Trade a refresh token for its one successor; the caller turns Stolen into a refusal after the commit."""
+    mark = credentials.fingerprint(refresh_token)
+    used = await session.execute(
+        update(Token)
+        .where(Token.secret_hash == mark, Token.kind == TokenKind.REFRESH, Token.used_at.is_(None))
+        .where(Token.revoked_at.is_(None), Token.expires_at > now(), _enabled())
+        .values(used_at=now())
+        .returning(Token.user_id, Token.family_id)
+    )
+    signing_key = settings.signing_keys()[0]
+    access = credentials.successor(signing_key, credentials.ACCESS_PREFIX, refresh_token)
+    refresh = credentials.successor(signing_key, credentials.REFRESH_PREFIX, refresh_token)
+    if row := used.one_or_none():
+        return _keep(session, settings, row.user_id, row.family_id, access, refresh)
+    return await _replayed(session, settings, mark, TokenPair(access, refresh, settings.access_token_seconds))
+
+
+def _enabled() -> object:
+    return exists().where(User.id == Token.user_id, User.disabled_at.is_(None))
+
+
+async def _replayed(session: AsyncSession, settings: Settings, mark: bytes, pair: TokenPair) -> TokenPair | Stolen:
+    token = await session.scalar(select(Token).where(Token.secret_hash == mark, Token.kind == TokenKind.REFRESH))
+    if token is None or token.revoked_at is not None or token.used_at is None:
+        raise refused_refresh()
+    if token.used_at > now() - REFRESH_GRACE:
+        return pair
+    await revoke_family(session, token.family_id)
+    return Stolen(token.family_id)
+
+
+def refused_refresh() -> AppError:
+    return Unauthenticated("This refresh token is not valid any more: sign in again.")
+
+
+async def revoke_family(session: AsyncSession, family_id: UUID) -> None:
+    """Sign out: every token of one sign-in stops working with the next request."""
+    await session.execute(
+        update(Token).where(Token.family_id == family_id, Token.revoked_at.is_(None)).values(revoked_at=now())
+    )
+
+
+async def make_api_key(
+    session: AsyncSession, actor: Actor, *, name: str, scopes: list[str] | None, expires_at: datetime | None
+) -> tuple[ApiKey, str]:
+    """A key of the actor's own rights or fewer; the secret is returned this once."""
+    allowed = SCOPES if actor.scopes is None else sorted(actor.scopes)
+    excess = [scope for scope in scopes or [] if scope not in allowed]
+    if excess:
+        raise Forbidden(f"You cannot give the scopes {', '.join(excess)}; you can give {', '.join(allowed)}.")
+    granted = scopes if scopes is not None else (None if actor.scopes is None else allowed)
+    secret = credentials.new_secret(credentials.KEY_PREFIX)
+    key = ApiKey(
+        tenant_id=actor.tenant_id,
+        user_id=actor.user_id,
+        name=name,
+        secret_hash=credentials.fingerprint(secret),
+        scopes=list(granted) if granted is not None else None,
+        expires_at=expires_at,
+    )
+    session.add(key)
+    await session.flush()
+    return key, secret
+
+
+async def revoke_api_key(session: AsyncSession, actor: Actor, key_id: UUID) -> None:
+    revoked = await session.execute(
+        update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.user_id == actor.user_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=now())
+        .returning(ApiKey.id)
+    )
+    if revoked.one_or_none() is None:
+        raise NotFound("API key")

@@ -1,0 +1,44 @@
+"""Cursor paging: `?limit&cursor` -> `{data, next_cursor}`, newest first, by UUIDv7 ids."""
+
+from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from sqlalchemy import Select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    """One page; `next_cursor` is null on the last."""
+
+    data: list[T]
+    next_cursor: UUID | None = None
+
+
+class PageQuery(BaseModel):
+    """`limit` rows after `cursor`, the `next_cursor` of the page before."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    cursor: UUID | None = None
+
+
+async def fetch_page(
+    session: AsyncSession,
+    statement: Select[tuple[T]],
+    identifier: InstrumentedAttribute[UUID],
+    query: PageQuery,
+    *,
+    oldest_first: bool = False,
+) -> tuple[list[T], UUID | None]:
+    """The page's rows and the cursor of the next; UUIDv7 order is the order of creation."""
+    if query.cursor is not None:
+        statement = statement.where(identifier > query.cursor if oldest_first else identifier < query.cursor)
+    ordered = statement.order_by(identifier.asc() if oldest_first else identifier.desc())
+    rows: list[Any] = list(await session.scalars(ordered.limit(query.limit + 1)))
+    more = len(rows) > query.limit
+    rows = rows[: query.limit]
+    return rows, getattr(rows[-1], identifier.key) if more else None

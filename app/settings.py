@@ -1,0 +1,177 @@
+"""Every setting of the service, read from the environment and `.env`; `.env.example` shows the same names."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ImageQuality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
+ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
+ImageBackground = Literal["auto", "opaque", "transparent"]
+
+
+class Settings(BaseSettings):
+    """Typed settings; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    # The service
+    environment: Literal["development", "production"] = "development"
+    data_dir: Path = Path("var")
+    database_url: SecretStr | None = None
+    database_pool_size: int = Field(default=10, ge=1)
+    redis_url: SecretStr | None = None
+    embedded_worker: bool = True
+    worker_concurrency: int = Field(default=20, ge=1)
+    secret_key: SecretStr | None = None
+    public_url: str | None = None
+    cors_origins: Annotated[list[str], NoDecode] = []
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # The model provider
+    openai_api_key: SecretStr | None = None
+    openai_base_url: str | None = None
+    agent_default_model: str = "gpt-6.1-sol"
+    agent_code_model: str | None = None
+    upstream_idle_seconds: float = Field(default=180, gt=0)
+    run_timeout_seconds: float = Field(default=900, gt=0)
+
+    # Pictures
+    image_model: str | None = None
+    image_default_size: str = "1024x1024"
+    image_default_quality: ImageQuality = "high"
+    image_default_format: ImageFormat = "png"
+    image_default_background: ImageBackground = "auto"
+    image_default_compression: int | None = Field(default=None, ge=0, le=100)
+    image_output_max_mb: float = Field(default=6, gt=0)
+    image_max_partial_images: int = Field(default=2, ge=0, le=3)
+
+    # Object storage
+    storage_provider: Literal["memory", "minio", "gcs"] = "memory"
+    storage_bucket: str = "easel"
+    minio_endpoint: str | None = None
+    minio_public_endpoint: str | None = None
+    minio_access_key: SecretStr | None = None
+    minio_secret_key: SecretStr | None = None
+    minio_region: str = "us-east-1"
+    minio_secure: bool = True
+    gcs_project_id: str | None = None
+    gcs_bucket: str | None = None
+    gcs_credentials_file: Path | None = None
+    gcs_signing_email: str | None = None
+    storage_emulator_host: str | None = None
+
+    # Lifetimes and bounds
+    link_ttl_seconds: int = Field(default=300, ge=10, le=300)
+    stream_ttl_seconds: int = Field(default=3600, ge=600)
+    access_token_seconds: int = Field(default=3600, ge=60)
+    refresh_token_days: int = Field(default=30, ge=1)
+    request_body_max_mb: float = Field(default=1, gt=0)
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+        return value
+
+    @field_validator("public_url", "openai_base_url")
+    @classmethod
+    def _without_trailing_slash(cls, value: str | None) -> str | None:
+        return value.rstrip("/") if value else value
+
+    @model_validator(mode="after")
+    def _require_what_production_needs(self) -> Self:
+        missing = self._missing_in_production() if self.environment == "production" else []
+        if not self.embedded_worker and self.redis_url is None:
+            missing.append("REDIS_URL (EMBEDDED_WORKER=false needs it)")
+        missing.extend(self._missing_for_storage())
+        if missing:
+            raise ValueError("set " + ", ".join(dict.fromkeys(missing)))
+        return self
+
+    def _missing_in_production(self) -> list[str]:
+        required = {
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "SECRET_KEY": self.secret_key,
+            "OPENAI_API_KEY": self.openai_api_key,
+            "PUBLIC_URL": self.public_url,
+        }
+        missing = [name for name, value in required.items() if value is None]
+        if self.storage_provider == "memory":
+            missing.append("STORAGE_PROVIDER (minio or gcs)")
+        return missing
+
+    def _missing_for_storage(self) -> list[str]:
+        if self.storage_provider != "minio":
+            return []
+        required = {
+            "MINIO_ENDPOINT": self.minio_endpoint,
+            "MINIO_ACCESS_KEY": self.minio_access_key,
+            "MINIO_SECRET_KEY": self.minio_secret_key,
+        }
+        return [f"{name} (STORAGE_PROVIDER=minio needs it)" for name, value in required.items() if value is None]
+
+    @property
+    def production(self) -> bool:
+        return self.environment == "production"
+
+    @property
+    def image_output_max_bytes(self) -> int:
+        return int(self.image_output_max_mb * 1024 * 1024)
+
+    def model_for(self, model_key: str | None) -> str:
+        """The model's name for an agent's `model_key`: `AGENT_<KEY>_MODEL`, else `AGENT_DEFAULT_MODEL`."""
+        if not model_key or model_key == "default":
+            return self.agent_default_model
+        if model_key == "code":
+            return self.agent_code_model or self.agent_default_model
+        return os.environ.get(f"AGENT_{model_key.upper()}_MODEL") or self.agent_default_model
+
+    def signing_keys(self) -> list[str]:
+        """The keys that sign links: the first signs, all verify. Made once (0600) in development."""
+        if self.secret_key is not None:
+            return [key.strip() for key in self.secret_key.get_secret_value().split(",") if key.strip()]
+        path = self.data_dir / "secret_key"
+        if not path.exists():
+            _write_once(path, secrets.token_urlsafe(32))
+        return [path.read_text().strip()]
+
+
+def _write_once(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    try:
+        os.link(draft, path)  # fails where another process was first: its key stands
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message lists every fault at once."""
+
+
+def load_settings() -> Settings:
+    """Read the settings or raise SettingsError with one plain message."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    faults: list[str] = []
+    for fault in error.errors(include_input=False, include_url=False):
+        name = ".".join(str(part) for part in fault["loc"]).upper()
+        message = fault["msg"].removeprefix("Value error, ")
+        faults.append(f"{name}: {message}" if name else message)
+    return "The settings cannot be used: " + "; ".join(faults) + ". See .env.example."

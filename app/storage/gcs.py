@@ -1,0 +1,239 @@
+"""Google Cloud Storage, and its emulators; the only file that knows Google's SDK."""
+
+# Neither Google's storage SDK nor parts of google-auth are typed; what comes out of them is Any, kept in this file.
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import functools
+import itertools
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from google.api_core.exceptions import Conflict, Forbidden, GoogleAPICallError, GoogleAPIError, NotFound, Unauthorized
+from google.auth import default as application_default
+from google.auth.credentials import AnonymousCredentials, Credentials, Signing
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+from google.auth.iam import Signer
+from google.auth.transport.requests import Request
+from google.cloud.storage import Client
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+from google.oauth2 import service_account
+from urllib3.exceptions import HTTPError
+
+from app.settings import Settings, SettingsError
+from app.storage.keys import check_key, content_disposition, is_key
+from app.storage.store import ObjectMissing, StorageUnavailable, StoredObject
+from app.storage.threads import CONNECT_SECONDS, READ_SECONDS, Threads
+
+_SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+_TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
+_PAGE = 1000
+# A failure is repeated only within its first second; what hung for longer is left to the caller.
+_RETRY = DEFAULT_RETRY.with_delay(initial=0.1, maximum=0.5, multiplier=2).with_timeout(1.0)
+_OPTIONS: dict[str, Any] = {"timeout": _TIMEOUT, "retry": _RETRY}
+
+
+def open_gcs_store(settings: Settings, *, bucket: str) -> "GcsStore":
+    """Raises SettingsError where no credentials can be found; looks for them once, here."""
+    emulator = _emulator_url(settings.storage_emulator_host)
+    found, project = _find_credentials(settings.gcs_credentials_file, emulator)
+    signer: Signing | None = None
+    # Other credentials call themselves Signing too, but sign over the network under an address of their own choice.
+    if isinstance(found, service_account.Credentials):
+        signer = found
+    elif settings.gcs_signing_email and found:
+        signer = IamSigning(found, settings.gcs_signing_email)
+    return GcsStore(
+        bucket=bucket,
+        credentials=AnonymousCredentials() if emulator or not found else found,
+        signer=signer,
+        project=settings.gcs_project_id or project,
+        emulator=emulator,
+    )
+
+
+def _find_credentials(file: Path | None, emulator: str | None) -> tuple[Credentials | None, str | None]:
+    """The credentials and the project they belong to; an emulator needs none."""
+    if file:
+        try:
+            key = service_account.Credentials.from_service_account_file(str(file), scopes=_SCOPES)
+        except (OSError, ValueError, GoogleAuthError) as error:
+            raise SettingsError(
+                f"GCS_CREDENTIALS_FILE={file} is not a service account's key;"
+                " other kinds of credentials are found by GOOGLE_APPLICATION_CREDENTIALS."
+            ) from error
+        return key, key.project_id
+    if emulator:
+        return None, None
+    try:
+        return application_default(scopes=_SCOPES)
+    except DefaultCredentialsError as error:
+        raise SettingsError(
+            "STORAGE_PROVIDER=gcs finds no Google credentials: set GCS_CREDENTIALS_FILE to a service account's key,"
+            " or run where application default credentials exist."
+        ) from error
+
+
+def _emulator_url(value: str | None) -> str | None:
+    if not value:
+        return None
+    return value.rstrip("/") if "://" in value else f"http://{value}"
+
+
+class GcsStore:
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        credentials: Credentials,
+        signer: Signing | None = None,
+        project: str | None = None,
+        emulator: str | None = None,
+    ) -> None:
+        """`project` is needed only to make the bucket; without a `signer` there are no links."""
+        options = {"api_endpoint": emulator} if emulator else None
+        self._client: Any = Client(project=project, credentials=credentials, client_options=options)
+        self._bucket: Any = self._client.bucket(bucket)
+        self._name = bucket
+        self._project = project
+        self._signer = signer
+        self._place = emulator or "Google Cloud Storage"
+        self._threads = Threads("gcs")
+        # Links are made from rows alone: a hung bucket must not delay them.
+        self._signing_threads = Threads("gcs signing")
+
+    async def prepare(self, *, create_bucket: bool) -> None:
+        await self._threads.run(self._prepare, create_bucket)
+
+    async def put(self, key: str, data: bytes, *, mime_type: str) -> None:
+        await self._threads.run(self._put, check_key(key), data, mime_type)
+
+    async def get(self, key: str) -> bytes:
+        return await self._threads.run(self._get, check_key(key))
+
+    async def delete(self, key: str) -> None:
+        await self._threads.run(self._delete, check_key(key))
+
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
+        blobs = self._blobs(prefix=prefix, fields="items(name,size,updated),nextPageToken")
+        while page := await self._threads.run(self._next_page, blobs):
+            for blob in page:
+                if is_key(blob.name):
+                    yield StoredObject(blob.name, blob.size, blob.updated)
+
+    async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
+        check_key(key)
+        if self._signer is None:
+            return None
+        disposition = content_disposition(filename, inline=inline)
+        return await self._signing_threads.run(self._sign, key, mime_type, disposition, expires_in)
+
+    async def close(self) -> None:
+        self._threads.close()
+        self._signing_threads.close()
+        self._client.close()
+
+    def _prepare(self, create_bucket: bool) -> None:
+        with self._explained("open the bucket"):
+            if self._bucket_exists():
+                return
+            if not create_bucket:
+                raise StorageUnavailable(self._without_bucket())
+            if self._project is None:
+                raise StorageUnavailable(f"{self._without_bucket()} Making it here needs GCS_PROJECT_ID.")
+            try:
+                self._client.create_bucket(self._bucket, project=self._project, **_OPTIONS)
+            except Conflict:
+                # Another process may have been first; a bucket of someone else answers the second look with 403.
+                if not self._bucket_exists():
+                    raise
+
+    def _bucket_exists(self) -> bool:
+        """Asked by listing: reading the bucket itself takes a right that an account for objects lacks."""
+        try:
+            next(self._blobs(max_results=1), None)
+        except NotFound:
+            return False
+        return True
+
+    def _put(self, key: str, data: bytes, mime_type: str) -> None:
+        with self._explained("store an object"):
+            self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
+
+    def _get(self, key: str) -> bytes:
+        with self._explained("read an object"):
+            try:
+                return self._bucket.blob(key).download_as_bytes(**_OPTIONS)
+            except NotFound as error:
+                # Without its bucket, too, an object is 404; only a missing object may be taken for lost.
+                if self._bucket_exists():
+                    raise ObjectMissing(key) from error
+                raise
+
+    def _delete(self, key: str) -> None:
+        with self._explained("delete an object"):
+            for blob in self._blobs(prefix=key, versions=True, fields="items(name,generation),nextPageToken"):
+                if blob.name == key:
+                    with suppress(NotFound):
+                        self._bucket.blob(key, generation=blob.generation).delete(**_OPTIONS)
+
+    def _next_page(self, blobs: Iterator[Any]) -> Sequence[Any]:
+        with self._explained("list objects"):
+            return list(itertools.islice(blobs, _PAGE))
+
+    def _blobs(self, **query: Any) -> Iterator[Any]:
+        return iter(self._client.list_blobs(self._bucket, **query, **_OPTIONS))
+
+    def _sign(self, key: str, mime_type: str, disposition: str, expires_in: int) -> str:
+        with self._explained("sign a link"):
+            return self._bucket.blob(key).generate_signed_url(
+                version="v4",
+                method="GET",
+                expiration=timedelta(seconds=expires_in),
+                response_type=mime_type,
+                response_disposition=disposition,
+                credentials=self._signer,
+            )
+
+    @contextmanager
+    def _explained(self, doing: str) -> Generator[None]:
+        """Turns what the SDK raises into our errors, without its texts: those quote requests."""
+        try:
+            yield
+        except NotFound as error:
+            raise StorageUnavailable(self._without_bucket()) from error
+        except (Unauthorized, Forbidden, GoogleAuthError) as error:
+            raise StorageUnavailable(
+                f"{self._place} refused to {doing}: check GCS_CREDENTIALS_FILE and this account's rights on the bucket."
+            ) from error
+        except GoogleAPICallError as error:
+            raise StorageUnavailable(f"{self._place} failed to {doing} (HTTP {error.code}).") from error
+        except (GoogleAPIError, InvalidResponse, DataCorruption, HTTPError, OSError) as error:
+            raise StorageUnavailable(f"{self._place} cannot be reached, or broke off, to {doing}.") from error
+
+    def _without_bucket(self) -> str:
+        return f"The bucket {self._name!r} does not exist at {self._place}: create it, or correct GCS_BUCKET."
+
+
+class IamSigning(Signing):
+    """Signs as `email` by IAM's signBlob, under `credentials` that may create its tokens; each link is a request."""
+
+    def __init__(self, credentials: Credentials, email: str) -> None:
+        request = functools.partial(Request(), timeout=int(READ_SECONDS))
+        self._email = email
+        self._signer = Signer(request, credentials, email)
+
+    def sign_bytes(self, message: bytes) -> bytes:
+        return self._signer.sign(message)
+
+    @property
+    def signer_email(self) -> str:
+        return self._email
+
+    @property
+    def signer(self) -> Signer:
+        return self._signer

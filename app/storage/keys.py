@@ -1,0 +1,66 @@
+"""Where each object lies. Keys are made of our own ids only, so the same object always has the same key."""
+
+import hashlib
+import re
+import unicodedata
+from urllib.parse import quote
+from uuid import UUID
+
+FILENAME_MAX_CHARACTERS = 150
+
+_ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_EXTENSION = "[a-z0-9]{1,8}"
+_KEY = re.compile(rf"t/{_ID}/(?:(?:images|uploads)/{_ID}|previews/{_ID}/[0-9a-f]{{32}}/[0-9]{{1,3}})\.{_EXTENSION}")
+
+
+def image_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
+    return check_key(f"{tenant_prefix(tenant_id)}images/{object_id}.{extension}")
+
+
+def upload_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
+    return check_key(f"{tenant_prefix(tenant_id)}uploads/{object_id}.{extension}")
+
+
+def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, extension: str) -> str:
+    """The provider chooses `tool_call_id`, so only its hash becomes part of a key."""
+    call = hashlib.sha256(tool_call_id.encode()).hexdigest()[:32]
+    return check_key(f"{preview_prefix(tenant_id, run_id)}{call}/{index}.{extension}")
+
+
+def preview_prefix(tenant_id: UUID, run_id: UUID) -> str:
+    return f"{tenant_prefix(tenant_id)}previews/{run_id}/"
+
+
+def tenant_prefix(tenant_id: UUID) -> str:
+    return f"t/{tenant_id}/"
+
+
+def check_key(key: str) -> str:
+    """The key itself, or ValueError where it is none of ours (`../`, absolute paths, other prefixes)."""
+    if not is_key(key):
+        raise ValueError(f"{key[:200]!r} is not a key of this service")
+    return key
+
+
+def is_key(key: str) -> bool:
+    return _KEY.fullmatch(key) is not None
+
+
+def content_disposition(filename: str, *, inline: bool) -> str:
+    """RFC 6266: a plain `filename` for old clients beside RFC 5987's `filename*`, where the name needs it."""
+    kind = "inline" if inline else "attachment"
+    name = _clean(filename)
+    plain = re.sub(r"[^A-Za-z0-9 ._()-]", "_", name)
+    if plain == name:
+        return f'{kind}; filename="{plain}"'
+    return f"{kind}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _clean(filename: str) -> str:
+    """Without path separators and without the control, format and surrogate characters that disguise names."""
+    composed = unicodedata.normalize("NFC", filename).replace("/", "_").replace("\\", "_")
+    visible = "".join(character for character in composed if not unicodedata.category(character).startswith("C"))
+    stem, dot, extension = visible.strip(" .").rpartition(".")
+    if not dot:
+        return extension[:FILENAME_MAX_CHARACTERS] or "file"
+    return f"{stem[: FILENAME_MAX_CHARACTERS - 1 - len(extension[:16])]}.{extension[:16]}"

@@ -1,0 +1,65 @@
+"""The verbs every object storage has; `app.storage.service.open_store` picks the one the settings name."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+class StorageError(Exception):
+    """The storage did not do what it was asked; messages carry neither keys of an account nor signatures."""
+
+
+class StorageUnavailable(StorageError):
+    """Unreachable, too slow, misconfigured or refusing: the same call may succeed later."""
+
+
+class ObjectMissing(StorageError):
+    """The storage answered, and has no object at this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"There is no object at {key}.")
+        self.key = key
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    key: str
+    size_bytes: int
+    modified_at: datetime  # aware
+
+
+class Store(Protocol):
+    """One private bucket. Keys are those of `app.storage.keys`; any other key raises ValueError.
+
+    Every call ends within `app.storage.threads.CALL_SECONDS` and raises no error but StorageError's kinds.
+    """
+
+    async def prepare(self, *, create_bucket: bool) -> None:
+        """Make sure that the bucket answers; raises StorageUnavailable with the fix in its message."""
+        ...
+
+    async def put(self, key: str, data: bytes, *, mime_type: str) -> None:
+        """Store or replace the object, whole or not at all."""
+        ...
+
+    async def get(self, key: str) -> bytes:
+        """Raises ObjectMissing."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove the object and, in a versioned bucket, its older versions; a missing object is no error."""
+        ...
+
+    def list(self, prefix: str) -> AsyncIterator[StoredObject]:
+        """Objects whose key starts with `prefix`; strangers' files in the same bucket are left out."""
+        ...
+
+    async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
+        """A GET link to this one object for `expires_in` seconds, made without asking whether the object exists.
+
+        None where the store cannot sign links; readers then go through the service's own signed content route.
+        """
+        ...
+
+    async def close(self) -> None: ...

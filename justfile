@@ -1,0 +1,61 @@
+set positional-arguments
+
+export PATH := justfile_directory() / ".venv/bin" + ":" + env("PATH")
+
+# List the recipes
+default:
+    @just --list --unsorted
+
+# Install everything into .venv
+setup: _ready
+
+# Serve the API with its embedded parts, for development
+dev *args: _ready
+    easel serve "$@"
+
+# One designer chat from sign-up to saved picture: ./just demo "a gray tabby cat hugging an otter"
+demo *args: _ready
+    @easel demo "$@"
+
+# Bring the database to the newest schema
+migrate: _ready
+    @easel migrate
+
+# Write a migration from what the models changed: ./just revision "add titles"
+revision message: _ready
+    alembic revision --autogenerate --message "$1"
+
+# Run the tests; arguments go to pytest
+test *args: _ready
+    pytest "$@"
+
+# Run the full-size fault and attack suites
+prove *args: _ready
+    EASEL_PROVE=1 pytest -m prove "$@"
+
+# Check style and formatting
+lint: _ready
+    ruff check .
+    ruff format --check .
+
+# Check types
+types: _ready
+    basedpyright
+
+# Check code, workflows and packages for known weaknesses
+supply-chain: _ready
+    @python .ci/supply_chain.py
+
+# Everything CI runs
+check: lint types supply-chain test
+
+# Write both lock files from pyproject.toml; ./just lock --upgrade takes in newer packages
+lock *args: _ready
+    uv pip compile {{ compile }} --extra dev --output-file requirements.lock pyproject.toml "$@"
+    uv pip compile {{ compile }} --constraint requirements.lock --output-file requirements-production.lock pyproject.toml
+
+compile := "--quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command './just lock'"
+
+# Answers at once where .venv matches the lock; makes `just` from elsewhere work like ./just
+_ready:
+    @./just --version >/dev/null
