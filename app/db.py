@@ -3,23 +3,24 @@
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any, cast
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, cast
 from uuid import UUID
 
 import asyncpg
 from fastapi import Depends, Request
-from sqlalchemy import Connection, DateTime, MetaData, Text, event, text
+from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, event, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 3.0
-STATEMENT_SECONDS = 5.0
+CONNECT_SECONDS = 3
+STATEMENT_SECONDS = 5
 POOL_WAIT_SECONDS = 5.0
 
 APP_ROLE = "easel_app"
@@ -40,7 +41,11 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: DateTime(timezone=True), str: Text, dict[str, Any]: JSONB}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: DateTime(timezone=True),
+        str: Text,
+        dict[str, Any]: JSONB,
+    }
 
 
 def uuid7() -> UUID:
@@ -52,6 +57,23 @@ def uuid7() -> UUID:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+class EnumText(TypeDecorator[StrEnum]):
+    """A StrEnum in a text column: members in Python, plain words in the database."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: type[StrEnum]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: StrEnum | str | None, dialect: Dialect) -> str | None:
+        return None if value is None else self.kind(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        return None if value is None else self.kind(value)
 
 
 class Identified:
@@ -84,7 +106,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int) -> None:
         async def connect() -> Any:
-            return await asyncpg.connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
+            return await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
 
         # asyncpg reads the libpq forms itself: sockets by ?host=, sslmode, several hosts.
         self.engine = create_async_engine(
@@ -106,7 +128,7 @@ class Database:
         return self._transaction(IDENTITY_ROLE, None)
 
     @asynccontextmanager
-    async def _transaction(self, role: str, tenant_id: UUID | None) -> AsyncIterator[AsyncSession]:
+    async def _transaction(self, role: str, tenant_id: UUID | None) -> AsyncGenerator[AsyncSession]:
         async with self._sessions(info={"role": role, "tenant_id": tenant_id}) as session:
             async with session.begin():
                 yield session

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from docket import Docket, Worker
@@ -14,6 +14,8 @@ from docket import Docket, Worker
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 READ_BATCH = 200
 REDIS_TIMEOUT_SECONDS = 5
@@ -39,10 +41,16 @@ class Fabric:
         self.docket = docket
         self._ttl = stream_ttl_seconds
 
+    @asynccontextmanager
+    async def _redis(self) -> AsyncGenerator[Any]:
+        # docket types only the commands that it uses itself.
+        async with self.docket.redis() as redis:
+            yield redis
+
     async def append(self, run_id: UUID, records: list[Record]) -> None:
         """Write records; one whose number is already taken is left as the first writer wrote it."""
         key = _stream(run_id)
-        async with self.docket.redis() as redis:
+        async with self._redis() as redis:
             pipeline: Any = redis.pipeline()
             for record in records:
                 pipeline.xadd(key, {"type": record.type, "data": record.data}, id=f"{record.seq}-0")
@@ -55,21 +63,27 @@ class Fabric:
     async def read(self, run_id: UUID, after: int, *, wait_seconds: float) -> list[Record]:
         """Records numbered past `after`; waits for the first at most `wait_seconds`, then returns none."""
         wait = max(int(wait_seconds * 1000), 1)
-        async with self.docket.redis() as redis:
+        async with self._redis() as redis:
             answer: Any = await redis.xread({_stream(run_id): f"{after}-0"}, count=READ_BATCH, block=wait)
         if not answer:
             return []
-        streams = answer.items() if isinstance(answer, dict) else answer
-        ((_, entries),) = streams
-        return [_record(entry) for entry in entries]
+        # RESP3 answers with a mapping, RESP2 and the in-process server with pairs.
+        streams = cast(list[tuple[bytes, list[Entry]]], list(answer.items() if hasattr(answer, "items") else answer))
+        return [_record(entry) for entry in streams[0][1]]
 
     async def exists(self, run_id: UUID) -> bool:
-        async with self.docket.redis() as redis:
+        async with self._redis() as redis:
             return bool(await redis.exists(_stream(run_id)))
+
+    async def last_seq(self, run_id: UUID) -> int:
+        """The number of the newest event; 0 where there is no stream."""
+        async with self._redis() as redis:
+            newest: Any = await redis.xrevrange(_stream(run_id), count=1)
+        return _record(newest[0]).seq if newest else 0
 
     async def signal(self, run_id: UUID) -> None:
         """Tell whoever executes the run to look at its row again."""
-        async with self.docket.redis() as redis:
+        async with self._redis() as redis:
             pipeline: Any = redis.pipeline()
             pipeline.xadd(f"{_stream(run_id)}:signal", {"at": "1"})
             pipeline.expire(f"{_stream(run_id)}:signal", self._ttl)
@@ -77,17 +91,17 @@ class Fabric:
 
     async def signalled(self, run_id: UUID, *, wait_seconds: float) -> bool:
         """Whether the run was ever signalled; waits at most `wait_seconds` for it."""
-        async with self.docket.redis() as redis:
+        async with self._redis() as redis:
             wait = max(int(wait_seconds * 1000), 1)
             return bool(await redis.xread({f"{_stream(run_id)}:signal": "0"}, count=1, block=wait))
 
     async def ping(self) -> None:
-        async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self.docket.redis() as redis:
+        async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis() as redis:
             await redis.ping()
 
 
 @asynccontextmanager
-async def open_fabric(settings: Settings, *, name: str = "easel") -> AsyncIterator[Fabric]:
+async def open_fabric(settings: Settings, *, name: str = "easel") -> AsyncGenerator[Fabric]:
     """The fabric on `REDIS_URL`, or in this process."""
     url = f"memory://{name}"
     if settings.redis_url is not None:
@@ -99,7 +113,7 @@ async def open_fabric(settings: Settings, *, name: str = "easel") -> AsyncIterat
 
 
 @asynccontextmanager
-async def running_worker(fabric: Fabric, settings: Settings) -> AsyncIterator[asyncio.Task[None]]:
+async def running_worker(fabric: Fabric, settings: Settings) -> AsyncGenerator[asyncio.Task[None]]:
     """Execute tasks until the block ends; what still runs then is cancelled."""
     async with Worker(
         fabric.docket,
@@ -120,6 +134,6 @@ def _stream(run_id: UUID) -> str:
     return f"easel:run:{run_id}"
 
 
-def _record(entry: tuple[bytes, dict[bytes, bytes]]) -> Record:
+def _record(entry: Entry) -> Record:
     identifier, fields = entry
     return Record(int(identifier.split(b"-")[0]), fields[b"type"].decode(), fields[b"data"])

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -13,8 +13,11 @@ _tags: ContextVar[dict[str, str]] = ContextVar("log_tags", default={})  # noqa: 
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
 
 
+CHATTY = ("httpx", "httpx2", "httpcore2", "openai", "openai.agents", "docket", "google", "urllib3")
+
+
 @contextmanager
-def tagged(**tags: object) -> Iterator[None]:
+def tagged(**tags: object) -> Generator[None]:
     """Add tags to every line logged inside, in this task and those it starts."""
     token = _tags.set({**_tags.get(), **{name: str(value) for name, value in tags.items()}})
     try:
@@ -43,5 +46,15 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("httpx", "httpx2", "httpcore2", "openai", "openai.agents", "docket", "uvicorn.access", "google", "urllib3"):
+    for name in (
+        "httpx",
+        "httpx2",
+        "httpcore2",
+        "openai",
+        "openai.agents",
+        "docket",
+        "uvicorn.access",
+        "google",
+        "urllib3",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)

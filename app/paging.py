@@ -8,7 +8,6 @@ from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-
 T = TypeVar("T")
 
 
@@ -28,7 +27,7 @@ class PageQuery(BaseModel):
 
 async def fetch_page(
     session: AsyncSession,
-    statement: Select[tuple[T]],
+    statement: Select[T],
     identifier: InstrumentedAttribute[UUID],
     query: PageQuery,
     *,

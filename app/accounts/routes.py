@@ -111,6 +111,4 @@ async def revoke_api_key(
 
 
 def _tokens(pair: identity.TokenPair) -> TokensView:
-    return TokensView(
-        access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in
-    )
+    return TokensView(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in)

@@ -8,7 +8,7 @@ from sqlalchemy import ForeignKey, ForeignKeyConstraint, LargeBinary, Text, Uniq
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Identified, now
+from app.db import Base, EnumText, Identified, now
 
 
 class Role(StrEnum):
@@ -47,7 +47,7 @@ class Membership(Base):
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True)
-    role: Mapped[Role] = mapped_column(Text)
+    role: Mapped[Role] = mapped_column(EnumText(Role))
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -79,7 +79,7 @@ class Token(Identified, Base):
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     family_id: Mapped[UUID] = mapped_column(index=True)
-    kind: Mapped[TokenKind] = mapped_column(Text)
+    kind: Mapped[TokenKind] = mapped_column(EnumText(TokenKind))
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     expires_at: Mapped[datetime] = mapped_column(index=True)
     used_at: Mapped[datetime | None]

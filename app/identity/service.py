@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import exists, or_, select, update
+from sqlalchemy import ColumnElement, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -174,7 +174,7 @@ async def rotate(session: AsyncSession, settings: Settings, refresh_token: str) 
     return await _replayed(session, settings, mark, TokenPair(access, refresh, settings.access_token_seconds))
 
 
-def _enabled() -> object:
+def _enabled() -> ColumnElement[bool]:
     return exists().where(User.id == Token.user_id, User.disabled_at.is_(None))
 
 

@@ -1,0 +1,48 @@
+"""From checked specs to the SDK's agents, wired for handoffs."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from agents import Agent, ModelSettings
+from agents.models.interface import Model
+
+from app.agents._shared.registry import LoadedAgent, Registry
+from app.agents._shared.tools import make_tools
+
+
+def build_agent(
+    registry: Registry,
+    key: str,
+    *,
+    model_for: Callable[[LoadedAgent], Model],
+    image_options: Callable[[LoadedAgent], Mapping[str, Any]],
+    tool_choice: str | None,
+) -> Agent[Any]:
+    """The agent `key` with all agents that it can reach by handoffs, in circles too.
+
+    `tool_choice` goes before the spec's own, for this first agent alone; the SDK drops it once a tool was used.
+    `image_options` tells an agent's wire options, without `type`.
+    """
+    built: dict[str, Agent[Any]] = {}
+    for loaded in _reachable(registry, key):
+        spec = loaded.spec
+        choice = tool_choice if spec.key == key and tool_choice is not None else spec.tool_choice
+        built[spec.key] = Agent[Any](
+            name=spec.key,
+            handoff_description=spec.description,
+            instructions=loaded.prompt,
+            model=model_for(loaded),
+            model_settings=ModelSettings(tool_choice=choice, store=spec.store, include_usage=True),
+            tools=make_tools(spec, partial(image_options, loaded)),
+        )
+    for agent_key, agent in built.items():
+        agent.handoffs = [built[other] for other in registry.specs[agent_key].spec.handoff_keys]
+    return built[key]
+
+
+def _reachable(registry: Registry, key: str) -> list[LoadedAgent]:
+    found = [key]
+    for reached in found:  # grows while it is walked
+        found.extend(other for other in registry.specs[reached].spec.handoff_keys if other not in found)
+    return [registry.specs[reached] for reached in found]

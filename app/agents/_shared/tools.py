@@ -1,0 +1,159 @@
+"""The tools that a spec may name, by key. To add one of your own, put a function tool into FUNCTION_TOOLS.
+
+A run that a crash interrupted goes on from where it was, so a function tool may run a second time with the same
+arguments: let it look things up, or make its effect safe to repeat.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from agents import (
+    CodeInterpreterTool,
+    FileSearchTool,
+    FunctionTool,
+    ImageGenerationTool,
+    Tool,
+    WebSearchTool,
+    function_tool,
+)
+
+from app.agents._shared.specs import AgentSpec
+from app.images import options as image_options
+from app.images.options import OptionError
+from app.settings import Settings
+
+IMAGE_TOOL = "image_generation"
+
+
+def tool_names() -> tuple[str, ...]:
+    return (IMAGE_TOOL, *HOSTED_TOOLS, *FUNCTION_TOOLS)
+
+
+def tool_choices(spec: AgentSpec) -> tuple[str, ...]:
+    """What `tool_choice` may say for this agent."""
+    return ("auto", "required", "none", *spec.tool_keys)
+
+
+def check_tool_config(tool_key: str, config: Mapping[str, Any], settings: Settings, today: date) -> None:
+    """Raise OptionError where a spec's `tool_configs[tool_key]` cannot be used."""
+    if tool_key == IMAGE_TOOL:
+        image_options.resolve(settings, config, {}, today=today)
+    elif tool_key in HOSTED_TOOLS:
+        HOSTED_TOOLS[tool_key].check(config)
+    elif config:
+        raise OptionError(next(iter(config)), next(iter(config.values())), f"no options: {tool_key} takes none")
+
+
+def make_tools(spec: AgentSpec, image: Callable[[], Mapping[str, Any]]) -> list[Tool]:
+    """The spec's tools for the SDK; `image` tells the wire options of the image tool, where there is one."""
+    tools: list[Tool] = []
+    for key in spec.tool_keys:
+        if key == IMAGE_TOOL:
+            # The SDK's type of these options lags behind the wire (gif, svg); it forwards what it is given.
+            tools.append(ImageGenerationTool(tool_config=cast("Any", {"type": IMAGE_TOOL, **image()})))
+        elif key in HOSTED_TOOLS:
+            tools.append(HOSTED_TOOLS[key].make(spec.tool_configs.get(key, {})))
+        else:
+            tools.append(FUNCTION_TOOLS[key])
+    return tools
+
+
+def current_time(timezone: str | None = None) -> str:
+    """Tell the present date and time in ISO 8601.
+
+    Args:
+        timezone: An IANA time zone such as Europe/Berlin; UTC without it.
+    """
+    try:
+        zone = ZoneInfo(timezone) if timezone else UTC
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return f"There is no time zone {timezone!r}; name one of the IANA database, such as Europe/Berlin."
+    return datetime.now(zone).isoformat(timespec="seconds")
+
+
+FUNCTION_TOOLS: dict[str, FunctionTool] = {
+    "current_time": function_tool(current_time),
+}
+
+
+@dataclass(frozen=True)
+class HostedTool:
+    """A tool that runs at the provider: its options, each with the rule in words and the test of it."""
+
+    make: Callable[[Mapping[str, Any]], Tool]
+    rules: Mapping[str, tuple[str, Callable[[object], bool]]]
+    required: tuple[str, ...] = ()
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        for name, value in config.items():
+            if name not in self.rules:
+                raise OptionError("option", name, ", ".join(self.rules))
+            allowed, holds = self.rules[name]
+            if not holds(value):
+                raise OptionError(name, value, allowed)
+        for name in self.required:
+            if name not in config:
+                raise OptionError(name, None, self.rules[name][0])
+
+
+def _is_names(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    names = cast("Sequence[object]", value)
+    return bool(names) and all(isinstance(name, str) and name for name in names)
+
+
+def _is_result_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 50
+
+
+def _make_web_search(config: Mapping[str, Any]) -> Tool:
+    domains = config.get("allowed_domains")
+    return WebSearchTool(
+        search_context_size=config.get("search_context_size", "medium"),
+        filters=cast("Any", {"allowed_domains": list(domains)}) if domains else None,
+    )
+
+
+def _make_file_search(config: Mapping[str, Any]) -> Tool:
+    return FileSearchTool(
+        vector_store_ids=list(config["vector_store_ids"]), max_num_results=config.get("max_num_results")
+    )
+
+
+def _make_code_interpreter(config: Mapping[str, Any]) -> Tool:
+    container: dict[str, Any] = {"type": "auto"}
+    if "file_ids" in config:
+        container["file_ids"] = list(config["file_ids"])
+    if "memory_limit" in config:
+        container["memory_limit"] = config["memory_limit"]
+    return CodeInterpreterTool(tool_config=cast("Any", {"type": "code_interpreter", "container": container}))
+
+
+HOSTED_TOOLS: dict[str, HostedTool] = {
+    "web_search": HostedTool(
+        _make_web_search,
+        {
+            "search_context_size": ("low, medium, high", lambda value: value in ("low", "medium", "high")),
+            "allowed_domains": ("a list of domains", _is_names),
+        },
+    ),
+    "file_search": HostedTool(
+        _make_file_search,
+        {
+            "vector_store_ids": ("a list of the provider's vector store ids", _is_names),
+            "max_num_results": ("a whole number from 1 to 50", _is_result_count),
+        },
+        required=("vector_store_ids",),
+    ),
+    "code_interpreter": HostedTool(
+        _make_code_interpreter,
+        {
+            "file_ids": ("a list of the provider's file ids", _is_names),
+            "memory_limit": ("1g, 4g, 16g, 64g", lambda value: value in ("1g", "4g", "16g", "64g")),
+        },
+    ),
+}

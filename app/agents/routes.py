@@ -1,0 +1,32 @@
+"""The agents there are to talk with."""
+
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Request
+
+from app.agents._shared.registry import Registry, image_options
+from app.agents.schemas import AgentList, AgentView
+from app.identity.actor import ChatReader, CurrentSettings
+
+router = APIRouter(prefix="/v1/agents", tags=["agents"])
+
+
+def registry_of(request: Request) -> Registry:
+    return cast(Registry, request.app.state.registry)
+
+
+@router.get("")
+async def list_agents(
+    actor: ChatReader, settings: CurrentSettings, registry: Annotated[Registry, Depends(registry_of)]
+) -> AgentList:
+    views = [
+        AgentView(
+            key=key,
+            display_name=loaded.spec.display_name,
+            description=loaded.spec.description,
+            tools=list(loaded.spec.tool_keys),
+            image=image_options(settings, loaded, {}) if "image_generation" in loaded.spec.tool_keys else None,
+        )
+        for key, loaded in sorted(registry.specs.items())
+    ]
+    return AgentList(data=views)

@@ -1,0 +1,59 @@
+"""Attachments: what is known of a stored picture; its bytes lie in object storage."""
+
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, EnumText, Identified
+
+
+class AttachmentStatus(StrEnum):
+    PENDING = "pending"
+    STORED = "stored"
+    FAILED = "failed"
+
+
+class AttachmentKind(StrEnum):
+    GENERATED = "generated"
+    UPLOAD = "upload"
+
+
+class Attachment(Identified, Base):
+    """`id` is the public `object_id`; `sha256` is in hex; `error` holds `code` and `detail` of a failed one."""
+
+    __tablename__ = "attachments"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "id"),
+        UniqueConstraint("tenant_id", "run_id", "tool_call_id"),
+        ForeignKeyConstraint(
+            ["tenant_id", "conversation_id"], ["conversations.tenant_id", "conversations.id"], ondelete="CASCADE"
+        ),
+        ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
+        Index("ix_attachments_message", "tenant_id", "message_id"),
+        Index("ix_attachments_owner", "tenant_id", "user_id", "id"),
+        Index("ix_attachments_pending", "created_at", postgresql_where=text("status = 'pending'")),
+    )
+
+    tenant_id: Mapped[UUID]
+    conversation_id: Mapped[UUID | None]
+    run_id: Mapped[UUID | None]
+    message_id: Mapped[UUID | None]
+    user_id: Mapped[UUID]
+    agent_key: Mapped[str | None]
+    kind: Mapped[AttachmentKind] = mapped_column(EnumText(AttachmentKind))
+    status: Mapped[AttachmentStatus] = mapped_column(EnumText(AttachmentStatus), default=AttachmentStatus.PENDING)
+    filename: Mapped[str]
+    mime_type: Mapped[str]
+    size_bytes: Mapped[int]
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    sha256: Mapped[str]
+    storage_key: Mapped[str]
+    tool_call_id: Mapped[str | None]
+    revised_prompt: Mapped[str | None]
+    options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    parent_object_id: Mapped[UUID | None]
+    error: Mapped[dict[str, Any] | None]

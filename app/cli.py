@@ -1,0 +1,198 @@
+"""The `easel` command."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from app import demo as demonstration
+from app import logs
+from app.embedded import Parts, running_database, running_parts
+from app.errors import AppError
+from app.fabric import running_worker
+from app.main import create_app, load_registry, open_workshop
+from app.migrate import migrate as run_migrations
+from app.offline.routes import create_app as create_offline
+from app.settings import Settings, SettingsError, load_settings
+from app.storage.store import StorageError
+
+cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
+
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Port = Annotated[int, typer.Option(help="The port to listen on.")]
+
+
+def main() -> None:
+    """Run a command; a fault is one plain sentence on standard error and a non-zero exit."""
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        cli()
+    except (SettingsError, StorageError, AppError, OSError) as error:
+        sys.exit(f"easel: {getattr(error, 'detail', error)}")
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    # As an exception, so that every block that started a process ends it.
+    sys.exit(0)
+
+
+@cli.command()
+def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Serve the API (and, unless EMBEDDED_WORKER=false, execute runs)."""
+    settings = _start()
+    with running_parts(settings) as parts:
+        if settings.database_url is None:
+            asyncio.run(run_migrations(parts.database_url))
+        server = Server(settings, parts, host=host, port=port)
+        typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
+        server.run()
+        if not server.started:
+            sys.exit(1)
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells the app's open streams to end before it waits for them."""
+
+    def __init__(self, settings: Settings, parts: Parts, *, host: str, port: int) -> None:
+        self.app = create_app(settings, parts)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        super().__init__(
+            uvicorn.Config(
+                self.app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=4
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.drain()
+        super().handle_exit(sig, frame)
+
+    def drain(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.app.state.draining.set)
+
+
+@cli.command()
+def worker() -> None:
+    """Execute runs and housekeeping; needs REDIS_URL."""
+    settings = _start()
+    if settings.redis_url is None:
+        raise SettingsError("`easel worker` needs REDIS_URL: without it, `easel serve` executes runs itself.")
+    with running_parts(settings) as parts:
+        asyncio.run(_work(settings, parts))
+
+
+async def _work(settings: Settings, parts: Parts) -> None:
+    async with open_workshop(settings, parts, load_registry(settings)) as shop, running_worker(shop.fabric, settings):
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await stop.wait()
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database to the newest schema; safe to repeat, and several at a time."""
+    with running_database(_start()) as url:
+        revision = asyncio.run(run_migrations(url))
+    typer.echo(f"The database is at revision {revision}.")
+
+
+@cli.command()
+def demo(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")] = demonstration.PROMPT,
+) -> None:
+    """One designer chat, from sign-up to the saved picture."""
+    settings = _start("warning")
+    with running_parts(settings) as parts:
+        asyncio.run(run_migrations(parts.database_url))
+        with _serving(settings, parts) as base_url:
+            done = asyncio.run(demonstration.run(base_url, settings, prompt, offline=parts.offline))
+    if not done:
+        sys.exit(1)
+
+
+@contextmanager
+def _serving(settings: Settings, parts: Parts) -> Generator[str]:
+    """A server on a free port in a thread, for as long as the block lasts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    server = Server(settings, parts, host="127.0.0.1", port=port)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.drain()
+        server.should_exit = True
+        thread.join(10)
+
+
+@cli.command()
+def doctor() -> None:
+    """Check settings, agents, database, fabric and storage; say what is wrong and how to mend it."""
+    settings = _start("error")
+    registry = load_registry(settings)
+    typer.echo(f"agents: {', '.join(sorted(registry.specs))}")
+    for warning in registry.warnings:
+        typer.echo(f"warning: {warning}")
+    with running_parts(settings) as parts:
+        asyncio.run(_look_at(settings, parts, registry))
+    typer.echo("All parts answer.")
+
+
+async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
+    async with open_workshop(settings, parts, registry) as shop:
+        await shop.fabric.ping()
+        async with shop.database.identity():
+            typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")
+
+
+@cli.command()
+def offline(
+    port: Port = 8001,
+    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Serve the offline provider: a simulator of the Responses API for development and tests."""
+    settings = _start()
+    if with_parent:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    app = create_offline(settings.data_dir / "offline")
+    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+
+
+def _end_with_parent() -> None:
+    # The parent holds our standard input open for as long as it lives, however it ends.
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@cli.command()
+def openapi() -> None:
+    """Print the API's OpenAPI document."""
+    app = create_app(_start(), Parts("postgresql://", None, "none"))
+    typer.echo(json.dumps(app.openapi(), indent=2))
+
+
+def _start(level: str | None = None) -> Settings:
+    settings = load_settings()
+    logs.configure(level or settings.log_level)
+    return settings
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Conversations and their messages."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Identified, now
+
+
+class Conversation(Identified, Base):
+    """One person's talk with an agent; `title` is the first 60 characters of the first input."""
+
+    __tablename__ = "conversations"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "id"),
+        Index("ix_conversations_owner", "tenant_id", "user_id", "id"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    agent_key: Mapped[str]
+    title: Mapped[str]
+    updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
+
+
+class Message(Identified, Base):
+    """What a person or an agent said; its pictures are rows of `attachments`."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "id"),
+        ForeignKeyConstraint(
+            ["tenant_id", "conversation_id"], ["conversations.tenant_id", "conversations.id"], ondelete="CASCADE"
+        ),
+        Index("ix_messages_conversation", "tenant_id", "conversation_id", "id"),
+    )
+
+    tenant_id: Mapped[UUID]
+    conversation_id: Mapped[UUID]
+    run_id: Mapped[UUID | None]
+    role: Mapped[str]
+    text: Mapped[str]

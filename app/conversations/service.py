@@ -1,0 +1,64 @@
+"""Opening, finding, renaming and deleting conversations; what the model is told of the past."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.attachments import service as attachments
+from app.conversations.models import Conversation, Message
+from app.errors import NotFound
+from app.identity.service import Actor
+from app.storage.store import Store
+
+TITLE_CHARACTERS = 60
+# What a model that remembers nothing is told: at most so many messages and characters, the newest.
+HISTORY_MESSAGES = 40
+HISTORY_CHARACTERS = 60_000
+
+
+async def open_new(session: AsyncSession, actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
+    title = " ".join(first_input.split())[:TITLE_CHARACTERS]
+    conversation = Conversation(tenant_id=actor.tenant_id, user_id=actor.user_id, agent_key=agent_key, title=title)
+    session.add(conversation)
+    await session.flush()
+    return conversation
+
+
+async def get(session: AsyncSession, actor: Actor, conversation_id: UUID, *, lock: bool = False) -> Conversation:
+    """The actor's own conversation; with `lock`, held until the transaction ends."""
+    statement = select(Conversation).where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
+    conversation = await session.scalar(statement.with_for_update() if lock else statement)
+    if conversation is None:
+        raise NotFound("conversation")
+    return conversation
+
+
+async def remove(session: AsyncSession, store: Store, actor: Actor, conversation_id: UUID) -> None:
+    """With its messages, runs, attachments and, once committed, their objects."""
+    conversation = await get(session, actor, conversation_id, lock=True)
+    await attachments.remove_objects_of(session, store, conversation.id)
+    await session.execute(delete(Conversation).where(Conversation.id == conversation.id))
+
+
+async def history(session: AsyncSession, conversation_id: UUID, *, before: UUID) -> list[dict[str, Any]]:
+    """Input items of the Responses API, oldest first, text only and bounded; pictures are named, not sent."""
+    rows = await session.scalars(
+        select(Message)
+        .where(Message.conversation_id == conversation_id, Message.id < before)
+        .order_by(Message.id.desc())
+        .limit(HISTORY_MESSAGES)
+    )
+    messages = rows.all()
+    pictures = await attachments.of_messages(session, [message.id for message in messages])
+    items: list[dict[str, Any]] = []
+    room = HISTORY_CHARACTERS
+    for message in messages:
+        drawn = [row.revised_prompt or row.filename for row in pictures.get(message.id, [])]
+        text = "\n".join([message.text, *(f"[A picture was drawn here: {prompt}]" for prompt in drawn)]).strip()
+        room -= len(text)
+        if room < 0:
+            break
+        items.append({"role": message.role, "content": text})
+    return items[::-1]

@@ -1,0 +1,117 @@
+"""Puts the service together; the only file that knows every feature."""
+
+import asyncio
+import gc
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, cast
+
+import openai
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from openai import AsyncOpenAI
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.accounts import routes as accounts
+from app.agents import routes as agents
+from app.agents._shared.registry import Registry, load_registry
+from app.attachments import routes as attachments
+from app.attachments.spool import Spool
+from app.conversations import routes as conversations
+from app.db import Database, database
+from app.embedded import Parts
+from app.errors import Unavailable, install_handlers
+from app.fabric import Fabric, open_fabric, running_worker
+from app.gate import Gate
+from app.runs import routes as runs
+from app.migrate import is_current
+from app.runs import tasks
+from app.runs.turn import Workshop
+from app.settings import Settings
+from app.storage.service import open_store
+
+CONNECT_SECONDS = 10.0
+EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id"]
+"""The headers a browser's script may read."""
+
+probes = APIRouter(tags=["operation"])
+
+
+def create_app(settings: Settings, parts: Parts, registry: Registry | None = None) -> FastAPI:
+    """The API; with `EMBEDDED_WORKER` it executes runs as well."""
+    app = FastAPI(title="Easel", version="0.1.0", lifespan=_lifespan, redoc_url=None)
+    app.state.settings = settings
+    app.state.parts = parts
+    app.state.registry = registry or load_registry(settings)
+    app.state.draining = asyncio.Event()
+    install_handlers(app)
+    app.add_middleware(Gate, max_body_bytes=int(settings.request_body_max_mb * 1024 * 1024))
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    for router in (accounts.router, agents.router, conversations.router, runs.router, attachments.router, probes):
+        app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    settings = cast(Settings, app.state.settings)
+    async with open_workshop(settings, cast(Parts, app.state.parts), cast(Registry, app.state.registry)) as shop:
+        app.state.database, app.state.fabric, app.state.store = shop.database, shop.fabric, shop.store
+        async with AsyncExitStack() as stack:
+            if settings.embedded_worker:
+                await stack.enter_async_context(running_worker(shop.fabric, settings))
+            # The modules loaded so far live as long as the process: a full collection need not look at them again.
+            gc.collect()
+            gc.freeze()
+            yield
+
+
+@asynccontextmanager
+async def open_workshop(settings: Settings, parts: Parts, registry: Registry) -> AsyncGenerator[Workshop]:
+    """Everything a process of the service holds open, closed again in reverse."""
+    async with AsyncExitStack() as stack:
+        database = Database(parts.database_url, pool_size=settings.database_pool_size)
+        stack.push_async_callback(database.close)
+        store = open_store(settings)
+        stack.push_async_callback(store.close)
+        await store.prepare(create_bucket=not settings.production)
+        fabric = await stack.enter_async_context(open_fabric(settings))
+        client = AsyncOpenAI(
+            api_key=parts.provider_key,
+            base_url=parts.provider_url,
+            max_retries=0,
+            timeout=openai.Timeout(settings.upstream_idle_seconds, connect=CONNECT_SECONDS),
+        )
+        stack.push_async_callback(client.close)
+        spool = Spool(settings.data_dir / "spool")
+        shop = Workshop(settings, database, fabric, store, spool, registry, client)
+        tasks.register(shop)
+        yield shop
+
+
+@probes.get("/livez")
+async def livez() -> dict[str, str]:
+    return {"status": "alive"}
+
+
+@probes.get("/readyz")
+async def readyz(
+    request: Request, database: Annotated[Database, Depends(database, scope="function")]
+) -> dict[str, str]:
+    """503 while the schema is behind or a part does not answer."""
+    if not await is_current(database):
+        raise Unavailable("The database's schema is behind: run `just migrate`.", code="schema_behind")
+    await cast(Fabric, request.app.state.fabric).ping()
+    return {"status": "ready"}
+
+
+@probes.get("/metrics", response_class=Response)
+async def metrics() -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

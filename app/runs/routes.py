@@ -1,0 +1,103 @@
+"""Start a run, look at it, stream its events, stop it."""
+
+import asyncio
+from typing import Annotated, Any, cast
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from app.agents._shared.registry import Registry
+from app.attachments.links import ReaderLinks
+from app.db import Database, after_commit, database
+from app.errors import id_of
+from app.fabric import Fabric
+from app.identity.actor import ChatReader, ChatWriter, CurrentSettings, TenantSession
+from app.runs import service, tasks
+from app.runs.models import RunStatus
+from app.runs.schemas import NewRun, RunView
+from app.runs.stream import HEADERS, Source, frames
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+RunId = Annotated[UUID, id_of("run")]
+EVENT_STREAM = "text/event-stream"
+STREAM_DOCS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The run's events.", "content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
+}
+
+
+def fabric_of(request: Request) -> Fabric:
+    return cast(Fabric, request.app.state.fabric)
+
+
+def registry_of(request: Request) -> Registry:
+    return cast(Registry, request.app.state.registry)
+
+
+CurrentFabric = Annotated[Fabric, Depends(fabric_of)]
+CurrentRegistry = Annotated[Registry, Depends(registry_of)]
+
+
+def source_of(
+    request: Request,
+    database: Annotated[Database, Depends(database, scope="function")],
+    fabric: CurrentFabric,
+    links: ReaderLinks,
+) -> Source:
+    return Source(database, fabric, links, cast(asyncio.Event, request.app.state.draining))
+
+
+@router.post("", status_code=202, response_model=RunView, responses=STREAM_DOCS)
+async def start_run(
+    body: NewRun,
+    actor: ChatWriter,
+    session: TenantSession,
+    settings: CurrentSettings,
+    registry: CurrentRegistry,
+    source: Annotated[Source, Depends(source_of)],
+    accept: Annotated[str, Header()] = "application/json",
+) -> Response:
+    """202 and the run; with `Accept: text/event-stream` 200 and its events."""
+    run = await service.create(session, settings, registry, actor, body)
+    view = RunView.model_validate(run)
+    after_commit(session, lambda: tasks.launch(source.fabric, actor.tenant_id, view))
+    headers = {"Location": f"/v1/runs/{run.id}", "X-Run-Id": str(run.id)}
+    if EVENT_STREAM in accept:
+        events = frames(source, actor.tenant_id, run.id, 0)
+        return StreamingResponse(events, media_type=EVENT_STREAM, headers={**HEADERS, **headers})
+    return JSONResponse(view.model_dump(mode="json"), 202, headers)
+
+
+@router.get("/{run_id}")
+async def get_run(run_id: RunId, actor: ChatReader, session: TenantSession) -> RunView:
+    return RunView.model_validate(await service.get(session, actor, run_id))
+
+
+@router.get("/{run_id}/events", response_class=Response, responses=STREAM_DOCS)
+async def stream_run(
+    run_id: RunId,
+    actor: ChatReader,
+    session: TenantSession,
+    source: Annotated[Source, Depends(source_of)],
+    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    after: Annotated[int, Query(ge=0)] = 0,
+) -> Response:
+    """The events past `Last-Event-ID` (or `?after=`), live; 204 where there are no more."""
+    run = await service.get(session, actor, run_id)
+    position = after if last_event_id is None else last_event_id
+    if run.status.ended and position >= run.last_seq > 0:
+        return Response(status_code=204)
+    if run.status.ended and not await source.fabric.exists(run.id):
+        position = 0
+    events = frames(source, actor.tenant_id, run.id, position)
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers={**HEADERS, "X-Run-Id": str(run.id)})
+
+
+@router.put("/{run_id}/cancellation", status_code=202)
+async def cancel_run(run_id: RunId, actor: ChatWriter, session: TenantSession, fabric: CurrentFabric) -> RunView:
+    """Stop the run; pictures that are finished stay. A run that has ended answers as it is."""
+    run = await service.ask_to_cancel(session, actor, run_id)
+    if run.status not in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
+        after_commit(session, lambda: fabric.signal(run_id))
+    return RunView.model_validate(run)

@@ -1,0 +1,200 @@
+"""One turn in the making: what it asks the provider, and its pictures on their way into storage."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from openai import AsyncOpenAI
+from openai.types.responses import Response
+
+from app.agents._shared.model import WirePartial, WirePicture
+from app.agents._shared.registry import Registry
+from app.attachments import service as attachments
+from app.attachments.models import Attachment, AttachmentStatus
+from app.attachments.schemas import log_form
+from app.attachments.service import Origin, Picture, Refusal
+from app.attachments.spool import Spool
+from app.db import Database
+from app.fabric import Fabric
+from app.images.inspect import UnreadableImage, decode, examine
+from app.runs import service
+from app.runs.log import EventLog
+from app.runs.models import Run
+from app.settings import Settings
+from app.storage import keys
+from app.storage.store import StorageError, Store
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SECONDS = 2.0
+# Pictures get this long after the text has ended; what is later waits in the spool.
+SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a worker needs at hand."""
+
+    settings: Settings
+    database: Database
+    fabric: Fabric
+    store: Store
+    spool: Spool
+    registry: Registry
+    client: AsyncOpenAI
+
+
+class LeaseLost(Exception):
+    """Another attempt holds the run: this one must write nothing more."""
+
+
+class Turn:
+    """The Watch of a run's model calls."""
+
+    def __init__(self, shop: Workshop, run: Run, events: EventLog) -> None:
+        if run.output_message_id is None:
+            raise ValueError("a run has its message's id from the start")
+        self.usage: Counter[str] = Counter()
+        self.origin = Origin(
+            run.tenant_id, run.conversation_id, run.id, run.output_message_id, run.user_id, run.agent_key
+        )
+        self.asked_options: dict[str, Any] = {}
+        self._shop = shop
+        self._run = run
+        self._events = events
+        self._calls = 0
+        self._previews: dict[str, list[asyncio.Task[None]]] = {}
+        self._pictures: list[asyncio.Task[None]] = []
+
+    def follow_agent(self, agent_key: str) -> None:
+        """Pictures from here on are this agent's."""
+        self.origin = replace(self.origin, agent_key=agent_key)
+
+    async def calling(self) -> None:
+        """Committed before money is spent: a lost worker's successor sees that the outcome is unknown."""
+        self._calls += 1
+        await self._write(calling_turn=self._calls, response_id=None)
+
+    async def named(self, response_id: str) -> None:
+        await self._write(response_id=response_id)
+
+    async def _write(self, **values: Any) -> None:
+        if not await service.write(self._shop.database, self._run, **values):
+            raise LeaseLost
+
+    def preview(self, partial: WirePartial) -> None:
+        task = self._start(self._show(partial))
+        self._previews.setdefault(partial.tool_call_id, []).append(task)
+
+    def picture(self, picture: WirePicture) -> None:
+        self._pictures.append(self._start(self._keep(picture)))
+
+    def completed(self, response: Response) -> None:
+        usage = response.usage
+        if usage is not None:
+            self.usage["input_tokens"] += usage.input_tokens
+            self.usage["cached_input_tokens"] += usage.input_tokens_details.cached_tokens or 0
+            self.usage["output_tokens"] += usage.output_tokens
+        # Pictures are paid apart; the SDK has no type for it yet.
+        extra = cast(dict[str, Any], response.model_dump(include={"tool_usage"}).get("tool_usage") or {})
+        image = cast(dict[str, Any], extra.get("image_gen") or {})
+        self.usage["image_input_tokens"] += int(image.get("input_tokens") or 0)
+        self.usage["image_output_tokens"] += int(image.get("output_tokens") or 0)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(work)
+
+    async def settle(self) -> None:
+        """Return when every picture is stored, refused or waiting in the spool."""
+        tasks = [*self._pictures, *(task for tasks in self._previews.values() for task in tasks)]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _show(self, partial: WirePartial) -> None:
+        """A preview is a small object that expires; one that cannot be stored is only missed."""
+        try:
+            data = await decode(partial.base64)
+            facts = (await examine(data)).facts
+            key = keys.preview_key(
+                self._run.tenant_id, self._run.id, partial.tool_call_id, partial.index, facts.extension
+            )
+            async with asyncio.timeout(PREVIEW_SECONDS):
+                await self._shop.store.put(key, data, mime_type=facts.mime_type)
+        except (UnreadableImage, StorageError, TimeoutError) as error:
+            log.warning("image.preview_failed", extra={"tool_call_id": partial.tool_call_id, "error": str(error)})
+            return
+        self._events.emit(
+            "image.partial",
+            tool_call_id=partial.tool_call_id,
+            index=partial.index,
+            storage_key=key,
+            mime_type=facts.mime_type,
+            width=facts.width,
+            height=facts.height,
+        )
+
+    async def _keep(self, wire: WirePicture) -> None:
+        try:
+            row = await self._store(wire)
+        except UnreadableImage as error:
+            log.warning("image.unreadable", extra={"tool_call_id": wire.tool_call_id, "error": str(error)})
+            self._announce_failure(wire.tool_call_id, None, "image_unreadable", str(error), retryable=False)
+            return
+        except Exception:
+            log.exception("image.ingest_failed", extra={"tool_call_id": wire.tool_call_id})
+            detail = "The picture could not be recorded."
+            self._announce_failure(wire.tool_call_id, None, "ingest_failed", detail, retryable=True)
+            return
+        if previews := self._previews.get(wire.tool_call_id):
+            await asyncio.wait(previews, timeout=PREVIEW_SECONDS)
+        self._announce(wire.tool_call_id, row)
+
+    async def _store(self, wire: WirePicture) -> Attachment:
+        shop = self._shop
+        data = await decode(wire.base64)
+        examined = await examine(data)
+        wanted = self.asked_options.get("output_format")
+        if wanted and examined.facts.mime_type != _mime_type(wanted):
+            got = {"asked": wanted, "got": examined.facts.mime_type, "tool_call_id": wire.tool_call_id}
+            log.warning("image.other_type", extra=got)
+        options = {**self.asked_options, **wire.options}
+        picture = Picture(wire.tool_call_id, data, examined.facts, examined.sha256, wire.revised_prompt, options)
+        if len(data) > shop.settings.image_output_max_bytes:
+            detail = (
+                f"The picture has {len(data) / 1024**2:.1f} MB; IMAGE_OUTPUT_MAX_MB allows "
+                f"{shop.settings.image_output_max_mb:g} MB."
+            )
+            return await attachments.refuse(shop.database, self.origin, picture, Refusal("image_too_large", detail))
+        return await attachments.ingest(shop.database, shop.store, shop.spool, self.origin, picture)
+
+    def _announce(self, tool_call_id: str, row: Attachment) -> None:
+        if row.status == AttachmentStatus.STORED:
+            self._events.emit("attachment.created", attachment=log_form(row))
+        elif row.error is not None:
+            error = row.error
+            self._announce_failure(tool_call_id, str(row.id), error["code"], error["detail"], retryable=False)
+        else:
+            detail = "The picture is safe but not stored yet; it will be here once the store answers."
+            self._announce_failure(tool_call_id, str(row.id), "storage_unavailable", detail, retryable=True)
+
+    def _announce_failure(
+        self, tool_call_id: str, object_id: str | None, code: str, detail: str, *, retryable: bool
+    ) -> None:
+        self._events.emit(
+            "attachment.failed",
+            tool_call_id=tool_call_id,
+            object_id=object_id,
+            code=code,
+            detail=detail,
+            retryable=retryable,
+        )
+
+
+def _mime_type(output_format: str) -> str:
+    return "image/svg+xml" if output_format == "svg" else f"image/{output_format}"

