@@ -13,6 +13,7 @@ from app.settings import Settings
 
 PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
 START_SECONDS = 60.0
+RETRY_LATER = 503
 
 
 async def run(base_url: str, settings: Settings, prompt: str, *, offline: bool) -> bool:
@@ -44,7 +45,9 @@ async def _until_ready(client: httpx.AsyncClient) -> None:
     async with asyncio.timeout(START_SECONDS):
         while True:
             try:
-                if (await client.get("/readyz")).is_success:
+                answer = await client.get("/readyz")
+                if answer.status_code != RETRY_LATER:
+                    answer.raise_for_status()
                     return
             except httpx.TransportError:
                 pass

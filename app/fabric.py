@@ -97,7 +97,7 @@ class Fabric:
 
     async def ping(self) -> None:
         async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis() as redis:
-            await redis.ping()
+            await redis.exists("easel")
 
 
 @asynccontextmanager

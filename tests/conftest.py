@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from app.db import Database
 from app.migrate import migrate
+from tests.house import House, Person, running_house, running_provider
 
 with warnings.catch_warnings():
     # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
@@ -109,3 +110,29 @@ def empty_database_url(postgres: Postgres) -> Generator[str]:
     """A database that was never migrated."""
     with postgres.database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def provider_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    """The offline provider, for all tests; its base URL."""
+    with running_provider(tmp_path_factory.mktemp("provider")) as url:
+        yield url
+
+
+@pytest.fixture
+def house(database_url: str, provider_url: str, tmp_path: Path) -> Generator[House]:
+    """The whole service with a database of its own."""
+    with running_house(database_url, provider_url, tmp_path) as house:
+        yield house
+
+
+@pytest.fixture
+def ada(house: House) -> Person:
+    """Somebody who uses Easel."""
+    return house.sign_up("Ada's")
+
+
+@pytest.fixture
+def stranger(house: House) -> Person:
+    """Somebody of another tenant, who may see nothing of Ada's."""
+    return house.sign_up("Stranger's")

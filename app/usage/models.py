@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, UniqueConstraint
+from sqlalchemy import ForeignKey, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Identified
@@ -12,10 +12,8 @@ class UsageEntry(Identified, Base):
     """`kind` names what was used (`input_tokens`, `image_output_tokens`, …); `quantity` is a count of tokens."""
 
     __tablename__ = "usage_entries"
-    __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
-        UniqueConstraint("tenant_id", "run_id", "kind"),
-    )
+    # No foreign key to the run: what was used stays in the books when a conversation is deleted.
+    __table_args__ = (UniqueConstraint("tenant_id", "run_id", "kind"),)
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     user_id: Mapped[UUID]

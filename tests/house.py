@@ -1,0 +1,149 @@
+"""The whole service on loopback, and the people who use it, for tests that speak HTTP."""
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import uvicorn
+
+from app.cli import Server
+from app.embedded import Parts
+from app.offline.routes import create_app as create_offline
+from app.settings import Settings
+from tests.servers import free_port
+
+Event = dict[str, Any]
+START_SECONDS = 20.0
+PASSWORD = "correct horse battery"
+
+
+class Person:
+    """Somebody signed up, with a tenant of their own."""
+
+    def __init__(self, base_url: str, tenant_name: str = "Acme") -> None:
+        self.http = httpx.Client(base_url=base_url, timeout=30)
+        self.email = f"{secrets.token_hex(6)}@example.com"
+        body = {"email": self.email, "password": PASSWORD, "tenant_name": tenant_name}
+        answer = self.http.post("/v1/signup", json=body)
+        assert answer.status_code == 201, answer.text
+        self.signed_up = cast(dict[str, Any], answer.json())
+        self.http.headers["Authorization"] = f"Bearer {self.signed_up['access_token']}"
+
+    def ask(self, text: str, **fields: Any) -> list[Event]:
+        """All events of a new run, to its end."""
+        body = {"input": text, **fields}
+        with self.http.stream("POST", "/v1/runs", json=body, headers={"Accept": "text/event-stream"}) as answer:
+            if answer.is_error:
+                answer.read()
+            assert answer.status_code == 200, answer.text
+            return list(events_of(answer))
+
+    def draw(self, text: str = "Draw a red house", **fields: Any) -> list[Event]:
+        return self.ask(text, agent_key="designer", **fields)
+
+    def start(self, text: str, **fields: Any) -> dict[str, Any]:
+        """A new run, not waited for."""
+        answer = self.http.post("/v1/runs", json={"input": text, **fields})
+        assert answer.status_code == 202, answer.text
+        return cast(dict[str, Any], answer.json())
+
+    def events(self, run_id: str, *, after: int = 0) -> list[Event]:
+        with self.http.stream("GET", f"/v1/runs/{run_id}/events", params={"after": after}) as answer:
+            return list(events_of(answer))
+
+    def messages(self, conversation_id: str) -> list[dict[str, Any]]:
+        answer = self.http.get(f"/v1/conversations/{conversation_id}/messages")
+        assert answer.status_code == 200, answer.text
+        return cast(list[dict[str, Any]], answer.json()["data"])
+
+
+def events_of(answer: httpx.Response) -> Iterator[Event]:
+    for line in answer.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [str(event["type"]) for event in events]
+
+
+def one(events: list[Event], kind: str) -> Event:
+    """The only event of its kind."""
+    (found,) = [event for event in events if event["type"] == kind]
+    return found
+
+
+class House:
+    """A running server and the clients that talk to it."""
+
+    def __init__(self, server: Server, base_url: str, settings: Settings) -> None:
+        self.server = server
+        self.base_url = base_url
+        self.settings = settings
+        self._clients: list[httpx.Client] = []
+
+    def sign_up(self, tenant_name: str = "Acme") -> Person:
+        person = Person(self.base_url, tenant_name)
+        self._clients.append(person.http)
+        return person
+
+    def anyone(self) -> httpx.Client:
+        """A client without credentials."""
+        client = httpx.Client(base_url=self.base_url, timeout=30)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@contextmanager
+def running_house(database_url: str, provider_url: str, directory: Path, **settings: Any) -> Generator[House]:
+    """The API with its worker, on a free port of loopback."""
+    given: dict[str, Any] = {"data_dir": directory, "database_url": database_url, **settings}
+    chosen = Settings(_env_file=None, **given)
+    port = free_port()
+    server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
+    with _in_thread(server):
+        house = House(server, f"http://127.0.0.1:{port}", chosen)
+        try:
+            yield house
+        finally:
+            house.close()
+
+
+@contextmanager
+def running_provider(directory: Path) -> Generator[str]:
+    """The offline provider at fifty times its usual pace; its base URL."""
+    port = free_port()
+    app = create_offline(directory, pace=0.02)
+    config = uvicorn.Config(
+        app, host="127.0.0.1", port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1
+    )
+    with _in_thread(uvicorn.Server(config)):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def _in_thread(server: uvicorn.Server) -> Generator[None]:
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server took too long to start"
+            time.sleep(0.01)
+        yield
+    finally:
+        if isinstance(server, Server):
+            server.drain()
+        server.should_exit = True
+        thread.join(15)

@@ -1,0 +1,93 @@
+"""The main job over HTTP: an agent draws, the picture is stored, the chat streams it."""
+
+import hashlib
+
+import httpx
+
+from tests.house import House, Person, kinds, one
+
+
+def test_a_drawn_picture_is_streamed_stored_and_linked(ada: Person) -> None:
+    events = ada.draw("Draw a lighthouse at dusk")
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    told = kinds(events)
+    assert told[:2] == ["run.created", "run.started"]
+    assert told[-2:] == ["message.completed", "run.completed"]
+    for kind in ("message.started", "text.delta", "tool.started", "tool.progress", "tool.completed", "image.partial"):
+        assert kind in told
+    attachment = one(events, "attachment.created")["attachment"]
+    assert (attachment["width"], attachment["height"]) == (1024, 1024)
+    assert attachment["mime_type"] == "image/png"
+    assert attachment["revised_prompt"]
+    picture = httpx.get(attachment["url"])
+    assert picture.status_code == 200
+    assert picture.headers["content-type"] == "image/png"
+    assert hashlib.sha256(picture.content).hexdigest() == attachment["sha256"]
+    assert len(picture.content) == attachment["size_bytes"]
+
+
+def test_the_conversation_keeps_the_picture_with_a_fresh_link(ada: Person) -> None:
+    events = ada.draw("Draw a blue boat")
+    conversation_id = one(events, "run.created")["run"]["conversation_id"]
+    asked, answered = ada.messages(conversation_id)
+    assert (asked["role"], asked["text"]) == ("user", "Draw a blue boat")
+    assert answered["text"] == one(events, "message.completed")["message"]["text"]
+    (attachment,) = answered["attachments"]
+    assert attachment["object_id"] == one(events, "attachment.created")["attachment"]["object_id"]
+    assert httpx.get(attachment["url"]).status_code == 200
+
+
+def test_previews_are_links_that_work(ada: Person) -> None:
+    previews = [event for event in ada.draw("Draw a tree") if event["type"] == "image.partial"]
+    assert [preview["index"] for preview in previews] == [0, 1]
+    for preview in previews:
+        assert "storage_key" not in preview
+        assert httpx.get(preview["url"]).headers["content-type"] == preview["mime_type"]
+
+
+def test_an_agent_without_pictures_to_draw_talks(ada: Person) -> None:
+    events = ada.ask("Hello, how are you?")
+    assert "attachment.created" not in kinds(events)
+    assert one(events, "message.completed")["message"]["text"]
+
+
+def test_a_follow_up_goes_on_from_the_last_answer(ada: Person) -> None:
+    first = ada.draw("Draw a green house")
+    conversation_id = one(first, "run.created")["run"]["conversation_id"]
+    second = ada.ask("Now make it look realistic", conversation_id=conversation_id)
+    old, new = (one(events, "attachment.created")["attachment"] for events in (first, second))
+    assert old["sha256"] != new["sha256"]
+    assert len(ada.messages(conversation_id)) == 4
+
+
+def test_a_stranger_sees_nothing_of_it(ada: Person, stranger: Person) -> None:
+    events = ada.draw("Draw a red house")
+    run = one(events, "run.created")["run"]
+    attachment = one(events, "attachment.created")["attachment"]
+    for path in (
+        f"/v1/runs/{run['id']}",
+        f"/v1/runs/{run['id']}/events",
+        f"/v1/conversations/{run['conversation_id']}",
+        f"/v1/conversations/{run['conversation_id']}/messages",
+        f"/v1/attachments/{attachment['object_id']}",
+        f"/v1/attachments/{attachment['object_id']}/content",
+    ):
+        assert stranger.http.get(path).status_code == 404, path
+    assert stranger.http.get("/v1/conversations").json()["data"] == []
+    assert stranger.http.get("/v1/attachments").json()["data"] == []
+
+
+def test_a_late_reader_gets_the_same_events_and_no_more(ada: Person) -> None:
+    events = ada.draw("Draw a cat")
+    run_id = events[0]["run_id"]
+    assert kinds(ada.events(run_id)) == kinds(events)
+    assert kinds(ada.events(run_id, after=events[3]["seq"])) == kinds(events)[4:]
+    done = ada.http.get(f"/v1/runs/{run_id}/events", headers={"Last-Event-ID": str(events[-1]["seq"])})
+    assert done.status_code == 204
+
+
+def test_a_stopped_run_ends_as_cancelled_and_keeps_no_one_waiting(house: House, ada: Person) -> None:
+    run = ada.start("Draw a slow thing [offline: slow=30]", agent_key="designer")
+    assert ada.http.put(f"/v1/runs/{run['id']}/cancellation").status_code == 202
+    assert kinds(ada.events(run["id"]))[-1] == "run.cancelled"
+    assert ada.http.get(f"/v1/runs/{run['id']}").json()["status"] == "cancelled"
