@@ -20,7 +20,7 @@ from app import logs
 from app.embedded import Parts, running_database, running_parts
 from app.errors import AppError
 from app.fabric import running_worker
-from app.main import create_app, load_registry, open_workshop
+from app.main import agents_of, create_app, open_workshop
 from app.migrate import migrate as run_migrations
 from app.offline.routes import create_app as create_offline
 from app.settings import Settings, SettingsError, load_settings
@@ -96,7 +96,7 @@ def worker() -> None:
 
 
 async def _work(settings: Settings, parts: Parts) -> None:
-    async with open_workshop(settings, parts, load_registry(settings)) as shop, running_worker(shop.fabric, settings):
+    async with open_workshop(settings, parts, agents_of(settings)) as shop, running_worker(shop.fabric, settings):
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -146,7 +146,7 @@ def _serving(settings: Settings, parts: Parts) -> Generator[str]:
 def doctor() -> None:
     """Check settings, agents, database, fabric and storage; say what is wrong and how to mend it."""
     settings = _start("error")
-    registry = load_registry(settings)
+    registry = agents_of(settings)
     typer.echo(f"agents: {', '.join(sorted(registry.specs))}")
     for warning in registry.warnings:
         typer.echo(f"warning: {warning}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
 from app.settings import Settings, SettingsError
 
 with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, cast
@@ -14,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.accounts import routes as accounts
 from app.agents import routes as agents
-from app.agents._shared.registry import Registry, load_registry
+from app.agents._shared.registry import Registry, SpecError, load_registry
 from app.attachments import routes as attachments
 from app.attachments.spool import Spool
 from app.conversations import routes as conversations
@@ -23,12 +24,14 @@ from app.embedded import Parts
 from app.errors import Unavailable, install_handlers
 from app.fabric import Fabric, open_fabric, running_worker
 from app.gate import Gate
-from app.runs import routes as runs
 from app.migrate import is_current
+from app.runs import routes as runs
 from app.runs import tasks
 from app.runs.turn import Workshop
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.storage.service import open_store
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id"]
@@ -42,7 +45,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app = FastAPI(title="Easel", version="0.1.0", lifespan=_lifespan, redoc_url=None)
     app.state.settings = settings
     app.state.parts = parts
-    app.state.registry = registry or load_registry(settings)
+    app.state.registry = registry or agents_of(settings)
     app.state.draining = asyncio.Event()
     install_handlers(app)
     app.add_middleware(Gate, max_body_bytes=int(settings.request_body_max_mb * 1024 * 1024))
@@ -57,6 +60,17 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     for router in (accounts.router, agents.router, conversations.router, runs.router, attachments.router, probes):
         app.include_router(router)
     return app
+
+
+def agents_of(settings: Settings) -> Registry:
+    """The agents, checked; a fault in a spec is a SettingsError, a model that is going a line in the log."""
+    try:
+        registry = load_registry(settings)
+    except SpecError as error:
+        raise SettingsError(str(error)) from None
+    for warning in registry.warnings:
+        log.warning("model.retiring", extra={"notice": warning})
+    return registry
 
 
 @asynccontextmanager

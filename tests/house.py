@@ -108,7 +108,7 @@ class House:
 def running_house(database_url: str, provider_url: str, directory: Path, **settings: Any) -> Generator[House]:
     """The API with its worker, on a free port of loopback."""
     given: dict[str, Any] = {"data_dir": directory, "database_url": database_url, **settings}
-    chosen = Settings(_env_file=None, **given)
+    chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
     port = free_port()
     server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
     with _in_thread(server):

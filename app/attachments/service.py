@@ -97,29 +97,8 @@ async def _insert(
     status: AttachmentStatus,
     error: dict[str, Any] | None = None,
 ) -> Attachment:
-    object_id = uuid7()
-    values = {
-        "id": object_id,
-        "tenant_id": origin.tenant_id,
-        "conversation_id": origin.conversation_id,
-        "run_id": origin.run_id,
-        "message_id": origin.message_id,
-        "user_id": origin.user_id,
-        "agent_key": origin.agent_key,
-        "kind": AttachmentKind.GENERATED,
-        "status": status,
-        "filename": f"{origin.agent_key}-{str(object_id)[-12:]}.{picture.facts.extension}",
-        "mime_type": picture.facts.mime_type,
-        "size_bytes": len(picture.data),
-        "width": picture.facts.width,
-        "height": picture.facts.height,
-        "sha256": picture.sha256,
-        "storage_key": keys.image_key(origin.tenant_id, object_id, picture.facts.extension),
-        "tool_call_id": picture.tool_call_id,
-        "revised_prompt": picture.revised_prompt,
-        "options": picture.options,
-        "error": error,
-    }
+    """The picture's one row, made now or by an attempt before."""
+    values = {**_values(origin, picture), "status": status, "error": error}
     async with database.tenant(origin.tenant_id) as session:
         await session.execute(
             insert(Attachment)
@@ -132,6 +111,30 @@ async def _insert(
             )
         )
         return found.one()
+
+
+def _values(origin: Origin, picture: Picture) -> dict[str, Any]:
+    object_id = uuid7()
+    return {
+        "id": object_id,
+        "tenant_id": origin.tenant_id,
+        "conversation_id": origin.conversation_id,
+        "run_id": origin.run_id,
+        "message_id": origin.message_id,
+        "user_id": origin.user_id,
+        "agent_key": origin.agent_key,
+        "kind": AttachmentKind.GENERATED,
+        "filename": f"{origin.agent_key}-{str(object_id)[-12:]}.{picture.facts.extension}",
+        "mime_type": picture.facts.mime_type,
+        "size_bytes": len(picture.data),
+        "width": picture.facts.width,
+        "height": picture.facts.height,
+        "sha256": picture.sha256,
+        "storage_key": keys.image_key(origin.tenant_id, object_id, picture.facts.extension),
+        "tool_call_id": picture.tool_call_id,
+        "revised_prompt": picture.revised_prompt,
+        "options": picture.options,
+    }
 
 
 async def mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> None:
