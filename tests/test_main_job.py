@@ -91,3 +91,15 @@ def test_a_stopped_run_ends_as_cancelled_and_keeps_no_one_waiting(house: House, 
     assert ada.http.put(f"/v1/runs/{run['id']}/cancellation").status_code == 202
     assert kinds(ada.events(run["id"]))[-1] == "run.cancelled"
     assert ada.http.get(f"/v1/runs/{run['id']}").json()["status"] == "cancelled"
+
+
+def test_what_was_said_in_a_failed_turn_is_not_forgotten(ada: Person, provider_url: str) -> None:
+    first = ada.ask("Hello")
+    conversation_id = one(first, "run.created")["run"]["conversation_id"]
+    failed = ada.ask("My word is quokka [offline: failed]", conversation_id=conversation_id)
+    assert kinds(failed)[-1] == "run.failed"
+    ada.ask("What did I say last?", conversation_id=conversation_id)
+    requests = httpx.get(provider_url.removesuffix("/v1") + "/offline/requests").json()
+    sent = next(seen["body"] for seen in reversed(requests) if seen["method"] == "POST")
+    assert sent["previous_response_id"]
+    assert [item["content"] for item in sent["input"] if "quokka" in str(item)]

@@ -19,7 +19,7 @@ DOCUMENTED = ("object_id", "filename", "mime_type", "size_bytes", "url", "tool_c
         ({"format": "gif", "frame_count": 3}, "image/gif", (1024, 1024)),
         ({"format": "svg"}, "image/svg+xml", (1024, 1024)),
     ],
-    ids=lambda value: value.get("format") if isinstance(value, dict) else None,
+    ids=["png", "jpeg", "webp", "gif", "svg"],
 )
 def test_a_run_chooses_its_pictures_options(
     ada: Person, options: dict[str, Any], mime_type: str, size: tuple[int, int]

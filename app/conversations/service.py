@@ -42,14 +42,14 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, conversation
     await session.execute(delete(Conversation).where(Conversation.id == conversation.id))
 
 
-async def history(session: AsyncSession, conversation_id: UUID, *, before: UUID) -> list[dict[str, Any]]:
-    """Input items of the Responses API, oldest first, text only and bounded; pictures are named, not sent."""
-    rows = await session.scalars(
-        select(Message)
-        .where(Message.conversation_id == conversation_id, Message.id < before)
-        .order_by(Message.id.desc())
-        .limit(HISTORY_MESSAGES)
-    )
+async def history(
+    session: AsyncSession, conversation_id: UUID, *, before: UUID, after: UUID | None = None
+) -> list[dict[str, Any]]:
+    """Input items of the Responses API between two messages, oldest first, bounded; pictures are named, not sent."""
+    statement = select(Message).where(Message.conversation_id == conversation_id, Message.id < before)
+    if after is not None:
+        statement = statement.where(Message.id > after)
+    rows = await session.scalars(statement.order_by(Message.id.desc()).limit(HISTORY_MESSAGES))
     messages = rows.all()
     pictures = await attachments.of_messages(session, [message.id for message in messages])
     items: list[dict[str, Any]] = []

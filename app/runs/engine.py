@@ -1,7 +1,6 @@
 """One run from claim to terminal event."""
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,6 +29,7 @@ from app.runs.turn import LeaseLost, Turn, Workshop
 log = logging.getLogger(__name__)
 
 SIGNAL_WAIT_SECONDS = 15.0
+WATCH_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,34 +105,48 @@ def _ours(error: RunError) -> bool:
 async def _stopped(shop: Workshop, run: Run) -> None:
     """Return once someone asked to stop the run, however the word reaches us."""
     while True:
-        async with shop.database.tenant(run.tenant_id) as session:
-            current = await session.get(Run, run.id)
-        if current is None or current.cancel_requested_at is not None:
-            return
-        await shop.fabric.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+        try:
+            async with shop.database.tenant(run.tenant_id) as session:
+                current = await session.get(Run, run.id)
+            if current is None or current.cancel_requested_at is not None:
+                return
+            await shop.fabric.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+        except Exception:
+            # A part that is away for a moment must not look like someone's wish to stop.
+            log.warning("run.watch_failed", exc_info=True)
+            await asyncio.sleep(WATCH_RETRY_SECONDS)
 
 
 async def _renew(shop: Workshop, run: Run) -> None:
     """Return once the lease is another's."""
     while True:
         await asyncio.sleep(LEASE.total_seconds() / 3)
-        with contextlib.suppress(OSError):
+        try:
             if not await service.write(shop.database, run, lease_until=service.lease_end()):
                 return
+        except Exception:
+            log.warning("run.renewal_failed", exc_info=True)
 
 
 async def _play(shop: Workshop, run: Run, turn: Turn, translator: Translator) -> None:
     loaded = shop.registry.specs[run.agent_key]
     async with shop.database.tenant(run.tenant_id) as session:
         message = await session.get_one(Message, run.input_message_id)
-        previous = await service.last_response(session, run) if loaded.spec.store else None
+        last = await service.last_completed(session, run) if loaded.spec.store else None
         past = await conversations.history(session, run.conversation_id, before=run.input_message_id)
+        newer = (
+            []
+            if last is None
+            else await conversations.history(
+                session, run.conversation_id, before=run.input_message_id, after=last.output_message_id
+            )
+        )
     asked = {"role": "user", "content": message.text}
-    if previous is None:
+    if last is None:
         await _stream(shop, run, turn, translator, [*past, asked], None)
         return
     try:
-        await _stream(shop, run, turn, translator, [asked], previous)
+        await _stream(shop, run, turn, translator, [*newer, asked], last.response_id)
     except openai.APIStatusError as error:
         # Refused before anything was accepted: our own history takes its place, and nothing is paid twice.
         if error.code != "previous_response_not_found":

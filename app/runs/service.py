@@ -233,11 +233,12 @@ async def ask_to_cancel(session: AsyncSession, actor: Actor, run_id: UUID) -> Ru
     return run
 
 
-async def last_response(session: AsyncSession, run: Run) -> str | None:
-    """The provider's id of the conversation's last completed answer before this run."""
+async def last_completed(session: AsyncSession, run: Run) -> Run | None:
+    """The conversation's last completed run before this one that the provider named a response of."""
     return await session.scalar(
-        select(Run.response_id)
-        .where(Run.conversation_id == run.conversation_id, Run.status == RunStatus.COMPLETED, Run.id < run.id)
+        select(Run)
+        .where(Run.conversation_id == run.conversation_id, Run.status == RunStatus.COMPLETED)
+        .where(Run.id < run.id, Run.response_id.is_not(None))
         .order_by(Run.id.desc())
         .limit(1)
     )
