@@ -141,6 +141,7 @@ def _build(registry: Registry, key: str, tool_choice: str | None) -> Agent[Any]:
         model_for=lambda _: ScriptedModel([]),
         image_options=lambda _: {"quality": "low"},
         tool_choice=tool_choice,
+        safety_identifier="somebody",
     )
 
 

@@ -103,3 +103,14 @@ def test_what_was_said_in_a_failed_turn_is_not_forgotten(ada: Person, provider_u
     sent = next(seen["body"] for seen in reversed(requests) if seen["method"] == "POST")
     assert sent["previous_response_id"]
     assert [item["content"] for item in sent["input"] if "quokka" in str(item)]
+
+
+def test_the_provider_can_tell_people_apart_without_knowing_them(
+    ada: Person, stranger: Person, provider_url: str
+) -> None:
+    for person in (ada, ada, stranger):
+        person.ask("Hello")
+    requests = httpx.get(provider_url.removesuffix("/v1") + "/offline/requests").json()
+    sent = [seen["body"]["safety_identifier"] for seen in requests if seen["method"] == "POST"][-3:]
+    assert sent[0] == sent[1] != sent[2]
+    assert ada.signed_up["user"]["id"] not in sent[0]

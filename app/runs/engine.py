@@ -1,6 +1,7 @@
 """One run from claim to terminal event."""
 
 import asyncio
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any, cast
@@ -173,6 +174,7 @@ async def _stream(
         model_for=lambda agent: DivertingModel(agent.model, shop.client, turn),
         image_options=options,
         tool_choice=run.options.get("tool_choice"),
+        safety_identifier=hashlib.sha256(f"{run.tenant_id}:{run.user_id}".encode()).hexdigest(),
     )
     streamed = Runner.run_streamed(
         agent,

@@ -18,11 +18,13 @@ def build_agent(
     model_for: Callable[[LoadedAgent], Model],
     image_options: Callable[[LoadedAgent], Mapping[str, Any]],
     tool_choice: str | None,
+    safety_identifier: str,
 ) -> Agent[Any]:
     """The agent `key` with all agents that it can reach by handoffs, in circles too.
 
     `tool_choice` goes before the spec's own, for this first agent alone; the SDK drops it once a tool was used.
-    `image_options` tells an agent's wire options, without `type`.
+    `image_options` tells an agent's wire options, without `type`. `safety_identifier` stands for the person who asks,
+    so that the provider may refuse one of them and not the whole account.
     """
     built: dict[str, Agent[Any]] = {}
     for loaded in _reachable(registry, key):
@@ -33,7 +35,12 @@ def build_agent(
             handoff_description=spec.description,
             instructions=loaded.prompt,
             model=model_for(loaded),
-            model_settings=ModelSettings(tool_choice=choice, store=spec.store, include_usage=True),
+            model_settings=ModelSettings(
+                tool_choice=choice,
+                store=spec.store,
+                include_usage=True,
+                extra_args={"safety_identifier": safety_identifier},
+            ),
             tools=make_tools(spec, partial(image_options, loaded)),
         )
     for agent_key, agent in built.items():
