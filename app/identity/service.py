@@ -63,7 +63,7 @@ async def _identify_key(session: AsyncSession, bearer: str, tenant_id: UUID | No
     row = (await session.execute(statement)).one_or_none()
     if row is None:
         raise Unauthenticated(NOT_SIGNED_IN)
-    key, role = row.tuple()
+    key, role = row
     if tenant_id not in (None, key.tenant_id):
         raise NotFound("tenant")
     if key.last_used_at is None or key.last_used_at < now() - LAST_USED_PRECISION:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import openai
-from agents import RunConfig, Runner, TResponseInputItem
+from agents import ModelRefusalError, RunConfig, RunErrorHandlerInput, Runner, TResponseInputItem
 
 from app.agents._shared.build import build_agent
 from app.agents._shared.model import DivertingModel
@@ -183,6 +183,8 @@ async def _stream(
         previous_response_id=previous_response_id,
         auto_previous_response_id=loaded.spec.store,
         run_config=RunConfig(tracing_disabled=True),
+        # A refusal is an answer: its words are what the person reads.
+        error_handlers={"model_refusal": _take_refusal},
     )
     try:
         async for event in streamed.stream_events():
@@ -190,6 +192,11 @@ async def _stream(
             turn.follow_agent(translator.agent_key or run.agent_key)
     finally:
         streamed.cancel()
+
+
+def _take_refusal(refused: RunErrorHandlerInput[Any]) -> str:
+    error = refused.error
+    return error.refusal if isinstance(error, ModelRefusalError) else str(error)
 
 
 async def _finish(

@@ -87,7 +87,7 @@ def check_options(settings: Settings, registry: Registry, agent_key: str, asked:
         raise Invalid(
             f"{field}: {error}",
             code="invalid_option",
-            errors=[{"field": field, "message": f"allowed: {error.allowed}", "given": repr(error.given)[:100]}],
+            errors=[{"field": field, "message": f"allowed: {error.allowed}", "given": error.given[:100]}],
         ) from None
 
 

@@ -68,6 +68,8 @@ class Turn:
         self._calls = 0
         self._previews: dict[str, list[asyncio.Task[None]]] = {}
         self._pictures: list[asyncio.Task[None]] = []
+        self._kept: set[str] = set()
+        self._unreadable: dict[str, str] = {}
 
     def follow_agent(self, agent_key: str) -> None:
         """Pictures from here on are this agent's."""
@@ -115,6 +117,9 @@ class Turn:
             for task in late:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        for tool_call_id, detail in self._unreadable.items():
+            if tool_call_id not in self._kept:
+                self._announce_failure(tool_call_id, None, "image_unreadable", detail, retryable=False)
 
     async def _show(self, partial: WirePartial) -> None:
         """A preview is a small object that expires; one that cannot be stored is only missed."""
@@ -144,13 +149,15 @@ class Turn:
             row = await self._store(wire)
         except UnreadableImage as error:
             log.warning("image.unreadable", extra={"tool_call_id": wire.tool_call_id, "error": str(error)})
-            self._announce_failure(wire.tool_call_id, None, "image_unreadable", str(error), retryable=False)
+            # Told at the end of the turn: the provider's last event may yet bring it whole.
+            self._unreadable[wire.tool_call_id] = str(error)
             return
         except Exception:
             log.exception("image.ingest_failed", extra={"tool_call_id": wire.tool_call_id})
             detail = "The picture could not be recorded."
             self._announce_failure(wire.tool_call_id, None, "ingest_failed", detail, retryable=True)
             return
+        self._kept.add(wire.tool_call_id)
         if previews := self._previews.get(wire.tool_call_id):
             await asyncio.wait(previews, timeout=PREVIEW_SECONDS)
         self._announce(wire.tool_call_id, row)

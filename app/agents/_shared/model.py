@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Protocol
 
 from agents.models.openai_responses import OpenAIResponsesModel
@@ -14,6 +15,8 @@ from openai.types.responses import (
     ResponseImageGenCallPartialImageEvent,
     ResponseIncompleteEvent,
     ResponseOutputItemDoneEvent,
+    ResponseOutputMessage,
+    ResponseOutputText,
     ResponseStreamEvent,
 )
 from openai.types.responses.response_output_item import ImageGenerationCall
@@ -62,7 +65,7 @@ class DivertingModel(OpenAIResponsesModel):
     def __init__(self, name: str, client: AsyncOpenAI, watch: Watch) -> None:
         super().__init__(model=name, openai_client=client)
         self._watch = watch
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, str]] = set()
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[ResponseStreamEvent]:
         await self._watch.calling()
@@ -76,6 +79,7 @@ class DivertingModel(OpenAIResponsesModel):
                 self._divert_item(event.item)
             elif isinstance(event, ResponseCompletedEvent):
                 self._divert_output(event.response)
+                _end_the_turn(event.response)
                 self._watch.completed(event.response)
                 completed = True
             elif isinstance(event, ResponseFailedEvent | ResponseIncompleteEvent):
@@ -98,13 +102,26 @@ class DivertingModel(OpenAIResponsesModel):
         if not isinstance(item, ImageGenerationCall) or not item.result:
             return
         base64, item.result = item.result, None
-        # The same picture comes again in response.completed.
-        if item.id in self._seen:
+        # The same picture comes again in response.completed; other bytes there make good what was cut off before.
+        mark = (item.id, sha256(base64.encode()).hexdigest())
+        if mark in self._seen:
             return
-        self._seen.add(item.id)
+        self._seen.add(mark)
         extra = item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True)
         revised_prompt = extra.pop("revised_prompt", None)
         self._watch.picture(WirePicture(item.id, base64, revised_prompt, extra))
+
+
+def _end_the_turn(response: Response) -> None:
+    """A picture without a word ends the turn, too: the SDK would ask, and pay, once more to get a message."""
+    if any(item.type in ("message", "function_call") for item in response.output):
+        return
+    silence = ResponseOutputText(type="output_text", text="", annotations=[])
+    response.output.append(
+        ResponseOutputMessage(
+            id=f"msg_{response.id}", type="message", role="assistant", status="completed", content=[silence]
+        )
+    )
 
 
 def _ended(response: Response) -> UpstreamEnded:

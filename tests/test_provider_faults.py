@@ -1,0 +1,151 @@
+"""Whatever the provider does, a run ends once, says why in our words, buys nothing twice, and the next turn works."""
+
+import json
+import uuid
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Postgres
+from tests.house import Event, House, Person, kinds, one, running_house
+
+TERMINAL = ("run.completed", "run.failed", "run.cancelled")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`error`: the failed run's code. `unkept`: the code of the picture that is missing from a completed run."""
+
+    error: str | None = None
+    unkept: str | None = None
+    pictures: int = 0
+    retryable: bool = False
+
+
+FAULTS = {
+    # The whole run fails
+    "moderation_400": Ending(error="moderation_blocked"),
+    "rate_limit": Ending(error="upstream_rate_limited", retryable=True),
+    "quota": Ending(error="upstream_quota"),
+    "cut": Ending(error="upstream_disconnected", pictures=1, retryable=True),
+    "eof": Ending(error="upstream_disconnected", pictures=1, retryable=True),
+    "reset": Ending(error="upstream_disconnected", retryable=True),
+    "failed": Ending(error="upstream_failed", retryable=True),
+    "failed=late": Ending(error="upstream_failed", pictures=1, retryable=True),
+    "incomplete": Ending(error="upstream_incomplete", pictures=1, retryable=True),
+    "error_event": Ending(error="upstream_failed", retryable=True),
+    "garbage": Ending(error="upstream_unreadable", retryable=True),
+    "http=401": Ending(error="upstream_unauthorized"),
+    "http=404": Ending(error="upstream_not_found"),
+    "http=408": Ending(error="upstream_timeout", retryable=True),
+    "http=409": Ending(error="upstream_conflict", retryable=True),
+    "http=418": Ending(error="upstream_rejected"),
+    "http=500": Ending(error="upstream_unavailable", retryable=True),
+    "http=503": Ending(error="upstream_unavailable", retryable=True),
+    # Only the picture fails
+    "moderation": Ending(unkept="moderation_blocked"),
+    "no_final": Ending(unkept="server_error", retryable=True),
+    "truncated": Ending(unkept="image_unreadable"),
+    "not_an_image": Ending(unkept="image_unreadable"),
+    # Odd, but nothing fails
+    "wrong_type": Ending(pictures=1),
+    "no_text": Ending(pictures=1),
+    "text_only": Ending(),
+    "refusal": Ending(),
+}
+
+
+@pytest.fixture(scope="module")
+def shared_house(
+    postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[House]:
+    """One service for all faults: what one leaves behind must not harm the next."""
+    with (
+        postgres.database(migrated_template) as database_url,
+        running_house(database_url, provider_url, tmp_path_factory.mktemp("faults")) as house,
+    ):
+        yield house
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_provider_ends_the_run_once(shared_house: House, provider_url: str, fault: str) -> None:
+    ada = shared_house.sign_up("Ada's")
+    word = f"w{uuid.uuid4().hex}"
+    events = ada.draw(f"Draw a house called {word} [offline: {fault}]")
+    assert_ended(events, FAULTS[fault])
+    assert_kept(ada, events, FAULTS[fault])
+    assert posts_with(provider_url, word) == 1
+    assert_next_turn_works(ada, events)
+
+
+def test_a_provider_that_falls_silent_is_given_up(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    with running_house(database_url, provider_url, tmp_path, upstream_idle_seconds=1) as house:
+        ada = house.sign_up("Ada's")
+        word = f"w{uuid.uuid4().hex}"
+        events = ada.draw(f"Draw a house called {word} [offline: stall]")
+        assert_ended(events, Ending(error="upstream_timeout", retryable=True))
+        assert posts_with(provider_url, word) == 1
+        assert_next_turn_works(ada, events)
+
+
+def test_a_refusal_is_read_as_text(shared_house: House) -> None:
+    events = shared_house.sign_up("Ada's").draw("Draw a house [offline: refusal]")
+    text = "".join(event["delta"] for event in events if event["type"] == "text.delta")
+    assert text
+    assert one(events, "message.completed")["message"]["text"] == text
+
+
+def test_a_picture_of_another_type_is_stored_as_what_it_is(shared_house: House) -> None:
+    events = shared_house.sign_up("Ada's").draw("Draw a house [offline: wrong_type]")
+    attachment = one(events, "attachment.created")["attachment"]
+    assert attachment["mime_type"] == "image/jpeg"
+    assert attachment["filename"].endswith(".jpg")
+    assert httpx.get(attachment["url"]).headers["content-type"] == "image/jpeg"
+
+
+def assert_ended(events: list[Event], expected: Ending) -> None:
+    """One terminal event, at the end, and with the right reason."""
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert [kind for kind in kinds(events) if kind in TERMINAL] == kinds(events)[-1:]
+    last = events[-1]
+    if expected.error is None:
+        assert last["type"] == "run.completed", last.get("error")
+        assert last["run"]["error"] is None
+        return
+    assert last["type"] == "run.failed"
+    assert (last["error"]["code"], last["error"]["retryable"]) == (expected.error, expected.retryable)
+    assert last["error"]["message"]
+    assert last["run"]["error"] == last["error"]
+
+
+def assert_kept(ada: Person, events: list[Event], expected: Ending) -> None:
+    """What was drawn is stored, and announced, even where the run fails later."""
+    created = [event["attachment"] for event in events if event["type"] == "attachment.created"]
+    assert len(created) == expected.pictures
+    failed = [event for event in events if event["type"] == "attachment.failed"]
+    assert [event["code"] for event in failed] == ([expected.unkept] if expected.unkept else [])
+    for event in failed:
+        assert event["retryable"] is expected.retryable
+        assert event["detail"]
+    listed = ada.http.get("/v1/attachments").json()["data"]
+    assert [row["object_id"] for row in listed] == [attachment["object_id"] for attachment in created]
+    if expected.error is None:
+        assert one(events, "message.completed")["message"]["attachments"] == created
+
+
+def assert_next_turn_works(ada: Person, events: list[Event]) -> None:
+    conversation_id = one(events, "run.created")["run"]["conversation_id"]
+    following = ada.ask("Draw a green boat", conversation_id=conversation_id)
+    assert kinds(following)[-1] == "run.completed", following[-1]
+    assert "attachment.created" in kinds(following)
+
+
+def posts_with(provider_url: str, word: str) -> int:
+    """How many responses were asked for with that word in their input."""
+    requests: list[dict[str, Any]] = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    posts = [request for request in requests if (request["method"], request["path"]) == ("POST", "/v1/responses")]
+    return sum(word in json.dumps(post["body"]) for post in posts)
