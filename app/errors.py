@@ -124,6 +124,13 @@ def id_of(what: str) -> BeforeValidator:
     return BeforeValidator(parse, json_schema_input_type=UUID)
 
 
+def not_blank(text: str) -> str:
+    """For `AfterValidator(not_blank)`: at least one character that is not white space."""
+    if not text.strip():
+        raise ValueError("write at least one character that is not white space")
+    return text
+
+
 def problem(request: Request, error: AppError) -> JSONResponse:
     body: dict[str, object] = {
         "type": f"urn:easel:problem:{error.code}",
@@ -188,8 +195,8 @@ def _driver_error(error: DBAPIError) -> BaseException | None:
 async def _validation(request: Request, error: Exception) -> JSONResponse:
     faults = cast(RequestValidationError, error).errors()
     errors = [_field_error(fault) for fault in faults]
-    fields = ", ".join(fault["field"] for fault in errors)
-    return problem(request, Invalid(f"The request is not as it should be: {fields}.", errors=errors))
+    faults_told = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
+    return problem(request, Invalid(f"The request is not as it should be. {faults_told}.", errors=errors))
 
 
 def _field_error(fault: dict[str, Any]) -> FieldError:
@@ -204,6 +211,8 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     fault = cast(HTTPException, error)
     if fault.status_code == NotFound.status:
         return problem(request, NotFound("page"))
+    if fault.status_code == TooLarge.status:
+        return problem(request, TooLarge(str(fault.detail)))
     answer = AppError(str(fault.detail), code=f"http_{fault.status_code}", headers=dict(fault.headers or {}))
     answer.status, answer.title = fault.status_code, str(fault.detail)
     return problem(request, answer)

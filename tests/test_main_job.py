@@ -87,7 +87,7 @@ def test_a_late_reader_gets_the_same_events_and_no_more(ada: Person) -> None:
 
 
 def test_a_stopped_run_ends_as_cancelled_and_keeps_no_one_waiting(house: House, ada: Person) -> None:
-    run = ada.start("Draw a slow thing [offline: slow=30]", agent_key="designer")
+    run = ada.start("Draw a slow thing [offline: slow=1000]", agent_key="designer")
     assert ada.http.put(f"/v1/runs/{run['id']}/cancellation").status_code == 202
     assert kinds(ada.events(run["id"]))[-1] == "run.cancelled"
     assert ada.http.get(f"/v1/runs/{run['id']}").json()["status"] == "cancelled"

@@ -6,10 +6,11 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, SecretStr
 
+from app.errors import not_blank
 from app.identity.models import Role
 from app.identity.service import SCOPES
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 Password = Annotated[SecretStr, Field(min_length=10, max_length=1000)]
 
 

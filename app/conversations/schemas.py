@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.attachments.schemas import AttachmentView
+from app.errors import not_blank
 
 
 class ConversationView(BaseModel):
@@ -22,7 +23,7 @@ class ConversationView(BaseModel):
 class ConversationChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    title: Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+    title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 
 
 class MessageView(BaseModel):

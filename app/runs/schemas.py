@@ -4,9 +4,9 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from app.errors import id_of
+from app.errors import id_of, not_blank
 from app.runs.models import RunStatus
 
 
@@ -21,7 +21,7 @@ class NewRun(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    input: Annotated[str, Field(min_length=1, max_length=32_000, pattern=r"\S")]
+    input: Annotated[str, Field(min_length=1, max_length=32_000), AfterValidator(not_blank)]
     agent_key: str | None = None
     conversation_id: Annotated[UUID, id_of("conversation")] | None = None
     tool_choice: Literal["image_generation", "auto"] | ImageToolChoice | None = None

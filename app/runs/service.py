@@ -85,7 +85,7 @@ def check_options(settings: Settings, registry: Registry, agent_key: str, asked:
     except OptionError as error:
         field = error.field if error.field == "tool_choice" else f"image.{error.field}"
         raise Invalid(
-            f"{field}: {error}",
+            f"{field}: {error.given} is not possible; allowed: {error.allowed}.",
             code="invalid_option",
             errors=[{"field": field, "message": f"allowed: {error.allowed}", "given": error.given[:100]}],
         ) from None

@@ -1,0 +1,155 @@
+"""What cannot be done is refused before anything is written, and the refusal says what to do."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from tests.house import House, Person, kinds
+
+MEGABYTE = 1024 * 1024
+
+# body of POST /v1/runs -> code, faulty field, what was given, a word of what is allowed
+REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
+    "unknown agent": ({"input": "Hi", "agent_key": "sculptor"}, "unknown_agent", "agent_key", "'sculptor'", "designer"),
+    "unknown option": ({"image": {"sise": "auto"}}, "invalid_option", "image.sise", "'auto'", "size"),
+    "impossible size": ({"image": {"size": "17x17"}}, "invalid_option", "image.size", "'17x17'", "multiples of 16"),
+    "impossible quality": ({"image": {"quality": "best"}}, "invalid_option", "image.quality", "'best'", "medium"),
+    "impossible number": ({"image": {"partial_images": 9}}, "invalid_option", "image.partial_images", "9", "0 to 3"),
+    "options at odds": (
+        {"image": {"format": "jpeg", "background": "transparent"}},
+        "invalid_option",
+        "image.background",
+        "'transparent'",
+        "png",
+    ),
+    "input of a wrong type": ({"input": 7}, "invalid_request", "input", "7", "string"),
+    "options of a wrong type": ({"image": "large"}, "invalid_request", "image", "'large'", "dict"),
+    "unknown tool": (
+        {"tool_choice": "web_search"},
+        "invalid_request",
+        "tool_choice",
+        "'web_search'",
+        "image_generation",
+    ),
+    "unknown field": ({"colour": "red"}, "invalid_request", "colour", "'red'", "not permitted"),
+    "empty input": ({"input": ""}, "invalid_request", "input", "''", "at least 1"),
+    "blank input": ({"input": " \n "}, "invalid_request", "input", r"' \n '", "at least one character"),
+    "long input": ({"input": "x" * 32_001}, "invalid_request", "input", "'xxx", "at most 32000"),
+    "no input": ({"input": None}, "invalid_request", "input", "None", "string"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_RUNS)
+def test_an_impossible_run_is_refused_by_field_given_and_allowed(ada: Person, name: str) -> None:
+    fields, code, field, given, allowed = REFUSED_RUNS[name]
+    answer = ada.http.post("/v1/runs", json={"input": "Draw a house", "agent_key": "designer", **fields})
+    told = problem(answer, 422, code)
+    fault = next((fault for fault in told["errors"] if fault["field"].startswith(field)), None)
+    assert fault, told
+    assert fault["given"].startswith(given)
+    assert allowed in fault["message"]
+    assert field in told["detail"] or given in told["detail"]
+    nothing_written(ada)
+
+
+def test_an_unknown_conversation_is_not_there(ada: Person) -> None:
+    for conversation_id in ("01890000-0000-7000-8000-000000000000", "mine"):
+        body = {"input": "Hi", "conversation_id": conversation_id}
+        told = problem(ada.http.post("/v1/runs", json=body), 404, "not_found")
+        assert "conversation" in told["detail"]
+    nothing_written(ada)
+
+
+def test_a_body_that_is_no_json_is_refused(ada: Person) -> None:
+    for content in (b'{"input": "Hi"', b"input=Hi", b"\xff\xfe", b"[]", b'"Hi"', b""):
+        answer = ada.http.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
+        assert problem(answer, 422, "invalid_request")["errors"], content
+    nothing_written(ada)
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_by_its_length(ada: Person) -> None:
+    body = {"input": "Hi", "image": {"size": "x" * MEGABYTE}}
+    told = problem(ada.http.post("/v1/runs", json=body), 413, "too_large")
+    assert str(MEGABYTE) in told["detail"]
+    assert "REQUEST_BODY_MAX_MB" in told["detail"]
+    nothing_written(ada)
+
+
+def test_a_body_that_turns_out_too_large_is_refused_alike(ada: Person) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b'{"input": "'
+        for _ in range(17):
+            yield b"x" * (MEGABYTE // 16)
+        yield b'"}'
+
+    answer = ada.http.post("/v1/runs", content=chunks(), headers={"Content-Type": "application/json"})
+    told = problem(answer, 413, "too_large")
+    assert str(MEGABYTE) in told["detail"]
+    nothing_written(ada)
+
+
+def test_a_request_of_nobody_is_told_how_to_sign_in(house: House) -> None:
+    told = problem(house.anyone().post("/v1/runs", json={"input": "Hi"}), 401, "unauthenticated")
+    assert "Authorization: Bearer" in told["detail"]
+
+
+def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: Person) -> None:
+    run = ada.start("Draw a slow house [offline: slow=1000]", agent_key="designer")
+    again = {"input": "And a tree", "conversation_id": run["conversation_id"]}
+    told = problem(ada.http.post("/v1/runs", json=again), 409, "conversation_busy")
+    assert told["run_id"] == run["id"]
+    assert "PUT /v1/runs/{id}/cancellation" in told["detail"]
+    assert ada.http.put(f"/v1/runs/{told['run_id']}/cancellation").status_code == 202
+    assert kinds(ada.events(run["id"]))[-1] == "run.cancelled"
+    assert "And a tree" not in [message["text"] for message in ada.messages(run["conversation_id"])]
+    assert ada.http.post("/v1/runs", json={**again, "agent_key": "assistant"}).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/v1/conversations", "/v1/attachments", "/v1/api-keys"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "ten"), ("cursor", "next"), ("cursor", "")]
+)
+def test_a_page_that_cannot_be_is_refused_by_its_name(ada: Person, path: str, name: str, value: str) -> None:
+    told = problem(ada.http.get(path, params={name: value}), 422, "invalid_request")
+    (fault,) = told["errors"]
+    assert (fault["field"], fault["given"]) == (name, repr(value))
+    assert name in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("email", "not an address"), ("password", "short"), ("tenant_name", " "), ("tenant_name", "x" * 201)],
+)
+def test_a_sign_up_that_cannot_be_is_refused_by_field(house: House, field: str, value: str) -> None:
+    body = {"email": "ada@example.com", "password": "correct horse battery", "tenant_name": "Ada's", field: value}
+    answer = house.anyone().post("/v1/signup", json=body)
+    (fault,) = problem(answer, 422, "invalid_request")["errors"]
+    assert fault["field"] == field
+    assert fault["message"]
+    assert field != "password" or value not in answer.text
+
+
+def test_an_address_or_method_that_does_not_exist_is_a_problem_too(ada: Person) -> None:
+    problem(ada.http.get("/v1/nowhere"), 404, "not_found")
+    assert problem(ada.http.put("/v1/conversations"), 405)["title"]
+
+
+def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    """The answer's problem, with all that every problem has."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    told = cast(dict[str, Any], answer.json())
+    assert told["status"] == status
+    assert code is None or told["code"] == code
+    assert told["type"].endswith(told["code"])
+    assert told["title"]
+    assert told["detail"]
+    assert told["request_id"] == answer.headers["x-request-id"]
+    return told
+
+
+def nothing_written(person: Person) -> None:
+    assert person.http.get("/v1/conversations").json() == {"data": [], "next_cursor": None}
+    assert person.http.get("/v1/attachments").json()["data"] == []

@@ -1,0 +1,103 @@
+"""A picture's bytes lie in the object store and nowhere else: not in rows, streams, logs or the next request."""
+
+import logging
+import re
+from base64 import b64encode
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+import redis
+
+from tests.house import House, Person, one, running_house
+from tests.servers import RedisServer, redis_server
+from tests.tables import every_value
+
+LARGEST_VALUE = 8 * 1024
+LARGEST_REQUEST = 16 * 1024
+MEGABYTE = 1024 * 1024
+# No id, hash, link or sentence of ours has a run like this.
+LOOKS_LIKE_BASE64 = re.compile(rb"[A-Za-z0-9+/]{512,}")
+
+
+@pytest.fixture
+def redis_of_our_own(tmp_path: Path) -> Generator[RedisServer]:
+    with redis_server(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def house(database_url: str, provider_url: str, tmp_path: Path, redis_of_our_own: RedisServer) -> Generator[House]:
+    with running_house(database_url, provider_url, tmp_path, redis_url=redis_of_our_own.url) as house:
+        yield house
+
+
+def test_a_big_picture_leaves_no_bytes_outside_the_store(
+    ada: Person,
+    database_url: str,
+    provider_url: str,
+    redis_of_our_own: RedisServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    events = ada.draw("Draw a red house [offline: big=3]")
+    picture = httpx.get(one(events, "attachment.created")["attachment"]["url"]).content
+    assert len(picture) >= 3 * MEGABYTE
+    again = "And now with a green door"
+    ada.draw(again, conversation_id=one(events, "run.created")["run"]["conversation_id"])
+
+    for name, column in every_value(database_url).items():
+        for value in column:
+            assert len(value) <= LARGEST_VALUE, name
+            assert not holds(value, picture), name
+    in_redis = everything_in(redis_of_our_own)
+    assert any(name.startswith("easel:run:") for name, _ in in_redis)
+    assert [name for name, value in in_redis if holds(value, picture)] == []
+    told = [repr(record.__dict__).encode() for record in caplog.records]
+    assert told
+    assert [line[:200] for line in told if holds(line, picture)] == []
+    assert size_of_request(provider_url, again) <= LARGEST_REQUEST
+
+
+def test_the_look_would_find_a_picture() -> None:
+    picture = bytes(range(256)) * 40
+    assert holds(b64encode(picture), picture)
+    assert holds(b'{"result": "' + b64encode(picture[:600]) + b'"}', picture)
+    assert holds(b"before" + picture + b"after", picture)
+    assert not holds(b"an ordinary sentence " * 100, picture)
+
+
+def holds(value: bytes, picture: bytes) -> bool:
+    """Whether there is image base64 in it, or a piece of this very picture."""
+    middle = len(picture) // 2
+    return LOOKS_LIKE_BASE64.search(value) is not None or picture[middle : middle + 64] in value
+
+
+def everything_in(server: RedisServer) -> list[tuple[str, bytes]]:
+    """Every key's content, each element as its bytes."""
+    # redis-py's answers have no types of their own.
+    with cast(Any, redis.Redis).from_url(server.url) as client:
+        return [(name.decode(), value) for name in client.scan_iter() for value in _values(client, name)]
+
+
+def _values(client: Any, name: bytes) -> list[bytes]:
+    kind = client.type(name)
+    if kind == b"stream":
+        return [part for _, fields in client.xrange(name) for pair in fields.items() for part in pair]
+    if kind == b"hash":
+        return [part for pair in client.hgetall(name).items() for part in pair]
+    if kind == b"zset":
+        return list(client.zrange(name, 0, -1))
+    if kind == b"set":
+        return list(client.smembers(name))
+    if kind == b"list":
+        return list(client.lrange(name, 0, -1))
+    return [client.get(name)]
+
+
+def size_of_request(provider_url: str, words: str) -> int:
+    """Bytes of the newest request for a response that holds these words."""
+    requests = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    return [asked["size"] for asked in requests if words in str(asked["body"])][-1]

@@ -1,0 +1,66 @@
+"""Open streams cost no database connection: many more of them than the pool has, and everybody else is served."""
+
+import time
+from collections.abc import Generator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.house import House, Person, running_house
+from tests.tables import rows
+
+POOL = 5
+STREAMS = 30
+PATIENCE_SECONDS = 1.0
+# The provider of the tests is fifty times as fast as it says: this is twenty seconds.
+SLOW = "Draw something slow [offline: slow=1000]"
+
+
+@pytest.fixture
+def house(database_url: str, provider_url: str, tmp_path: Path) -> Generator[House]:
+    settings = {"database_pool_size": POOL, "worker_concurrency": STREAMS + 10}
+    with running_house(database_url, provider_url, tmp_path, **settings) as house:
+        yield house
+
+
+@pytest.mark.anyio
+async def test_others_are_answered_while_more_streams_are_open_than_the_pool_has_connections(
+    house: House, ada: Person
+) -> None:
+    runs = [ada.start(SLOW, agent_key="designer")["id"] for _ in range(STREAMS)]
+    headers = {"Authorization": ada.http.headers["Authorization"]}
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=house.base_url, headers=headers, timeout=30)
+        )
+        for run_id in runs:
+            answer = await stack.enter_async_context(client.stream("GET", f"/v1/runs/{run_id}/events"))
+            await read_until(answer, "event: tool.started")
+        for path in ("/v1/me", "/v1/conversations", "/v1/attachments", "/v1/agents", "/readyz"):
+            began = time.monotonic()
+            assert (await client.get(path)).status_code == 200
+            assert time.monotonic() - began < PATIENCE_SECONDS, path
+        states = [(await client.get(f"/v1/runs/{run_id}")).json()["status"] for run_id in runs]
+        assert states == ["running"] * STREAMS
+        for run_id in runs:
+            assert (await client.put(f"/v1/runs/{run_id}/cancellation")).status_code == 202
+
+
+def test_a_stream_leaves_no_transaction_open(house: House, ada: Person, database_url: str) -> None:
+    run_id = ada.start(SLOW, agent_key="designer")["id"]
+    with ada.http.stream("GET", f"/v1/runs/{run_id}/events") as answer:
+        next(line for line in answer.iter_lines() if line == "event: tool.started")
+        idle = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
+        assert rows(database_url, idle) == []
+    assert ada.http.put(f"/v1/runs/{run_id}/cancellation").status_code == 202
+
+
+async def read_until(answer: httpx.Response, wanted: str) -> None:
+    assert answer.status_code == 200
+    # Left open on purpose: the stream's end is not what is looked at.
+    async for line in answer.aiter_lines():
+        if line == wanted:
+            return
+    pytest.fail(f"the stream ended without {wanted}")
