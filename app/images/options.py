@@ -94,7 +94,7 @@ def check_layer(options: Mapping[str, object], *, settings: Settings, today: dat
     for given_name, value in options.items():
         name = ALIASES.get(given_name, given_name)
         if name not in _CHECKS:
-            raise OptionError(given_name, value, f"the options {', '.join(OPTION_NAMES)}")
+            raise OptionError(given_name, value, ", ".join(OPTION_NAMES))
         if value is None:
             continue
         if name in layer:
