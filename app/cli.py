@@ -17,10 +17,11 @@ import uvicorn
 
 from app import demo as demonstration
 from app import logs
-from app.embedded import Parts, running_database, running_parts
+from app.embedded import Parts, free_port, running_database, running_parts
 from app.errors import AppError
 from app.fabric import running_worker
 from app.main import agents_of, create_app, open_workshop
+from app.migrate import is_current
 from app.migrate import migrate as run_migrations
 from app.offline.routes import create_app as create_offline
 from app.settings import Settings, SettingsError, load_settings
@@ -128,9 +129,7 @@ def demo(
 @contextmanager
 def _serving(settings: Settings, parts: Parts) -> Generator[str]:
     """A server on a free port in a thread, for as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     server = Server(settings, parts, host="127.0.0.1", port=port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -151,6 +150,8 @@ def doctor() -> None:
     for warning in registry.warnings:
         typer.echo(f"warning: {warning}")
     with running_parts(settings) as parts:
+        if settings.database_url is None:
+            asyncio.run(run_migrations(parts.database_url))
         asyncio.run(_look_at(settings, parts, registry))
     typer.echo("All parts answer.")
 
@@ -158,8 +159,9 @@ def doctor() -> None:
 async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
     async with open_workshop(settings, parts, registry) as shop:
         await shop.fabric.ping()
-        async with shop.database.identity():
-            typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")
+        if not await is_current(shop.database):
+            raise SettingsError("The database's schema is behind: run `just migrate`.")
+        typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")
 
 
 @cli.command()

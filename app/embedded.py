@@ -66,7 +66,7 @@ def running_database(settings: Settings) -> Generator[str]:
 
 @contextmanager
 def _offline_provider(settings: Settings) -> Generator[str]:
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "app.cli", "offline", "--port", str(port), "--with-parent"]
     log_path = settings.data_dir / "offline.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Pat
     raise SettingsError(f"The offline provider did not start; {log_path} says why.")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

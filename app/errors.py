@@ -95,12 +95,6 @@ class TooLarge(AppError):
     code = "too_large"
 
 
-class UnsupportedMedia(AppError):
-    status = 415
-    title = "Unsupported media type"
-    code = "unsupported_media_type"
-
-
 class Unavailable(AppError):
     status = 503
     title = "Unavailable"

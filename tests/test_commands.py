@@ -85,6 +85,14 @@ def test_production_lists_every_missing_setting_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
+def test_doctor_says_what_is_behind(tmp_path: Path, empty_database_url: str) -> None:
+    behind = _easel(tmp_path, "doctor", DATABASE_URL=empty_database_url)
+    assert behind.returncode != 0
+    assert "just migrate" in behind.stderr
+    assert _easel(tmp_path, "migrate", DATABASE_URL=empty_database_url).returncode == 0
+    assert "All parts answer." in _easel(tmp_path, "doctor", DATABASE_URL=empty_database_url).stdout
+
+
 def test_a_worker_without_redis_is_refused(tmp_path: Path) -> None:
     refused = _easel(tmp_path, "worker")
     assert refused.returncode != 0
