@@ -1,7 +1,7 @@
 """Postgres: one engine, and transactions that have dropped to the rights of one of two roles."""
 
 import logging
-import os
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -49,9 +49,12 @@ class Base(DeclarativeBase):
 
 
 def uuid7() -> UUID:
-    """A time-ordered id (RFC 9562, section 5.7): 48 bits of milliseconds, 74 random bits."""
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (2**62 - 1)
+    """A time-ordered id: milliseconds, their 4,096ths, 62 random bits (RFC 9562, sections 5.7 and 6.2, method 3).
+
+    What one process makes one after the other sorts in that order, a message before its answer too.
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    value = milliseconds << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64 | 0b10 << 62 | secrets.randbits(62)
     return UUID(int=value)
 
 
