@@ -25,9 +25,9 @@ migrate: _ready
 revision message: _ready
     alembic revision --autogenerate --message "$1"
 
-# Run the tests; arguments go to pytest
+# Run the tests, one process for each core; arguments go to pytest
 test *args: _ready
-    pytest "$@"
+    pytest --numprocesses auto "$@"
 
 # Run the full-size fault and attack suites
 prove *args: _ready

@@ -158,14 +158,14 @@ def _settings_faults(settings: Settings, today: date) -> list[str]:
 def _read_prompt(spec: AgentSpec, folder: Path, faults: list[str]) -> str | None:
     if spec.prompt_path is None:
         return None
-    path = folder / ("prompt.md" if isinstance(spec.prompt_path, EllipsisType) else spec.prompt_path)
+    given = "prompt.md" if isinstance(spec.prompt_path, EllipsisType) else str(spec.prompt_path)
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = (folder / given).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
-        faults.append(_fault(spec.key, "prompt_path", str(path), "a text file (UTF-8) that exists"))
+        faults.append(_fault(spec.key, "prompt_path", given, f"a text file (UTF-8) that exists, seen from {folder}"))
         return None
     if not text:
-        faults.append(_fault(spec.key, "prompt_path", str(path), "a prompt with words in it, or None for no prompt"))
+        faults.append(_fault(spec.key, "prompt_path", given, "a prompt with words in it, or None for no prompt"))
     return text
 
 
