@@ -215,7 +215,7 @@ async def test_the_sweep_sees_what_is_open_and_nothing_else(world: World) -> Non
         }
     async with world.database.tenant(world.ours) as session:
         await session.execute(text("UPDATE runs SET status = 'completed'"))
-        await session.execute(text("UPDATE attachments SET status = 'stored'"))
+        await session.execute(text("UPDATE attachments SET status = 'stored', variants = '[]'"))
     async with world.database.identity() as session:
         for query in queries.values():
             assert [row.tenant_id for row in await session.execute(text(query))] == [world.theirs]
@@ -263,7 +263,9 @@ async def statement_of(world: World, cell: Cell) -> tuple[str, dict[str, str]]:
     if cell.verb == "update":
         return f"UPDATE {table} SET {column} = {column}", {}
     row = await row_of_theirs(world, cell)
-    insert = f"INSERT INTO {table} SELECT * FROM jsonb_populate_record(NULL::{table}, CAST(:row AS jsonb))"
+    columns = ", ".join(row)
+    source = f"jsonb_populate_record(NULL::{table}, CAST(:row AS jsonb))"
+    insert = f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source}"
     if cell.verb == "insert":
         return insert, {"row": json.dumps(row | await fresh_values(world, cell, row))}
     primary = "tenant_id, user_id" if table == "memberships" else "id"
@@ -278,8 +280,10 @@ async def updatable_column(connection: AsyncConnection, cell: Cell) -> str:
 
 
 async def row_of_theirs(world: World, cell: Cell) -> dict[str, Any]:
-    query = f"SELECT to_jsonb(t) FROM {cell.table} t WHERE {cell.key} = :theirs"
-    return cast(dict[str, Any], await world.connection.scalar(text(query), {"theirs": world.theirs}))
+    generated = "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass(:table) AND attgenerated <> ''"
+    query = f"SELECT to_jsonb(t) - ARRAY({generated}) FROM {cell.table} t WHERE {cell.key} = :theirs"
+    values = {"theirs": world.theirs, "table": cell.table}
+    return cast(dict[str, Any], await world.connection.scalar(text(query), values))
 
 
 async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[str, str]:
@@ -323,6 +327,6 @@ EXPECTED_RIGHTS = {
         *_columns("api_keys", "update", "last_used_at"),
         *_rights("tokens", "select", "insert", "update", "delete"),
         *_columns("runs", "select", "id tenant_id status attempt created_at lease_until"),
-        *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key"),
+        *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key variants"),
     },
 }

@@ -4,7 +4,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import Computed, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified
@@ -22,7 +23,11 @@ class AttachmentKind(StrEnum):
 
 
 class Attachment(Identified, Base):
-    """`id` is the public `object_id`; `sha256` is in hex; `error` holds `code` and `detail` of a failed one."""
+    """`id` is the public `object_id`; `sha256` is in hex; `error` holds `code` and `detail` of a failed one.
+
+    `prompt` is what the person wrote in the picture's run, empty for uploads. `variants` lists the smaller copies as
+    `{width, height, size_bytes, storage_key}`, smallest first; it is null until they were tried.
+    """
 
     __tablename__ = "attachments"
     __table_args__ = (
@@ -34,7 +39,12 @@ class Attachment(Identified, Base):
         ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
         Index("ix_attachments_message", "tenant_id", "message_id"),
         Index("ix_attachments_owner", "tenant_id", "user_id", "id"),
-        Index("ix_attachments_pending", "created_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "ix_attachments_unfinished",
+            "created_at",
+            postgresql_where=text("status = 'pending' OR (status = 'stored' AND variants IS NULL)"),
+        ),
+        Index("ix_attachments_search", "search", postgresql_using="gin"),
     )
 
     tenant_id: Mapped[UUID]
@@ -53,7 +63,15 @@ class Attachment(Identified, Base):
     sha256: Mapped[str]
     storage_key: Mapped[str]
     tool_call_id: Mapped[str | None]
+    prompt: Mapped[str] = mapped_column(default="", server_default="")
     revised_prompt: Mapped[str | None]
+    search: Mapped[str | None] = mapped_column(
+        TSVECTOR,
+        Computed("to_tsvector('simple', prompt || ' ' || coalesce(revised_prompt, ''))", persisted=True),
+        deferred=True,
+    )
     options: Mapped[dict[str, Any]] = mapped_column(default=dict)
     parent_object_id: Mapped[UUID | None]
+    variants: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
+    blurhash: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]

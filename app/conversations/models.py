@@ -3,7 +3,8 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, Uuid
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Identified, now
@@ -26,7 +27,10 @@ class Conversation(Identified, Base):
 
 
 class Message(Identified, Base):
-    """What a person or an agent said; its pictures are rows of `attachments`."""
+    """What a person or an agent said; the pictures an agent drew are rows of `attachments` that name the message.
+
+    `input_ids` are the pictures a person sent along, in their order.
+    """
 
     __tablename__ = "messages"
     __table_args__ = (
@@ -42,3 +46,4 @@ class Message(Identified, Base):
     run_id: Mapped[UUID | None]
     role: Mapped[str]
     text: Mapped[str]
+    input_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), default=list, server_default="{}")
