@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
@@ -19,8 +18,7 @@ from app import demo as demonstration
 from app import logs
 from app.embedded import Parts, free_port, running_database, running_parts
 from app.errors import AppError
-from app.fabric import running_worker
-from app.main import agents_of, create_app, open_workshop
+from app.main import agents_of, create_app, open_workshop, work
 from app.migrate import is_current
 from app.migrate import migrate as run_migrations
 from app.offline.routes import create_app as create_offline
@@ -97,11 +95,10 @@ def worker() -> None:
 
 
 async def _work(settings: Settings, parts: Parts) -> None:
-    async with open_workshop(settings, parts, agents_of(settings)) as shop, running_worker(shop.fabric, settings):
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await stop.wait()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await work(settings, parts, stopping)
 
 
 @cli.command()
@@ -157,7 +154,7 @@ def doctor() -> None:
 
 
 async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
-    async with open_workshop(settings, parts, registry) as shop:
+    async with open_workshop(settings, parts, registry, asyncio.Event()) as shop:
         await shop.fabric.ping()
         if not await is_current(shop.database):
             raise SettingsError("The database's schema is behind: run `just migrate`.")
@@ -165,22 +162,11 @@ async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
 
 
 @cli.command()
-def offline(
-    port: Port = 8001,
-    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
-) -> None:
+def offline(port: Port = 8001) -> None:
     """Serve the offline provider: a simulator of the Responses API for development and tests."""
     settings = _start()
-    if with_parent:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
     app = create_offline(settings.data_dir / "offline")
     uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1)
-
-
-def _end_with_parent() -> None:
-    # The parent holds our standard input open for as long as it lives, however it ends.
-    sys.stdin.buffer.read()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @cli.command()

@@ -67,7 +67,8 @@ def running_database(settings: Settings) -> Generator[str]:
 @contextmanager
 def _offline_provider(settings: Settings) -> Generator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "app.cli", "offline", "--port", str(port), "--with-parent"]
+    state = settings.data_dir.resolve() / "offline"
+    command = [sys.executable, "-m", "app.offline", "--port", str(port), "--state", str(state)]
     log_path = settings.data_dir / "offline.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log_file:
@@ -77,7 +78,7 @@ def _offline_provider(settings: Settings) -> Generator[str]:
             stdout=log_file,
             stderr=log_file,
             cwd=Path(__file__).resolve().parent.parent,
-            env=_child_environment(settings),
+            env={"PATH": str(Path(sys.executable).parent)},
         )
     try:
         _wait_until_ready(process, port, log_path)
@@ -89,13 +90,6 @@ def _offline_provider(settings: Settings) -> Generator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _child_environment(settings: Settings) -> dict[str, str]:
-    return {
-        "PATH": str(Path(sys.executable).parent),
-        "DATA_DIR": str(settings.data_dir.resolve()),
-    }
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:

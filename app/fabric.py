@@ -10,28 +10,55 @@ from typing import Any, cast
 from uuid import UUID
 
 from docket import Docket, Worker
+from redis.exceptions import RedisError
 
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+# What the fabric's methods raise while Redis does not answer.
+FABRIC_AWAY = (RedisError, OSError, TimeoutError)
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 READ_BATCH = 200
 REDIS_TIMEOUT_SECONDS = 5
 REDIS_CONNECTIONS = 500
-# A worker that dies is noticed after this long; below the run's lease, so that a redelivered task finds it free.
-REDELIVERY = timedelta(seconds=20)
+# A task whose worker died is delivered again after this share of a run's lease.
+REDELIVERY_SHARE = 0.75
 TASK_CHECK = timedelta(milliseconds=5)
+
+# KEYS: the stream, its fence. ARGV: attempt, lifetime in seconds, then seq, type, data and mark of each record.
+# Answers how many were written, or -1 where a later attempt holds the stream.
+_APPEND = """
+local attempt, fence = tonumber(ARGV[1]), tonumber(redis.call('GET', KEYS[2]) or '0')
+if attempt < fence then return -1 end
+if attempt > fence then redis.call('SET', KEYS[2], attempt) end
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+local newest, last, written = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1), 0, 0
+if newest[1] then last = tonumber(string.match(newest[1][1], '^(%d+)')) end
+for i = 3, #ARGV, 4 do
+  if tonumber(ARGV[i]) > last then
+    redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'type', ARGV[i + 1], 'data', ARGV[i + 2], 'mark', ARGV[i + 3])
+    written = written + 1
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return written
+"""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One event as it lies in a stream: its number, its type, its JSON bytes."""
+    """One event as it lies in a stream: its number, its type, its JSON bytes.
+
+    `mark` is its writer's own note, which no reader is shown.
+    """
 
     seq: int
     type: str
     data: bytes
+    mark: str = ""
 
 
 class Fabric:
@@ -47,20 +74,23 @@ class Fabric:
         async with self.docket.redis() as redis:
             yield redis
 
-    async def append(self, run_id: UUID, records: list[Record]) -> None:
-        """Write records; one whose number is already taken is left as the first writer wrote it."""
-        key = _stream(run_id)
+    async def append(self, run_id: UUID, records: list[Record], *, attempt: int = 0) -> bool:
+        """Write records as this attempt; one whose number is already taken is left as it was written first.
+
+        False, and nothing is written, once a later attempt has written or fenced the stream.
+        """
+        fields = [part for one in records for part in (one.seq, one.type, one.data, one.mark)]
         async with self._redis() as redis:
-            pipeline: Any = redis.pipeline()
-            for record in records:
-                pipeline.xadd(key, {"type": record.type, "data": record.data}, id=f"{record.seq}-0")
-            pipeline.expire(key, self._ttl)
-            results = await pipeline.execute(raise_on_error=False)
-        # The first event is written by the API and by the worker: one of them is refused, by design.
-        pairs = zip(records, results, strict=False)
-        refused = sum(record.seq > 1 and not isinstance(result, bytes) for record, result in pairs)
-        if refused:
-            log.warning("events.already_written", extra={"run_id": str(run_id), "count": refused})
+            script: Any = redis.register_script(_APPEND)
+            keys = [_stream(run_id), f"{_stream(run_id)}:attempt"]
+            return int(await script(keys=keys, args=[attempt, self._ttl, *fields])) >= 0
+
+    async def fence(self, run_id: UUID, attempt: int) -> list[Record]:
+        """Shut earlier attempts out of the stream, and tell all that they have written."""
+        await self.append(run_id, [], attempt=attempt)
+        async with self._redis() as redis:
+            entries: Any = await redis.xrange(_stream(run_id))
+        return [_record(entry) for entry in entries]
 
     async def read(self, run_id: UUID, after: int, *, wait_seconds: float) -> list[Record]:
         """Records numbered past `after`; waits for the first at most `wait_seconds`, then returns none."""
@@ -76,12 +106,6 @@ class Fabric:
     async def exists(self, run_id: UUID) -> bool:
         async with self._redis() as redis:
             return bool(await redis.exists(_stream(run_id)))
-
-    async def last_seq(self, run_id: UUID) -> int:
-        """The number of the newest event; 0 where there is no stream."""
-        async with self._redis() as redis:
-            newest: Any = await redis.xrevrange(_stream(run_id), count=1)
-        return _record(newest[0]).seq if newest else 0
 
     async def signal(self, run_id: UUID) -> None:
         """Tell whoever executes the run to look at its row again."""
@@ -120,7 +144,7 @@ async def running_worker(fabric: Fabric, settings: Settings) -> AsyncGenerator[a
     async with Worker(
         fabric.docket,
         concurrency=settings.worker_concurrency,
-        redelivery_timeout=REDELIVERY,
+        redelivery_timeout=timedelta(seconds=settings.run_lease_seconds * REDELIVERY_SHARE),
         minimum_check_interval=TASK_CHECK,
         scheduling_resolution=timedelta(milliseconds=100),
     ) as worker:
@@ -138,4 +162,5 @@ def _stream(run_id: UUID) -> str:
 
 def _record(entry: Entry) -> Record:
     identifier, fields = entry
-    return Record(int(identifier.split(b"-")[0]), fields[b"type"].decode(), fields[b"data"])
+    seq = int(identifier.split(b"-")[0])
+    return Record(seq, fields[b"type"].decode(), fields[b"data"], fields[b"mark"].decode())

@@ -2,24 +2,42 @@
 
 import logging
 import time
+from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.db import uuid7
-from app.errors import TooLarge, problem
+from app.errors import FieldError, TooLarge, problem
 from app.logs import tagged
+from app.settings import Settings
 
 log = logging.getLogger(__name__)
+
+UPLOAD = ("POST", "/v1/attachments")
+# What a form adds to its file.
+ENVELOPE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a body may have, and the setting that says so."""
+
+    max_bytes: int
+    setting: str
+
+    def __str__(self) -> str:
+        return f"The body may have {self.max_bytes} bytes at most ({self.setting})."
 
 
 class Gate:
     """Plain ASGI, so that streams pass untouched."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        self._max = max_body_bytes
+        self._usual = Bound(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
+        self._upload = Bound(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB and a form's overhead")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -38,10 +56,12 @@ class Gate:
             await send(message)
 
         with tagged(request_id=request_id):
-            if self._declared(scope) > self._max:
-                await problem(Request(scope), TooLarge(self._sentence()))(scope, receive, tell)
+            bound = self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
+            if (declared := self._declared(scope)) > bound.max_bytes:
+                fault = FieldError(field="body", message=str(bound), given=f"{declared} bytes")
+                await problem(Request(scope), TooLarge(str(bound), errors=[fault]))(scope, receive, tell)
             else:
-                await self._app(scope, self._bounded(receive), tell)
+                await self._app(scope, self._bounded(receive, bound), tell)
             line = {"method": scope["method"], "path": scope["path"].partition("/files/")[0], "status": status}
             log.info("request", extra={**line, "ms": round((time.monotonic() - started) * 1000, 1)})
 
@@ -49,18 +69,15 @@ class Gate:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         return int(length) if length.isdigit() else 0
 
-    def _bounded(self, receive: Receive) -> Receive:
+    def _bounded(self, receive: Receive, bound: Bound) -> Receive:
         seen = 0
 
         async def count() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._max:
-                raise HTTPException(TooLarge.status, self._sentence())
+            if seen > bound.max_bytes:
+                raise HTTPException(TooLarge.status, str(bound))
             return message
 
         return count
-
-    def _sentence(self) -> str:
-        return f"The body may have {self._max} bytes at most (REQUEST_BODY_MAX_MB)."

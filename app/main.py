@@ -16,13 +16,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from app.accounts import routes as accounts
 from app.agents import routes as agents
 from app.agents._shared.registry import Registry, SpecError, load_registry
+from app.attachments import content
 from app.attachments import routes as attachments
 from app.attachments.spool import Spool
 from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
 from app.errors import Unavailable, install_handlers
-from app.fabric import Fabric, open_fabric, running_worker
+from app.fabric import Fabric, open_fabric
 from app.gate import Gate
 from app.migrate import is_current
 from app.runs import routes as runs
@@ -34,7 +35,7 @@ from app.storage.service import open_store
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
-EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id"]
+EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
 
 probes = APIRouter(tags=["operation"])
@@ -48,7 +49,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.registry = registry or agents_of(settings)
     app.state.draining = asyncio.Event()
     install_handlers(app)
-    app.add_middleware(Gate, max_body_bytes=int(settings.request_body_max_mb * 1024 * 1024))
+    app.add_middleware(Gate, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -57,8 +58,9 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
             allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    for router in (accounts.router, agents.router, conversations.router, runs.router, attachments.router, probes):
-        app.include_router(router)
+    for feature in (accounts, agents, conversations, runs, attachments, content):
+        app.include_router(feature.router)
+    app.include_router(probes)
     return app
 
 
@@ -76,11 +78,13 @@ def agents_of(settings: Settings) -> Registry:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     settings = cast(Settings, app.state.settings)
-    async with open_workshop(settings, cast(Parts, app.state.parts), cast(Registry, app.state.registry)) as shop:
+    parts, registry = cast(Parts, app.state.parts), cast(Registry, app.state.registry)
+    stopping = cast(asyncio.Event, app.state.draining)
+    async with open_workshop(settings, parts, registry, stopping) as shop:
         app.state.database, app.state.fabric, app.state.store = shop.database, shop.fabric, shop.store
         async with AsyncExitStack() as stack:
             if settings.embedded_worker:
-                await stack.enter_async_context(running_worker(shop.fabric, settings))
+                await stack.enter_async_context(tasks.working(shop))
             # The modules loaded so far live as long as the process: a full collection need not look at them again.
             gc.collect()
             gc.freeze()
@@ -88,8 +92,10 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def open_workshop(settings: Settings, parts: Parts, registry: Registry) -> AsyncGenerator[Workshop]:
-    """Everything a process of the service holds open, closed again in reverse."""
+async def open_workshop(
+    settings: Settings, parts: Parts, registry: Registry, stopping: asyncio.Event
+) -> AsyncGenerator[Workshop]:
+    """Everything a process of the service holds open, closed again in reverse; `stopping` ends its work early."""
     async with AsyncExitStack() as stack:
         database = Database(parts.database_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
@@ -105,9 +111,15 @@ async def open_workshop(settings: Settings, parts: Parts, registry: Registry) ->
         )
         stack.push_async_callback(client.close)
         spool = Spool(settings.data_dir / "spool")
-        shop = Workshop(settings, database, fabric, store, spool, registry, client)
+        shop = Workshop(settings, database, fabric, store, spool, registry, client, stopping)
         tasks.register(shop)
         yield shop
+
+
+async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
+    """Execute runs and housekeeping until told to stop."""
+    async with open_workshop(settings, parts, agents_of(settings), stopping) as shop, tasks.working(shop):
+        await stopping.wait()
 
 
 @probes.get("/livez")

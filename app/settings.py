@@ -37,7 +37,10 @@ class Settings(BaseSettings):
     agent_default_model: str = "gpt-6.1-sol"
     agent_code_model: str | None = None
     upstream_idle_seconds: float = Field(default=180, gt=0)
+    upstream_background: bool = True
     run_timeout_seconds: float = Field(default=900, gt=0)
+    run_lease_seconds: float = Field(default=20, ge=1)
+    tenant_concurrency: int = Field(default=10, ge=1)
 
     # Pictures
     image_model: str | None = None
@@ -70,6 +73,7 @@ class Settings(BaseSettings):
     access_token_seconds: int = Field(default=3600, ge=60)
     refresh_token_days: int = Field(default=30, ge=1)
     request_body_max_mb: float = Field(default=1, gt=0)
+    upload_max_mb: float = Field(default=50, gt=0)
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -123,6 +127,10 @@ class Settings(BaseSettings):
     @property
     def image_output_max_bytes(self) -> int:
         return int(self.image_output_max_mb * 1024 * 1024)
+
+    @property
+    def upload_max_bytes(self) -> int:
+        return int(self.upload_max_mb * 1024 * 1024)
 
     def model_for(self, model_key: str | None) -> str:
         """The model's name for an agent's `model_key`: `AGENT_<KEY>_MODEL`, else `AGENT_DEFAULT_MODEL`."""

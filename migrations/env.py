@@ -11,11 +11,12 @@ from app.conversations import models as conversations
 from app.db import Base
 from app.identity import models as identity
 from app.migrate import open_for_migration
+from app.runs import idempotency
 from app.runs import models as runs
 from app.settings import load_settings
 from app.usage import models as usage
 
-MODELS = (identity, conversations, runs, attachments, usage)
+MODELS = (identity, conversations, runs, idempotency, attachments, usage)
 
 
 def main() -> None:

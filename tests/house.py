@@ -12,6 +12,7 @@ from typing import Any, cast
 import httpx
 import uvicorn
 
+from app.agents._shared.registry import load_registry
 from app.cli import Server
 from app.embedded import Parts
 from app.offline.routes import create_app as create_offline
@@ -105,12 +106,21 @@ class House:
 
 
 @contextmanager
-def running_house(database_url: str, provider_url: str, directory: Path, **settings: Any) -> Generator[House]:
-    """The API with its worker, on a free port of loopback."""
+def running_house(
+    database_url: str,
+    provider_url: str,
+    directory: Path,
+    *,
+    agents: Path | None = None,
+    **settings: Any,
+) -> Generator[House]:
+    """The API with its worker, on a free port of loopback; `agents` is a folder of agents in place of the shipped."""
     given: dict[str, Any] = {"data_dir": directory, "database_url": database_url, **settings}
     chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
     port = free_port()
     server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
+    if agents is not None:
+        server.app.state.registry = load_registry(chosen, agents)
     with _in_thread(server):
         house = House(server, f"http://127.0.0.1:{port}", chosen)
         try:

@@ -41,13 +41,14 @@ ROOT_ARROWS = {"main": ARROWS.keys() - {"offline"}, "cli": {"offline", "storage"
 
 # Inside a feature a file may import files on its left, never on its right. Other names (store, options, ...) may be
 # imported by all, and import all but routes.
-LAYERS = ("models", "schemas", "service", "routes")
-PRIVATE = ("routes",)  # but for main, which serves them, and cli, which serves the offline provider's
+LAYERS = ("models", "schemas", "service", "routes", "__main__")
+PRIVATE = ("routes", "content")  # but for main, which serves them, and cli, which serves the offline provider's
 
+_SERVES_LINKS = ("app.attachments.links", "app.attachments.content")
 # An outside package -> the modules that may import it; a trailing dot means everything below.
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "fastapi": ("app.main", "app.errors", "app.db", "app.identity.actor", "app.attachments.links"),
-    "starlette": ("app.main", "app.errors", "app.db", "app.identity.actor", "app.attachments.links", "app.gate"),
+    "fastapi": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS),
+    "starlette": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.gate"),
     "agents": ("app.agents._shared.", "app.runs."),
     "minio": ("app.storage.minio",),
     "google": ("app.storage.gcs",),

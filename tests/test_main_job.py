@@ -100,7 +100,7 @@ def test_what_was_said_in_a_failed_turn_is_not_forgotten(ada: Person, provider_u
     assert kinds(failed)[-1] == "run.failed"
     ada.ask("What did I say last?", conversation_id=conversation_id)
     requests = httpx.get(provider_url.removesuffix("/v1") + "/offline/requests").json()
-    sent = next(seen["body"] for seen in reversed(requests) if seen["method"] == "POST")
+    sent = next(seen["body"] for seen in reversed(requests) if seen["path"] == "/v1/responses")
     assert sent["previous_response_id"]
     assert [item["content"] for item in sent["input"] if "quokka" in str(item)]
 
@@ -111,6 +111,6 @@ def test_the_provider_can_tell_people_apart_without_knowing_them(
     for person in (ada, ada, stranger):
         person.ask("Hello")
     requests = httpx.get(provider_url.removesuffix("/v1") + "/offline/requests").json()
-    sent = [seen["body"]["safety_identifier"] for seen in requests if seen["method"] == "POST"][-3:]
+    sent = [seen["body"]["safety_identifier"] for seen in requests if seen["path"] == "/v1/responses"][-3:]
     assert sent[0] == sent[1] != sent[2]
     assert ada.signed_up["user"]["id"] not in sent[0]

@@ -100,4 +100,4 @@ def _values(client: Any, name: bytes) -> list[bytes]:
 def size_of_request(provider_url: str, words: str) -> int:
     """Bytes of the newest request for a response that holds these words."""
     requests = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
-    return [asked["size"] for asked in requests if words in str(asked["body"])][-1]
+    return [asked["body_bytes"] for asked in requests if words in str(asked["body"])][-1]

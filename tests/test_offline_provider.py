@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import io
+import json
 import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,8 @@ from openai import (
     AsyncOpenAI,
     AsyncStream,
     AuthenticationError,
+    BadRequestError,
+    NotFoundError,
 )
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.response_create_params import ResponseCreateParamsBase, ResponseCreateParamsStreaming
@@ -31,6 +35,7 @@ from PIL import Image, ImageChops
 from pydantic import TypeAdapter
 
 from app.offline.directives import DIRECTIVES
+from app.offline.journal import Journal
 from app.offline.options import IMAGE_TOOL_KEYS, REQUEST_KEYS
 from app.offline.routes import create_app
 from app.offline.usage import image_tokens
@@ -359,6 +364,44 @@ async def test_a_picture_sent_along_wins_and_further_ones_are_set_into_it(call: 
     assert _difference(_open(_pictures(one)[0]), _open(_pictures(two)[0])) > 1
 
 
+async def test_an_edit_is_the_same_whichever_way_the_picture_came(call: Caller) -> None:
+    options: Json = {"size": "1024x1024"}
+    first = await call.create(CAT, options)
+    picture = _pictures(first)[0]
+    data = base64.b64decode(picture.result or "")
+    file = await call.client.files.create(file=("cat.png", data), purpose="vision")
+    text = {"role": "user", "content": "Now at night"}
+    by_file = {"type": "input_image", "file_id": file.id, "detail": "auto"}
+    ways: list[tuple[Any, Json]] = [
+        ([text], {"previous_response_id": first.id}),
+        ([text, {"type": "image_generation_call", "id": picture.id}], {}),
+        (_with_images("Now at night", f"data:image/png;base64,{picture.result}"), {}),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "Now at night"}, by_file]}], {}),
+    ]
+    edited = [_pictures(await call.create(said, options, **more))[0] for said, more in ways]
+    assert {item.action for item in edited} == {"edit"}
+    assert len({item.result for item in edited}) == 1
+    assert _difference(_open(edited[0]), _open(picture)) > 3
+
+
+async def test_the_first_picture_is_the_base_and_the_others_keep_their_order(call: Caller) -> None:
+    urls = [_data_url(Image.new("RGB", (1024, 1024), color)) for color in ("navy", "red", "lime", "yellow", "aqua")]
+    forward = _open(_pictures(await call.create(_with_images("add a heart", *urls), {}))[0])
+    backward = _open(_pictures(await call.create(_with_images("add a heart", *reversed(urls)), {}))[0])
+    assert _colors_along(forward) == [(255, 0, 0), (0, 255, 0), (255, 255, 0), (0, 255, 255)]
+    assert _colors_along(backward) == [(255, 255, 0), (0, 255, 0), (255, 0, 0), (0, 0, 128)]
+    assert (forward.getpixel((512, 20)), backward.getpixel((512, 20))) == ((0, 0, 128), (0, 255, 255))
+
+
+async def test_an_action_decides_over_the_words(call: Caller) -> None:
+    first = await call.create(CAT, {})
+    new = await call.create("make it red", {"action": "generate"}, previous_response_id=first.id)
+    alone = await call.create("make it red", {"action": "generate"})
+    old = await call.create("draw a red robot", {"action": "edit"}, previous_response_id=first.id)
+    assert [_pictures(response)[0].action for response in (new, old)] == ["generate", "edit"]
+    assert _pictures(new)[0].result == _pictures(alone)[0].result
+
+
 async def test_only_what_the_mask_leaves_open_is_changed(call: Caller) -> None:
     plain = Image.new("RGB", (1024, 1024), (90, 140, 200))
     mask = Image.new("RGBA", (1024, 1024), (0, 0, 0, 255))
@@ -381,6 +424,19 @@ async def test_a_mask_that_does_not_fit_is_refused(call: Caller, mask: Image.Ima
     error = await call.refusal(said, {"input_image_mask": {"image_url": _data_url(mask)}})
     assert fault in str(error)
     assert cast(Json, error.body)["type"] == "image_generation_user_error"
+
+
+async def test_a_mask_may_be_a_file(call: Caller) -> None:
+    plain, mask = Image.new("RGB", (1024, 1024), (90, 140, 200)), Image.new("RGBA", (1024, 1024), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (512, 0, 1024, 1024))
+    file = await call.client.files.create(file=("mask.png", _png(mask)), purpose="vision")
+    said = _with_images("turn it red", _data_url(plain))
+    changed = _open(_pictures(await call.create(said, {"input_image_mask": {"file_id": file.id}}))[0])
+    box = ImageChops.difference(plain, changed.convert("RGB")).getbbox()
+    assert box == (512, 0, 1024, 1024)
+    await call.client.files.delete(file.id)
+    gone = await call.refusal(said, {"input_image_mask": {"file_id": file.id}})
+    assert (gone.status_code, gone.param) == (404, "input_image_mask.file_id")
 
 
 async def test_broken_pictures_and_links_are_refused(call: Caller) -> None:
@@ -471,9 +527,10 @@ async def test_finished_responses_survive_a_restart_and_running_ones_are_failed(
         async with _client(url) as client:
             first = await Caller(client).create(CAT, {})
             background = await Caller(client).stream("Hello", background=True)
-    (tmp_path / "running" / f"resp_{'1' * 50}").write_bytes(
-        (tmp_path / "responses" / first.id).read_bytes().replace(first.id.encode(), b"resp_" + b"1" * 50)
-    )
+    (stored,) = tmp_path.glob(f"*/responses/{first.id}")
+    running = stored.parent.parent / "running"
+    running.mkdir(exist_ok=True)
+    (running / f"resp_{'1' * 50}").write_bytes(stored.read_bytes().replace(first.id.encode(), b"resp_" + b"1" * 50))
     with _served(tmp_path, FAST) as url:
         async with _client(url) as client:
             call = Caller(client)
@@ -485,6 +542,79 @@ async def test_finished_responses_survive_a_restart_and_running_ones_are_failed(
             assert await _status(call, f"resp_{'1' * 50}") == "failed"
 
 
+# --- Files
+
+
+async def test_a_file_is_kept_until_it_is_deleted(tmp_path: Path) -> None:
+    with _served(tmp_path, FAST) as url:
+        async with _client(url) as client:
+            file = await client.files.create(file=("dot.png", _png(Image.new("RGB", (16, 16)))), purpose="vision")
+    with _served(tmp_path, FAST) as url:
+        async with _client(url) as client:
+            found = await client.files.retrieve(file.id)
+            assert found == file
+            assert (found.filename, found.purpose, found.expires_at) == ("dot.png", "vision", None)
+            assert (await client.files.delete(file.id)).deleted
+            for use in (client.files.retrieve, client.files.delete):
+                with pytest.raises(NotFoundError, match=f"No such File object: {file.id}") as caught:
+                    await use(file.id)
+                assert (caught.value.type, caught.value.param) == ("invalid_request_error", "id")
+            assert not [path for path in tmp_path.rglob("file-*") if path.is_file()]
+
+
+async def test_a_file_expires(tmp_path: Path) -> None:
+    with _served(tmp_path, FAST) as url:
+        async with _client(url) as client:
+            data = _png(Image.new("RGB", (1024, 1024)))
+            lasting: Any = {"anchor": "created_at", "seconds": 3600}
+            file = await client.files.create(file=("a.png", data), purpose="user_data", expires_after=lasting)
+            assert file.expires_at == file.created_at + 3600
+            (about,) = tmp_path.glob(f"*/files/{file.id}.json")
+            about.write_text(about.read_text().replace(str(file.expires_at), str(file.created_at)))
+            assert (await Caller(client).refusal(_with_file("make it red", file.id), {})).status_code == 404
+            with pytest.raises(NotFoundError):
+                await client.files.retrieve(file.id)
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({"purpose": "fun"}, "purpose"),
+        ({"purpose": "vision", "expires_after": {"anchor": "created_at", "seconds": 60}}, "expires_after.seconds"),
+        ({"purpose": "vision", "expires_after": {"anchor": "now", "seconds": 3600}}, "expires_after.anchor"),
+    ],
+)
+async def test_a_file_s_form_is_checked(client: AsyncOpenAI, form: Json, param: str) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        await client.files.create(file=("a.png", b"x"), **form)
+    assert caught.value.param == param
+
+
+async def test_a_file_that_is_unknown_or_no_picture_is_refused(call: Caller) -> None:
+    unknown = await call.refusal(_with_file("make it red", f"file-{'0' * 24}"), {})
+    assert (unknown.status_code, unknown.param) == (404, "input[0].content[1].file_id")
+    text = await call.client.files.create(file=("a.txt", b"no picture"), purpose="user_data")
+    assert (await call.refusal(_with_file("make it red", text.id), {})).code == "invalid_image_file"
+
+
+async def test_another_key_finds_nothing(call: Caller, provider: str) -> None:
+    first = await call.create(CAT, {})
+    running = await call.create("draw a cat [offline: slow=30]", {}, background=True)
+    file = await call.client.files.create(file=("a.png", _png(Image.new("RGB", (16, 16)))), purpose="vision")
+    async with _client(provider, key="sk-other") as client:
+        other = Caller(client)
+        follow_up = await other.refusal("make it red", {}, previous_response_id=first.id)
+        assert (follow_up.status_code, follow_up.code) == (400, "previous_response_not_found")
+        named = {"type": "image_generation_call", "id": _pictures(first)[0].id}
+        missing = await other.refusal([{"role": "user", "content": "make it red"}, named], {})
+        assert (missing.status_code, missing.code, missing.param) == (404, None, "input")
+        assert (await other.refusal(_with_file("make it red", file.id), {})).status_code == 404
+        assert [await _status(other, response.id) for response in (first, running)] == [None, None]
+        with pytest.raises(NotFoundError):
+            await client.responses.delete(running.id)
+    assert (await call.client.responses.cancel(running.id)).status == "cancelled"
+
+
 async def test_requests_are_counted_with_their_base64_abbreviated(call: Caller, provider: str) -> None:
     url = _data_url(Image.new("RGB", (1024, 1024)))
     async with httpx.AsyncClient(base_url=provider) as reader:
@@ -492,10 +622,26 @@ async def test_requests_are_counted_with_their_base64_abbreviated(call: Caller, 
         await call.create(_with_images("make it red", url), {})
         await call.refusal(CAT, {"format": "png"})
         listed = cast(list[Json], (await reader.get("/offline/requests")).json())
+        await call.client.files.create(file=("a.png", b"x" * 5000), purpose="vision")
+        (*_, uploaded) = cast(list[Json], (await reader.get("/offline/requests")).json())
     assert [(entry["method"], entry["path"]) for entry in listed] == [("POST", "/v1/responses")] * 2
+    assert uploaded["body"] == {"purpose": "vision", "file": {"filename": "a.png", "bytes": 5000}}
+    assert 5000 < uploaded["body_bytes"] < 6000
     shown = listed[0]["body"]["input"][0]["content"][1]["image_url"]
     assert shown == f"<{len(url)} chars>"
-    assert listed[0]["size"] > len(url)
+    assert listed[0]["body_bytes"] > len(url)
+
+
+def test_the_record_of_requests_keeps_the_newest_in_bounded_memory() -> None:
+    journal = Journal()
+    for number in range(1500):
+        journal.add("POST", "/v1/responses", number, None)
+    kept = [entry["body_bytes"] for entry in json.loads(journal.listed())]
+    assert kept == list(range(500, 1500))
+    for number in range(50):
+        journal.add("POST", "/v1/responses", number, {"input": "words " * 200_000})
+    assert len(journal.listed()) < 33_000_000
+    assert json.loads(journal.listed())[-1]["body_bytes"] == 49
 
 
 # --- Failures on request
@@ -510,6 +656,32 @@ async def test_a_moderated_picture_fails_alone_and_the_text_still_arrives(call: 
     assert item.error.moderation_details is not None
     assert events[-1].type == "response.completed"
     assert events[-1].response.output_text
+
+
+async def test_the_stage_of_the_safety_check_can_be_chosen(call: Caller) -> None:
+    for directive, stage in (("moderation", "output"), ("moderation=input", "input")):
+        error = _pictures(await call.create(f"{CAT} [offline: {directive}]", {}))[0].error
+        assert error is not None
+        assert error.moderation_details is not None
+        assert (error.moderation_details.moderation_stage, error.moderation_details.categories) == (stage, ["violence"])
+    body = cast(Json, (await call.refusal(f"{CAT} [offline: moderation_400]", {})).body)
+    assert body["moderation_details"] == {"moderation_stage": "input", "categories": ["violence"]}
+
+
+async def test_a_picture_fails_with_the_code_that_was_asked_for(call: Caller) -> None:
+    error = _pictures(await call.create(f"{CAT} [offline: picture_error=invalid_value]", {}))[0].error
+    assert error is not None
+    assert (error.type, error.code) == ("image_generation_user_error", "invalid_value")
+
+
+async def test_a_picture_named_by_its_id_can_lack_its_reasoning(call: Caller) -> None:
+    picture = _pictures(await call.create(CAT, {}))[0]
+    said = [{"role": "user", "content": "make it red [offline: needs_reasoning]"}]
+    named = {"type": "image_generation_call", "id": picture.id}
+    error = await call.refusal([*said, named], {})
+    assert error.status_code == 400
+    assert "without its required 'reasoning' item" in str(error)
+    assert (await call.create([*said, {**named, "result": picture.result}], {})).status == "completed"
 
 
 @pytest.mark.parametrize(
@@ -639,6 +811,10 @@ async def test_a_picture_without_a_final_or_without_words(call: Caller) -> None:
     events = await call.stream(f"{CAT} [offline: no_final]", {"partial_images": 2})
     assert "response.image_generation_call.partial_image" in _kinds(events)
     assert (_picture_item(events).status, _picture_item(events).result) == ("failed", None)
+    quiet = await call.stream(f"{CAT} [offline: no_final=quiet]", {"partial_images": 2})
+    assert "response.image_generation_call.partial_image" in _kinds(quiet)
+    item = _picture_item(quiet)
+    assert (item.status, item.result, item.error) == ("generating", None, None)
     silent = await call.create(f"{CAT} [offline: no_text]", {})
     assert _pictures(silent)
     assert silent.output_text == ""
@@ -693,15 +869,32 @@ def _difference(first: Image.Image, second: Image.Image) -> float:
     return sum(value * count for value, count in enumerate(parts)) / (first.width * first.height)
 
 
+def _colors_along(picture: Image.Image) -> list[Any]:
+    """What is set into the lower edge, from left to right: framed in white, of other colours than the picture."""
+    base = picture.getpixel((512, 20))
+    row = [picture.getpixel((x, picture.height - 100)) for x in range(picture.width)]
+    runs = [color for color, _ in groupby(row)]
+    return [color for color in runs if color not in (base, (255, 255, 255))]
+
+
 def _data_url(picture: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"
+
+
+def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()
 
 
 def _with_images(text: str, *urls: str) -> list[Json]:
     images = [{"type": "input_image", "image_url": url, "detail": "auto"} for url in urls]
     return [{"role": "user", "content": [{"type": "input_text", "text": text}, *images]}]
+
+
+def _with_file(text: str, file_id: str) -> list[Json]:
+    image = {"type": "input_image", "file_id": file_id, "detail": "auto"}
+    return [{"role": "user", "content": [{"type": "input_text", "text": text}, image]}]
 
 
 async def _collect(stream: AsyncIterator[Any], kinds: list[str]) -> None:

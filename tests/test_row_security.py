@@ -24,6 +24,7 @@ from app.attachments.models import Attachment, AttachmentKind
 from app.conversations.models import Conversation, Message
 from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
 from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
+from app.runs.idempotency import IdempotencyKey
 from app.runs.models import Run
 from app.usage.models import UsageEntry
 
@@ -48,6 +49,9 @@ MUTANTS = {
     "a role that bypasses": ["ALTER ROLE easel_app BYPASSRLS"],
     "a tenant's name for all": ["ALTER POLICY tenant ON tenants USING (true)"],
 }
+
+# Of the tables whose rows have no id.
+PRIMARY_KEYS = {"memberships": "tenant_id, user_id", "idempotency_keys": "tenant_id, user_id, route, key"}
 
 UNPROTECTED = """
 SELECT relname FROM pg_class c WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace
@@ -147,6 +151,17 @@ def rows_of(tenant: UUID) -> list[Base]:
             tool_call_id="ig_1",
         ),
         UsageEntry(**owned, run_id=run, model="-", kind="input_tokens", quantity=1),
+        IdempotencyKey(
+            **owned,
+            route="POST /v1/runs",
+            key="once",
+            fingerprint=b"-",
+            run_id=run,
+            status=202,
+            headers={},
+            body="{}",
+            expires_at=text("now()"),
+        ),
     ]
 
 
@@ -268,7 +283,7 @@ async def statement_of(world: World, cell: Cell) -> tuple[str, dict[str, str]]:
     insert = f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {source}"
     if cell.verb == "insert":
         return insert, {"row": json.dumps(row | await fresh_values(world, cell, row))}
-    primary = "tenant_id, user_id" if table == "memberships" else "id"
+    primary = PRIMARY_KEYS.get(table, "id")
     return f"{insert} ON CONFLICT ({primary}) DO UPDATE SET {column} = EXCLUDED.{column}", {"row": json.dumps(row)}
 
 
@@ -291,7 +306,7 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
     if cell.table == "memberships":
         query = "SELECT user_id::text FROM memberships WHERE tenant_id = :ours"
         return {"user_id": cast(str, await world.connection.scalar(text(query), {"ours": world.ours}))}
-    fresh = {"id": str(uuid7()), "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
+    fresh = {"id": str(uuid7()), "key": "twice", "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
     if cell.table == "usage_entries":
         fresh["kind"] = "output_tokens"
     return {name: value for name, value in fresh.items() if name in row}
@@ -317,6 +332,7 @@ EXPECTED_RIGHTS = {
         *_rights("runs", "select", "insert", "update", "delete"),
         *_rights("attachments", "select", "insert", "update", "delete"),
         *_rights("usage_entries", "select", "insert"),
+        *_rights("idempotency_keys", "select", "insert", "delete"),
     },
     IDENTITY_ROLE: {
         *_rights("tenants", "select", "insert"),
@@ -328,5 +344,7 @@ EXPECTED_RIGHTS = {
         *_rights("tokens", "select", "insert", "update", "delete"),
         *_columns("runs", "select", "id tenant_id status attempt created_at lease_until"),
         *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key variants"),
+        *_rights("idempotency_keys", "delete"),
+        *_columns("idempotency_keys", "select", "expires_at"),
     },
 }

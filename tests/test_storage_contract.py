@@ -102,6 +102,17 @@ async def test_what_was_put_is_read_again(store: Store, data: bytes) -> None:
     assert await store.get(key) == data
 
 
+@pytest.mark.parametrize("data", [b"\x00", THREE_MB * 3], ids=["1 B", "9 MB"])
+async def test_a_file_is_put_like_its_bytes(store: Store, tmp_path: Path, data: bytes) -> None:
+    key = upload_key(TENANT, uuid4(), "webp")
+    (tmp_path / "picture").write_bytes(data)
+    await store.put(key, tmp_path / "picture", mime_type="image/webp")
+    (tmp_path / "picture").unlink()
+    assert await store.get(key) == data
+    if link := await store.link(key, filename="a.webp", mime_type="image/webp", inline=True, expires_in=300):
+        assert (await _ask("GET", link)).content == data
+
+
 async def test_a_second_put_replaces_the_first(store: Store) -> None:
     key = image_key(TENANT, uuid4(), "png")
     await store.put(key, b"first", mime_type="image/png")
@@ -155,7 +166,7 @@ async def test_a_list_never_shows_a_strangers_objects(store: Store) -> None:
 )
 async def test_a_key_that_is_not_ours_is_refused(store: Store, key: str) -> None:
     assert not is_key(key)
-    for call in [*_calls(store, key)[:3], lambda: _link(store, key)]:
+    for call in [*_calls(store, key)[:4], lambda: _link(store, key)]:
         with pytest.raises(ValueError, match="not a key"):
             await call()
 
@@ -350,7 +361,7 @@ async def _ask(method: str, link: str) -> httpx.Response:
 
 
 def _calls(store: Store, key: str) -> list[Callable[[], Awaitable[object]]]:
-    """Everything that asks the server; the first three name the key."""
+    """Everything that asks the server; the first four name the key."""
 
     async def listed() -> object:
         return [item async for item in store.list(tenant_prefix(TENANT))]
@@ -359,6 +370,7 @@ def _calls(store: Store, key: str) -> list[Callable[[], Awaitable[object]]]:
         lambda: store.get(key),
         lambda: store.put(key, b"bytes", mime_type="image/png"),
         lambda: store.delete(key),
+        lambda: store.put(key, Path(__file__), mime_type="image/png"),
         listed,
         lambda: store.prepare(create_bucket=False),
     ]

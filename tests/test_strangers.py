@@ -7,10 +7,12 @@ import re
 import secrets
 import uuid
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, cast
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.house import House, Person, one
 
@@ -25,6 +27,13 @@ class Call:
     public: bool = False
     query: tuple[tuple[str, str], ...] = ()
     body: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+def picture() -> bytes:
+    buffer = BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 # In an order in which the owner's own calls all succeed: what removes something comes last.
@@ -41,6 +50,7 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/api-keys"): Call(),
     ("POST", "/v1/api-keys"): Call(body=(("name", "A key"),)),
     ("GET", "/v1/attachments"): Call(),
+    ("POST", "/v1/attachments"): Call(files=(("file", picture()),)),
     ("GET", "/v1/attachments/{object_id}"): Call(),
     ("GET", "/v1/attachments/{object_id}/content"): Call(),
     ("GET", "/v1/conversations"): Call(),
@@ -215,7 +225,10 @@ def send(
 ) -> httpx.Response:
     query = {name: value.format_map(ids) for name, value in call.query}
     body = {name: value.format_map(ids) for name, value in call.body}
-    return client.request(method, path.format_map(ids), params=query or None, json=body or None, headers=headers)
+    files = {name: ("a.png", data) for name, data in call.files}
+    return client.request(
+        method, path.format_map(ids), params=query or None, json=body or None, files=files or None, headers=headers
+    )
 
 
 def told(answer: httpx.Response) -> tuple[int, str, bytes]:

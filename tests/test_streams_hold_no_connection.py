@@ -4,6 +4,7 @@ import time
 from collections.abc import Generator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,11 @@ SLOW = "Draw something slow [offline: slow=1000]"
 
 @pytest.fixture
 def house(database_url: str, provider_url: str, tmp_path: Path) -> Generator[House]:
-    settings = {"database_pool_size": POOL, "worker_concurrency": STREAMS + 10}
+    settings: dict[str, Any] = {
+        "database_pool_size": POOL,
+        "worker_concurrency": STREAMS + 10,
+        "tenant_concurrency": STREAMS,
+    }
     with running_house(database_url, provider_url, tmp_path, **settings) as house:
         yield house
 

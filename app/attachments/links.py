@@ -3,10 +3,9 @@
 import hashlib
 import hmac
 import json
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -19,6 +18,7 @@ from app.storage.store import Store
 
 # Types a browser may show in place; everything else is a download. GIF and SVG can carry what a page would run.
 INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
+SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Grant:
-    """What a token allows: one object, served under this name and type."""
+    """What a link allows: to read one object under this name and type."""
 
     key: str
     filename: str
@@ -38,6 +38,11 @@ class Grant:
     @property
     def inline(self) -> bool:
         return self.mime_type in INLINE_TYPES
+
+    @property
+    def content_type(self) -> str:
+        """The type it is served as: a type that is none of ours tells a browser nothing."""
+        return self.mime_type if self.mime_type in SERVED_TYPES else "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -49,48 +54,44 @@ class Links:
     base_url: str
 
     async def to(self, grant: Grant) -> Link:
-        lifetime = self.settings.link_ttl_seconds
-        expires_at = now() + timedelta(seconds=lifetime)
-        signed = await self.store.link(
+        expires_at = (now() + timedelta(seconds=self.settings.link_ttl_seconds)).replace(microsecond=0)
+        url = await self.of_store(grant)
+        if url is None:
+            url = f"{self.base_url}/v1/files/{_sign(self.settings, grant, int(expires_at.timestamp()))}"
+        return Link(url, expires_at)
+
+    async def of_store(self, grant: Grant) -> str | None:
+        """The store's own link; None where it cannot sign."""
+        return await self.store.link(
             grant.key,
             filename=grant.filename,
-            mime_type=grant.mime_type,
+            mime_type=grant.content_type,
             inline=grant.inline,
-            expires_in=lifetime,
+            expires_in=self.settings.link_ttl_seconds,
         )
-        token = _sign(self.settings, grant, int(expires_at.timestamp())) if signed is None else ""
-        return Link(signed or f"{self.base_url}/v1/files/{token}", expires_at.replace(microsecond=0))
 
 
 def _sign(settings: Settings, grant: Grant, expires: int) -> str:
-    payload = json.dumps([grant.key, grant.filename, grant.mime_type, expires], ensure_ascii=False).encode()
-    return f"{_encode(payload)}.{_encode(_mac(settings.signing_keys()[0], payload))}"
+    facts = json.dumps([grant.key, grant.filename, grant.mime_type, expires], ensure_ascii=False)
+    payload = urlsafe_b64encode(facts.encode()).decode().rstrip("=")
+    return f"{payload}.{_mac(settings.signing_keys()[0], payload)}"
 
 
 def verify(settings: Settings, token: str) -> Grant:
     """The grant of a token that is ours and not expired; anything else is NotFound."""
-    try:
-        payload, mac = (_decode(part) for part in token.split("."))
-        if not any(hmac.compare_digest(mac, _mac(key, payload)) for key in settings.signing_keys()):
-            raise NotFound("file")
-        key, filename, mime_type, expires = json.loads(payload)
-    except ValueError:
-        raise NotFound("file") from None
-    if datetime.fromtimestamp(expires, UTC).timestamp() < time.time():
+    payload, _, mac = token.partition(".")
+    if not any(hmac.compare_digest(mac.encode(), _mac(key, payload).encode()) for key in settings.signing_keys()):
+        raise NotFound("file")
+    facts = urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    key, filename, mime_type, expires = json.loads(facts)
+    if expires <= now().timestamp():
         raise NotFound("file")
     return Grant(key, filename, mime_type)
 
 
-def _mac(key: str, payload: bytes) -> bytes:
-    return hmac.new(key.encode(), b"easel file link\0" + payload, hashlib.sha256).digest()
-
-
-def _encode(data: bytes) -> str:
-    return urlsafe_b64encode(data).decode().rstrip("=")
-
-
-def _decode(text: str) -> bytes:
-    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+def _mac(key: str, payload: str) -> str:
+    """In hex, over the payload as written: a token can be spelled in one way only."""
+    return hmac.new(key.encode(), b"easel file link\0" + payload.encode(), hashlib.sha256).hexdigest()
 
 
 def store_of(request: Request) -> Store:

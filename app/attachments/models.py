@@ -44,7 +44,6 @@ class Attachment(Identified, Base):
             "created_at",
             postgresql_where=text("status = 'pending' OR (status = 'stored' AND variants IS NULL)"),
         ),
-        Index("ix_attachments_search", "search", postgresql_using="gin"),
     )
 
     tenant_id: Mapped[UUID]

@@ -1,54 +1,67 @@
-"""List, look at, fetch and delete pictures; serve the bytes that a signed link names."""
+"""Send, list, look at and delete pictures."""
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, cast
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Response
-from fastapi.responses import RedirectResponse
-from sqlalchemy import select
+from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
-from app.attachments import service
-from app.attachments.links import CurrentStore, Grant, ReaderLinks, verify
-from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
-from app.attachments.schemas import AttachmentView, grant_for, view, views
+from app.attachments import service, uploads
+from app.attachments.links import CurrentStore, ReaderLinks
+from app.attachments.models import Attachment, AttachmentKind
+from app.attachments.schemas import AttachmentView, view, views
 from app.db import Database, database
-from app.errors import Conflict, NotFound, Unavailable, id_of
-from app.identity.actor import (
-    AttachmentReader,
-    AttachmentWriter,
-    CurrentSettings,
-    TenantSession,
-)
+from app.errors import Invalid, id_of
+from app.fabric import Fabric
+from app.identity.actor import AttachmentReader, AttachmentWriter, CurrentSettings, TenantSession
 from app.paging import Page, PageQuery, fetch_page
-from app.storage.keys import content_disposition
-from app.storage.store import ObjectMissing, StorageError, Store
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
 
-# Whatever the bytes hold, a browser that opens them runs nothing and guesses no other type.
-GUARDS = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-    "Referrer-Policy": "no-referrer",
-}
-
-
 ObjectId = Annotated[UUID, id_of("attachment")]
+
+
+@router.post("/attachments", status_code=201, openapi_extra=uploads.FORM)
+async def upload_attachment(
+    request: Request,
+    response: Response,
+    actor: AttachmentWriter,
+    database: Annotated[Database, Depends(database, scope="function")],
+    settings: CurrentSettings,
+    links: ReaderLinks,
+) -> AttachmentView:
+    """Keep a picture: decoded, set upright and written anew, so that nothing but its pixels is stored."""
+    form = uploads.Form(request.headers.get("content-type", ""), _body_of(request))
+    fabric = cast(Fabric, request.app.state.fabric)
+    row = await uploads.take(database, fabric, links.store, settings, actor, form)
+    response.headers["Location"] = f"/v1/attachments/{row.id}"
+    return await view(row, links)
+
+
+async def _body_of(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise Invalid("The connection ended before the body did.") from None
 
 
 @router.get("/attachments")
 async def list_attachments(
     actor: AttachmentReader,
-    session: TenantSession,
+    database: Annotated[Database, Depends(database, scope="function")],
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
     kind: AttachmentKind | None = None,
+    q: Annotated[str | None, Query(max_length=200)] = None,
+    agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
 ) -> Page[AttachmentView]:
-    statement = select(Attachment).where(Attachment.user_id == actor.user_id)
-    if kind is not None:
-        statement = statement.where(Attachment.kind == kind)
-    rows, cursor = await fetch_page(session, statement, Attachment.id, query)
+    """Newest first; `q` finds pictures by the first letters of words in their prompts: all of its words must match."""
+    # Its own transaction: no connection is held while the store signs links.
+    async with database.tenant(actor.tenant_id) as session:
+        statement = service.gallery(actor, kind=kind, q=q, agent_key=agent_key)
+        rows, cursor = await fetch_page(session, statement, Attachment.id, query)
     return Page(data=await views(rows, links), next_cursor=cursor)
 
 
@@ -64,41 +77,3 @@ async def delete_attachment(
     object_id: ObjectId, actor: AttachmentWriter, session: TenantSession, store: CurrentStore
 ) -> None:
     await service.remove(session, store, actor, object_id)
-
-
-@router.get("/attachments/{object_id}/content", response_class=Response)
-async def get_content(
-    object_id: ObjectId,
-    actor: AttachmentReader,
-    database: Annotated[Database, Depends(database, scope="function")],
-    links: ReaderLinks,
-) -> Response:
-    """A redirect to a fresh link of the store, or the bytes where the store cannot sign."""
-    # Its own transaction: no connection is held while the store answers.
-    async with database.tenant(actor.tenant_id) as session:
-        row = await service.get(session, actor, object_id)
-    if row.status != AttachmentStatus.STORED:
-        raise Conflict("This picture is not stored; its `status` and `error` say why.", code="not_stored")
-    grant = grant_for(row)
-    link = await links.to(grant)
-    if link.url.startswith(f"{links.base_url}/v1/files/"):
-        return await _serve(links.store, grant, {"Cache-Control": "private, no-store", "ETag": f'"{row.sha256}"'})
-    return RedirectResponse(link.url, 307, {"Cache-Control": "no-store"})
-
-
-@router.get("/files/{token}", response_class=Response)
-async def get_file(token: str, settings: CurrentSettings, store: CurrentStore) -> Response:
-    """The bytes a link of ours names; the token is the permission."""
-    grant = verify(settings, token)
-    return await _serve(store, grant, {"Cache-Control": f"private, max-age={settings.link_ttl_seconds}"})
-
-
-async def _serve(store: Store, grant: Grant, headers: dict[str, str]) -> Response:
-    try:
-        data = await store.get(grant.key)
-    except ObjectMissing:
-        raise NotFound("file") from None
-    except StorageError:
-        raise Unavailable("The picture store does not answer; try again in a moment.") from None
-    disposition = content_disposition(grant.filename, inline=grant.inline)
-    return Response(data, media_type=grant.mime_type, headers={**GUARDS, **headers, "Content-Disposition": disposition})

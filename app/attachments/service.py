@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
+from app.attachments.variants import stored_keys
 from app.db import Database, after_commit, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
@@ -24,6 +27,10 @@ log = logging.getLogger(__name__)
 
 # The text's end waits no longer for a store that does not answer.
 PUT_SECONDS = 4.0
+# What the provider takes as an input picture.
+INPUT_TYPES = ("image/png", "image/jpeg", "image/webp")
+# What would end the quotes of a search, or open a tag, which the parser takes for no word.
+_SIGNS = str.maketrans(dict.fromkeys("\0\\'<>", " "))
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Origin:
     message_id: UUID
     user_id: UUID
     agent_key: str
+    prompt: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Picture:
     sha256: str
     revised_prompt: str | None
     options: dict[str, Any]
+    parent_object_id: UUID | None
 
 
 @dataclass(frozen=True)
@@ -132,8 +141,10 @@ def _values(origin: Origin, picture: Picture) -> dict[str, Any]:
         "sha256": picture.sha256,
         "storage_key": keys.image_key(origin.tenant_id, object_id, picture.facts.extension),
         "tool_call_id": picture.tool_call_id,
+        "prompt": origin.prompt,
         "revised_prompt": picture.revised_prompt,
         "options": picture.options,
+        "parent_object_id": picture.parent_object_id,
     }
 
 
@@ -175,27 +186,75 @@ async def get(session: AsyncSession, actor: Actor, object_id: UUID) -> Attachmen
     return row
 
 
-async def of_messages(session: AsyncSession, message_ids: Sequence[UUID]) -> dict[UUID, list[Attachment]]:
-    """The attachments of many messages, by one query, oldest first."""
+def gallery(actor: Actor, *, kind: AttachmentKind | None, q: str | None, agent_key: str | None) -> Select[Attachment]:
+    """The actor's pictures; `q` finds those whose prompts have a word that begins with each of its words.
+
+    Signs and emoji between the words count for nothing; a `q` of nothing else finds nothing, a blank one everything.
+    """
+    statement = select(Attachment).where(Attachment.user_id == actor.user_id)
+    if kind is not None:
+        statement = statement.where(Attachment.kind == kind)
+    if agent_key is not None:
+        statement = statement.where(Attachment.agent_key == agent_key)
+    if q and not q.isspace():
+        statement = statement.where(Attachment.search.bool_op("@@")(func.to_tsquery("simple", _prefixes(q))))
+    return statement
+
+
+def _prefixes(q: str) -> str:
+    """A tsquery in which every piece is quoted: Postgres's own parser finds the words in it, as it did in the texts."""
+    return " & ".join(f"'{piece}':*" for piece in q.translate(_SIGNS).split())
+
+
+def is_input(row: Attachment) -> bool:
+    """Whether the picture may be sent to the provider, to be looked at or edited."""
+    return row.mime_type in INPUT_TYPES
+
+
+async def of_ids(session: AsyncSession, user_id: UUID, object_ids: Sequence[UUID]) -> dict[UUID, Attachment]:
+    """The person's attachments by id; raises NotFound where one of them is not there or not theirs."""
+    rows = await session.scalars(select(Attachment).where(Attachment.id.in_(object_ids), Attachment.user_id == user_id))
+    found = {row.id: row for row in rows}
+    if not found.keys() >= set(object_ids):
+        raise NotFound("attachment")
+    return found
+
+
+async def of_messages(
+    session: AsyncSession, message_ids: Sequence[UUID], sent: Mapping[UUID, Sequence[UUID]] = MappingProxyType({})
+) -> dict[UUID, list[Attachment]]:
+    """The attachments of many messages, by one query: drawn ones oldest first, those `sent` along in their order."""
+    sent_ids = [object_id for object_ids in sent.values() for object_id in object_ids]
     rows = await session.scalars(
-        select(Attachment).where(Attachment.message_id.in_(message_ids)).order_by(Attachment.id)
+        select(Attachment)
+        .where(or_(Attachment.message_id.in_(message_ids), Attachment.id.in_(sent_ids)))
+        .order_by(Attachment.id)
     )
+    by_id = {row.id: row for row in rows}
     found: dict[UUID, list[Attachment]] = {}
-    for row in rows:
-        if row.message_id is not None:
+    for row in by_id.values():
+        if row.message_id is not None and row.message_id in message_ids:
             found.setdefault(row.message_id, []).append(row)
+    for message_id, object_ids in sent.items():
+        # One that was deleted since is no longer shown.
+        found.setdefault(message_id, []).extend(by_id[one] for one in object_ids if one in by_id)
     return found
 
 
 async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: UUID) -> None:
-    """Row and object; links made before end with their lifetime."""
+    """Row and objects; links made before end with their lifetime."""
     row = await get(session, actor, object_id)
     await session.execute(delete(Attachment).where(Attachment.id == row.id))
-    after_commit(session, lambda: store.delete(row.storage_key))
+    _drop_objects(session, store, [row])
 
 
 async def remove_objects_of(session: AsyncSession, store: Store, conversation_id: UUID) -> None:
     """Once the transaction stands, delete every object of a conversation."""
-    found = await session.scalars(select(Attachment.storage_key).where(Attachment.conversation_id == conversation_id))
-    for storage_key in found.all():
-        after_commit(session, lambda key=storage_key: store.delete(key))
+    found = await session.scalars(select(Attachment).where(Attachment.conversation_id == conversation_id))
+    _drop_objects(session, store, found.all())
+
+
+def _drop_objects(session: AsyncSession, store: Store, rows: Sequence[Attachment]) -> None:
+    for row in rows:
+        for key in (row.storage_key, *stored_keys(row.tenant_id, row.id, row.variants)):
+            after_commit(session, partial(store.delete, key))

@@ -6,7 +6,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query
 from sqlalchemy import select
 
-from app.attachments import service as attachments
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.schemas import views
 from app.conversations import service
@@ -72,7 +71,7 @@ async def list_messages(
     conversation = await service.get(session, actor, conversation_id)
     statement = select(Message).where(Message.conversation_id == conversation.id)
     rows, cursor = await fetch_page(session, statement, Message.id, query, oldest_first=True)
-    pictures = await attachments.of_messages(session, [row.id for row in rows])
+    pictures = await service.pictures_of(session, rows)
     data = [
         MessageView(
             id=row.id,

@@ -1,12 +1,14 @@
 """Opening, finding, renaming and deleting conversations; what the model is told of the past."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
+from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.conversations.models import Conversation, Message
 from app.errors import NotFound
 from app.identity.service import Actor
@@ -51,14 +53,49 @@ async def history(
         statement = statement.where(Message.id > after)
     rows = await session.scalars(statement.order_by(Message.id.desc()).limit(HISTORY_MESSAGES))
     messages = rows.all()
-    pictures = await attachments.of_messages(session, [message.id for message in messages])
+    pictures = await pictures_of(session, messages)
     items: list[dict[str, Any]] = []
     room = HISTORY_CHARACTERS
     for message in messages:
-        drawn = [row.revised_prompt or row.filename for row in pictures.get(message.id, [])]
-        text = "\n".join([message.text, *(f"[A picture was drawn here: {prompt}]" for prompt in drawn)]).strip()
+        notes = [_note(row) for row in pictures.get(message.id, [])]
+        text = "\n".join([message.text, *notes]).strip()
         room -= len(text)
         if room < 0:
             break
         items.append({"role": message.role, "content": text})
     return items[::-1]
+
+
+def _note(row: Attachment) -> str:
+    if row.kind == AttachmentKind.UPLOAD:
+        return f"[A picture was sent here: {row.filename}]"
+    return f"[A picture was drawn here: {row.revised_prompt or row.filename}]"
+
+
+async def pictures_of(session: AsyncSession, messages: Sequence[Message]) -> dict[UUID, list[Attachment]]:
+    """What was drawn for each message or sent along with it, by one query."""
+    sent = {message.id: message.input_ids for message in messages if message.input_ids}
+    return await attachments.of_messages(session, [message.id for message in messages], sent)
+
+
+async def newest_picture(session: AsyncSession, conversation_id: UUID, *, before: UUID) -> Attachment | None:
+    """The picture that "it" means: the last drawn, or the first of those sent along later than that."""
+    earlier = (Message.conversation_id == conversation_id, Message.id < before)
+    drawn = select(Attachment.message_id).where(
+        Attachment.conversation_id == conversation_id,
+        Attachment.status == AttachmentStatus.STORED,
+        Attachment.mime_type.in_(attachments.INPUT_TYPES),
+    )
+    message = await session.scalar(
+        select(Message)
+        .where(*earlier, or_(Message.id.in_(drawn), func.cardinality(Message.input_ids) > 0))
+        .order_by(Message.id.desc())
+        .limit(1)
+    )
+    if message is None:
+        return None
+    pictures = (await pictures_of(session, [message])).get(message.id, [])
+    usable = [row for row in pictures if row.status == AttachmentStatus.STORED and attachments.is_input(row)]
+    if not usable:
+        return None
+    return usable[0] if message.input_ids else usable[-1]

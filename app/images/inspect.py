@@ -13,12 +13,14 @@ from xml.parsers import expat
 import pybase64
 from PIL import Image, UnidentifiedImageError
 
-# Four times the largest picture the provider makes: anything above is a bomb, not a picture.
-MAX_PIXELS = 4 * 8_294_400
+# What today's phones take at most, and six times the largest picture the provider makes.
+MAX_PIXELS = 48 * 1024**2
+# Chunks of a PNG, segments of a JPEG: a picture of 50 MB has a few thousand.
+MAX_PARTS = 100_000
 THREADS = 4
 
 # The default pool is shared with name look-ups and files; pictures must not queue behind those.
-_pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="images")
+pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="images")
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ class UnreadableImage(ValueError):
 
 async def decode(base64_text: str | bytes) -> bytes:
     """The bytes behind standard base64, decoded off the event loop; raises UnreadableImage."""
-    return await asyncio.get_running_loop().run_in_executor(_pool, _decode, base64_text)
+    return await asyncio.get_running_loop().run_in_executor(pool, _decode, base64_text)
 
 
 async def examine(data: bytes) -> Decoded:
     """Inspect and hash off the event loop; raises UnreadableImage."""
-    return await asyncio.get_running_loop().run_in_executor(_pool, _examine, data)
+    return await asyncio.get_running_loop().run_in_executor(pool, _examine, data)
 
 
 def inspect(data: bytes) -> ImageFacts:
@@ -77,11 +79,12 @@ def _examine(data: bytes) -> Decoded:
 
 
 def _measure_png(data: bytes) -> tuple[int, int]:
-    position = 8
+    position, chunks = 8, 0
     while data[position + 4 : position + 8] != b"IEND":
         if position >= len(data):
             raise UnreadableImage("The PNG is cut off: its end is missing.")
         position += 12 + int.from_bytes(data[position : position + 4])
+        chunks = _count(chunks)
     if position + 12 > len(data):
         raise UnreadableImage("The PNG is cut off: its end is missing.")
     return _measure_by_header(data, "PNG")
@@ -89,14 +92,21 @@ def _measure_png(data: bytes) -> tuple[int, int]:
 
 def _measure_jpeg(data: bytes) -> tuple[int, int]:
     # Segments are skipped by their lengths: an embedded thumbnail has an end marker of its own.
-    position = 2
+    position, segments = 2, 0
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:
         # A marker may be preceded by any number of fill bytes.
         fill = data[position + 1] == 0xFF
         position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4])
+        segments = _count(segments)
     if data[position : position + 2] != b"\xff\xda" or data.find(b"\xff\xd9", position) < 0:
         raise UnreadableImage("The JPEG is cut off: its end marker is missing.")
     return _measure_by_header(data, "JPEG")
+
+
+def _count(parts: int) -> int:
+    if parts >= MAX_PARTS:
+        raise UnreadableImage(f"The picture has more than {MAX_PARTS} parts.")
+    return parts + 1
 
 
 def _measure_gif(data: bytes) -> tuple[int, int]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.offline import files
 from app.offline.directives import Directives, split_directives
 from app.offline.painter import open_picture
 from app.offline.state import Record, load_editable, load_record
-from app.offline.wire import Json, Refused, as_object, as_objects, image_error, item_not_found
+from app.offline.wire import Json, Refused, as_object, as_objects, file_not_found, image_error, item_not_found
 
 _MAX_PICTURES = 16
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
@@ -24,6 +25,7 @@ class Conversation:
     outputs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (function, output) since `text`
     sources: list[bytes] = field(default_factory=list[bytes])  # what an edit would change, and pictures to add to it
     brought: bool = False  # the newest message itself brings pictures
+    named: str | None = None  # the id of a picture that came as nothing but its id
     uploads: list[bytes] = field(default_factory=list[bytes])  # every input_image of this request
     stored: list[str] = field(default_factory=list[str])  # ids of the pictures of the responses before this one
 
@@ -35,6 +37,7 @@ class _Reading:
     texts: list[str] = field(default_factory=list[str])
     fresh: list[bytes] = field(default_factory=list[bytes])  # input images since the last answer
     named: bytes | None = None  # the newest picture named by its id
+    named_id: str | None = None  # that id, where nothing but the id was sent
     newest: bytes | None = None  # the newest picture of any kind
     uploads: list[bytes] = field(default_factory=list[bytes])
     calls: dict[str, str] = field(default_factory=dict[str, str])
@@ -49,7 +52,7 @@ def read_conversation(body: Json, root: Path) -> Conversation:
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else as_objects(given)
     for index, item in enumerate(items):
-        _read_item(reading, item, index, root)
+        _read_item(reading, item, f"input[{index}]", root)
     if missing := [call for call in reading.calls if call not in reading.answered]:
         raise Refused(f"No tool output found for function call {missing[0]}.", param="input")
     text, directives = split_directives(reading.texts[-1] if reading.texts else "")
@@ -62,25 +65,43 @@ def read_conversation(body: Json, root: Path) -> Conversation:
         outputs=reading.outputs,
         sources=_sources(reading, before, root),
         brought=bool(reading.fresh or reading.named),
+        named=reading.named_id,
         uploads=reading.uploads,
         stored=before.pictures,
     )
 
 
-def read_picture(url: Any, param: str) -> bytes:
-    """The bytes of a data URL that Pillow can read to its end."""
+def read_picture(part: Json, where: str, root: Path) -> bytes:
+    """The bytes of a picture given by `file_id` or, as a data URL, by `image_url`: Pillow can read them."""
+    if not part.get("file_id"):
+        return _from_data_url(part.get("image_url"), f"{where}.image_url")
+    param = f"{where}.file_id"
+    data = files.load_bytes(root, str(part["file_id"]))
+    if data is None:
+        raise file_not_found(str(part["file_id"]), param)
+    return _checked(data, param)
+
+
+def _from_data_url(url: Any, param: str) -> bytes:
     if not isinstance(url, str) or not (head := _DATA_URL.match(url)):
         got = str(url)[:40]
         message = (
             f"Invalid '{param}'. Expected a base64-encoded data URL with an image MIME type "
             f"(e.g. 'data:image/png;base64,aW1nIGJ5dGVzIGhlcmU='), but got '{got}'. "
-            "(The offline provider has no files and downloads nothing.)"
+            "(The offline provider downloads nothing.)"
         )
         raise Refused(message, param=param, code="invalid_value")
     try:
         data = base64.b64decode(url[head.end() :], validate=True)
+    except binascii.Error:
+        data = b""
+    return _checked(data, param)
+
+
+def _checked(data: bytes, param: str) -> bytes:
+    try:
         open_picture(data)
-    except (binascii.Error, OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError):
         raise image_error("Invalid image data.", param=param, code="invalid_image_file") from None
     return data
 
@@ -96,15 +117,16 @@ def _record_before(body: Json, root: Path) -> Record:
     return record
 
 
-def _read_item(reading: _Reading, item: Json, index: int, root: Path) -> None:
+def _read_item(reading: _Reading, item: Json, where: str, root: Path) -> None:
     kind = item.get("type", "message")
     if kind == "message":
-        _read_message(reading, item, index)
+        _read_message(reading, item, where, root)
     elif kind in ("image_generation_call", "item_reference") and str(item.get("id")).startswith("ig_"):
         reading.named = reading.newest = _named_picture(item, root)
+        reading.named_id = None if item.get("result") else str(item["id"])
     elif kind == "image_generation_call":
-        message = f"Invalid 'input[{index}].id': '{item.get('id')}'. Expected an ID that begins with 'ig'."
-        raise Refused(message, param=f"input[{index}].id", code="invalid_value")
+        message = f"Invalid '{where}.id': '{item.get('id')}'. Expected an ID that begins with 'ig'."
+        raise Refused(message, param=f"{where}.id", code="invalid_value")
     elif kind == "function_call":
         reading.calls[str(item.get("call_id"))] = str(item.get("name"))
     elif kind == "function_call_output":
@@ -116,7 +138,7 @@ def _read_item(reading: _Reading, item: Json, index: int, root: Path) -> None:
         reading.outputs.append((reading.calls[call], _words(item.get("output"))))
 
 
-def _read_message(reading: _Reading, item: Json, index: int) -> None:
+def _read_message(reading: _Reading, item: Json, where: str, root: Path) -> None:
     if item.get("role") == "assistant":
         reading.fresh, reading.named, reading.outputs = [], None, []
     if item.get("role") != "user":
@@ -126,7 +148,7 @@ def _read_message(reading: _Reading, item: Json, index: int) -> None:
         reading.outputs = []
     for place, part in enumerate(as_objects(item.get("content"))):
         if part.get("type") == "input_image":
-            picture = read_picture(part.get("image_url"), f"input[{index}].content[{place}].image_url")
+            picture = read_picture(part, f"{where}.content[{place}]", root)
             reading.fresh.append(picture)
             reading.uploads.append(picture)
             reading.newest = picture
@@ -145,7 +167,7 @@ def _sources(reading: _Reading, before: Record, root: Path) -> list[bytes]:
 
 def _named_picture(item: Json, root: Path) -> bytes:
     if item.get("result"):
-        return read_picture(f"data:image/png;base64,{item['result']}", "input")
+        return _from_data_url(f"data:image/png;base64,{item['result']}", "input")
     picture = load_editable(root, str(item["id"]))
     if picture is None:
         raise item_not_found(str(item["id"]))

@@ -6,7 +6,7 @@ Several may stand in one message. Each applies to that one request, so the next 
 import re
 from dataclasses import dataclass, field
 
-from app.offline.wire import Refused
+from app.offline.wire import Json, Refused
 
 # name -> what it does. Where a value is meant it is named.
 DIRECTIVES: dict[str, str] = {
@@ -14,7 +14,8 @@ DIRECTIVES: dict[str, str] = {
     "http": "=STATUS: answer with that HTTP status and an error body",
     "retry_after": "=SECONDS: with `http` or `rate_limit`, the Retry-After header",
     "rate_limit": "HTTP 429 with Retry-After: 1",
-    "moderation_400": "HTTP 400, code moderation_blocked",
+    "moderation_400": "HTTP 400, code moderation_blocked; =STAGE: input (default) or output",
+    "needs_reasoning": "a picture named by nothing but its id is refused: its reasoning item is missing",
     "reset": "the connection is aborted before any header",
     # The stream breaks; a background response goes on behind it
     "cut": "=N: the connection is aborted after N events (default: after the third piece of text)",
@@ -31,8 +32,9 @@ DIRECTIVES: dict[str, str] = {
     "incomplete": "response.incomplete, max_output_tokens, with half of the text",
     "refusal": "a refusal instead of text and pictures",
     # The picture fails
-    "moderation": "the picture's item fails with moderation_blocked; the text still arrives",
-    "no_final": "previews, then the item fails without a result",
+    "moderation": "the picture's item fails with moderation_blocked; =STAGE: input or output (default)",
+    "picture_error": "=CODE: the picture's item fails at once with that code (default server_error)",
+    "no_final": "previews, then the item fails without a result; =quiet: it ends without a result or an error",
     "truncated": "the final picture's bytes are cut in half",
     "wrong_type": "a JPEG where a PNG was asked for (a PNG where a JPEG was)",
     "not_an_image": "the result is text in base64",
@@ -42,6 +44,7 @@ DIRECTIVES: dict[str, str] = {
     "slow": "=SECONDS: drawing takes that long, with keepalives",
     "two": "two pictures in one response",
     "words": "=N: the text has N words",
+    "call": "=NAME: a call of that function, whether it was offered or not",
     "text_only": "no picture, even when one is forced",
     "no_text": "no message after the picture",
     "no_usage": "no `tool_usage`",
@@ -91,6 +94,7 @@ def refuse_on_request(directives: Directives, model: str, *, stream: bool) -> No
             "Your request was rejected by the safety system. (offline provider, on request)",
             kind="image_generation_user_error",
             code="moderation_blocked",
+            more=moderation_details(directives.text("moderation_400") or "input"),
         )
     if "quota" in directives and not stream:
         kind = "insufficient_quota"
@@ -101,6 +105,11 @@ def refuse_on_request(directives: Directives, model: str, *, stream: bool) -> No
         raise _http_error(500, model, headers)
     if "http" in directives:
         raise _http_error(int(directives.number("http", 500)), model, headers)
+
+
+def moderation_details(stage: str) -> Json:
+    """What an error of the safety system tells besides its message."""
+    return {"moderation_details": {"moderation_stage": stage, "categories": ["violence"]}}
 
 
 def _rate_limited(model: str, headers: dict[str, str]) -> Refused:

@@ -29,8 +29,7 @@ def edit(sources: list[Image.Image], mask: Image.Image | None, prompt: str, pixe
     adds = bool(read_figures(words)[0] or worn_alone(words))
     # What is added shows by itself, but a mask may leave no room for it.
     changed = _recolored(original, set(words), seed_of(prompt), tint=mask is not None or not adds)
-    for index, other in enumerate(sources[1:5]):
-        _inset(changed, other, index)
+    _set_in(changed, sources[1:])
     _draw_over(changed, prompt, mask)
     if mask is not None:
         changed = Image.composite(changed, original, _open_to_change(mask))
@@ -93,14 +92,14 @@ def _open_to_change(mask: Image.Image) -> Image.Image:
     return Image.eval(mask.getchannel("A"), lambda alpha: 255 if alpha == 0 else 0)
 
 
-def _inset(image: Image.Image, other: Image.Image, index: int) -> None:
-    """Set another picture into the lower edge, framed in white."""
-    side = min(image.size) // 4
-    small = ImageOps.fit(other, (side, side), Image.Resampling.LANCZOS)
-    framed = ImageOps.expand(small, border=max(2, side // 24), fill=(255, 255, 255, 255))
-    left = image.width - (index + 1) * (framed.width + side // 8)
-    if left >= 0:
-        image.alpha_composite(framed, (left, image.height - framed.height - side // 3))
+def _set_in(image: Image.Image, others: list[Image.Image]) -> None:
+    """Set further pictures into the lower edge, framed in white: the last one at the right, the others before it."""
+    step = min(image.width // max(3, len(others)), image.height // 3)
+    side, frame = step * 3 // 4, max(1, step // 32)
+    for place, other in enumerate(reversed(others), start=1):
+        small = ImageOps.fit(other, (side, side), Image.Resampling.LANCZOS)
+        framed = ImageOps.expand(small, border=frame, fill=(255, 255, 255, 255))
+        image.alpha_composite(framed, (image.width - place * step, image.height - framed.height - side // 3))
 
 
 def _vignette(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.offline.directives import Directives
+from app.offline.directives import Directives, moderation_details
 from app.offline.painter import Artwork, enlarge_png, other_type, paint
 from app.offline.script import Call, Drawing
 from app.offline.state import Picture
@@ -110,7 +110,10 @@ async def picture(out: Output, drawing: Drawing) -> AsyncIterator[Json]:
     if "keepalive" in out.directives:
         yield {"type": "keepalive"}
     if "moderation" in out.directives:
-        yield out.done(_failed(item, drawing, "moderation_blocked"))
+        yield out.done(_moderated(item, drawing, out.directives.text("moderation") or "output"))
+        return
+    if "picture_error" in out.directives:
+        yield out.done(_failed(item, drawing, out.directives.text("picture_error") or "server_error"))
         return
     artwork: Artwork | None = None
     seconds = out.directives.number("slow", _DRAWING_SECONDS * out.pace)
@@ -124,7 +127,8 @@ async def picture(out: Output, drawing: Drawing) -> AsyncIterator[Json]:
         if index < len(artwork.previews) and not third:
             yield _partial(out, item["id"], drawing, index, artwork.previews[index])
     if artwork is None or "no_final" in out.directives:
-        yield out.done(_failed(item, drawing, "server_error"))
+        quiet = out.directives.text("no_final") == "quiet"
+        yield out.done(_unfinished(item, drawing) if quiet else _failed(item, drawing, "server_error"))
         return
     if third:
         yield _partial(out, item["id"], drawing, 0, artwork.final)
@@ -184,14 +188,20 @@ def _finished(item: Json, drawing: Drawing, data: bytes, status: str) -> Json:
     return {**whole, "result": base64.b64encode(data).decode(), "revised_prompt": drawing.revised_prompt}
 
 
-def _failed(item: Json, drawing: Drawing, code: str) -> Json:
-    error: Json = {"type": "image_generation_user_error", "code": code, "param": None}
-    if code == "moderation_blocked":
-        error["message"] = "Your request was rejected by the safety system. (offline provider, on request)"
-        error["moderation_details"] = {"moderation_stage": "output", "categories": ["violence"]}
-    else:
-        error |= {"type": "server_error", "message": "The picture could not be made. (offline provider, on request)"}
-    return {**item, "status": "failed", "action": drawing.action, **_looks(drawing), "result": None, "error": error}
+def _moderated(item: Json, drawing: Drawing, stage: str) -> Json:
+    failed = _failed(item, drawing, "moderation_blocked", "Your request was rejected by the safety system.")
+    failed["error"] |= moderation_details(stage)
+    return failed
+
+
+def _failed(item: Json, drawing: Drawing, code: str, message: str = "The picture could not be made.") -> Json:
+    kind = "server_error" if code == "server_error" else "image_generation_user_error"
+    error = {"type": kind, "code": code, "param": None, "message": f"{message} (offline provider, on request)"}
+    return {**_unfinished(item, drawing), "status": "failed", "error": error}
+
+
+def _unfinished(item: Json, drawing: Drawing) -> Json:
+    return {**item, "status": "generating", "action": drawing.action, **_looks(drawing), "result": None}
 
 
 def _looks(drawing: Drawing) -> Json:

@@ -1,7 +1,6 @@
 """Responses being generated: one task each, its frames kept for any number of readers."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +8,11 @@ from pathlib import Path
 from app.offline import state
 from app.offline.events import TERMINAL, new_response, perform
 from app.offline.items import Output
+from app.offline.journal import Journal
 from app.offline.prepare import Ready
 from app.offline.state import Picture, Record
 from app.offline.wire import Json, as_objects, encode, new_id
 
-_MAX_REQUESTS = 1000
 _MAX_UNSTORED = 50
 
 
@@ -21,14 +20,15 @@ _MAX_UNSTORED = 50
 class Studio:
     """Everything one provider knows while it runs."""
 
-    root: Path
+    directory: Path
     pace: float
     runs: dict[str, "Run"] = field(default_factory=dict[str, "Run"])
-    requests: deque[Json] = field(default_factory=lambda: deque[Json](maxlen=_MAX_REQUESTS))
+    requests: Journal = field(default_factory=Journal)
 
 
 class Run:
-    def __init__(self, ready: Ready, pace: float) -> None:
+    def __init__(self, root: Path, ready: Ready, pace: float) -> None:
+        self.root = root
         self.ready = ready
         self.said = ready.said
         self.response = new_response(ready.body, ready.options)
@@ -89,11 +89,11 @@ async def stop_run(run: Run) -> None:
 async def _generate(studio: Studio, run: Run) -> None:
     events = perform(run.response, run.ready, run.out)
     try:
-        await asyncio.to_thread(_begin, studio.root, run)
+        await asyncio.to_thread(_begin, run)
         async for event in events:
             if event["type"] in TERMINAL:
                 # Before the client hears of it: its next request may continue from here.
-                await asyncio.to_thread(_store, studio.root, run)
+                await asyncio.to_thread(_store, run)
             run.emit(event)
             if event["type"] == "response.in_progress" and "garbage" in run.said.directives:
                 run.keep(b"event: response.output_text.delta\ndata: {this is not JSON\n\n")
@@ -108,12 +108,12 @@ async def _generate(studio: Studio, run: Run) -> None:
 
 
 async def _end(studio: Studio, run: Run) -> None:
-    await asyncio.to_thread(_store, studio.root, run)
+    await asyncio.to_thread(_store, run)
     run.finished = True
     run.wake()
     if run.response["store"]:
         if run.background:
-            await asyncio.to_thread(state.save_frames, studio.root, run.id, run.frames)
+            await asyncio.to_thread(state.save_frames, run.root, run.id, run.frames)
         studio.runs.pop(run.id, None)
     elif not run.background:
         studio.runs.pop(run.id, None)
@@ -122,22 +122,22 @@ async def _end(studio: Studio, run: Run) -> None:
         studio.runs.pop(old.id, None)
 
 
-def _begin(root: Path, run: Run) -> None:
+def _begin(run: Run) -> None:
     if run.response["store"] and run.background:
-        state.mark_running(root, _record(run, []))
+        state.mark_running(run.root, _record(run, []))
 
 
-def _store(root: Path, run: Run) -> None:
+def _store(run: Run) -> None:
     if run.stored or not run.response["store"]:
         return
     run.stored = True
     uploads: list[str] = []
     for data in run.said.uploads:
         uploads.append(new_id("up"))
-        state.save_picture(root, uploads[-1], Picture(data, data))
+        state.save_picture(run.root, uploads[-1], Picture(data, data))
     for name, picture in run.out.pictures.items():
-        state.save_picture(root, name, picture)
-    state.save_record(root, _record(run, uploads))
+        state.save_picture(run.root, name, picture)
+    state.save_record(run.root, _record(run, uploads))
 
 
 def _record(run: Run, uploads: list[str]) -> Record:

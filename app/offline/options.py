@@ -52,7 +52,7 @@ class ImageOptions:
     size: str
     frame_count: int
     frame_duration_ms: int
-    mask_url: str | None
+    mask: Json  # {file_id} or {image_url}, empty for none
 
     def echo(self, tool: Json) -> Json:
         """The tool as the response repeats it: defaults filled in; previews and mask are not repeated."""
@@ -122,7 +122,7 @@ def parse_image_tool(tool: Json, index: int) -> ImageOptions:
         size=_size(tool.get("size", "auto"), old),
         frame_count=_integer(tool, "frame_count", where, 2, 16, default=9),
         frame_duration_ms=_integer(tool, "frame_duration_ms", where, 10, 65_530, default=200),
-        mask_url=_mask_url(tool, where),
+        mask=_mask(tool, where),
     )
     _choice(tool, "complexity", ("low", "medium", "high"), "medium", where)
     _check_fidelity(tool, model, where)
@@ -148,7 +148,7 @@ def _check_together(tool: Json, options: ImageOptions) -> None:
     if options.output_compression < 100 and kind not in ("jpeg", "webp"):
         message = f"Compression less than 100 is not supported for {kind.upper()} output format."
         raise image_error(message, param="output_compression")
-    if options.mask_url and kind == "gif":
+    if options.mask and kind == "gif":
         raise image_error("A mask is not supported for output format 'gif'.", param="input_image_mask")
     for key in ("frame_count", "frame_duration_ms"):
         if key in tool and kind != "gif":
@@ -178,16 +178,11 @@ def _check_svg(tool: Json, where: str) -> None:
         raise image_error("'svg' requires output format 'svg'.", param="svg")
 
 
-def _mask_url(tool: Json, where: str) -> str | None:
-    if "input_image_mask" not in tool:
-        return None
-    mask = as_object(tool["input_image_mask"])
+def _mask(tool: Json, where: str) -> Json:
+    mask = as_object(tool.get("input_image_mask"))
     for key in mask.keys() - {"file_id", "image_url"}:
         raise _unknown(f"{where}.input_image_mask.{key}")
-    if mask.get("file_id"):
-        message = f"File '{mask['file_id']}' not found: the offline provider has no files, send 'image_url'."
-        raise Refused(message, status=404, param=f"{where}.input_image_mask.file_id")
-    return mask.get("image_url")
+    return mask
 
 
 def _size(value: Any, old: bool) -> str:

@@ -1,18 +1,13 @@
 """A request, checked and understood: everything that can be refused is refused here."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-from app.offline.conversation import Conversation, read_conversation
+from app.offline.conversation import Conversation, read_conversation, read_picture
 from app.offline.directives import refuse_on_request
 from app.offline.options import ImageOptions, check_request, check_tool_choice, parse_image_tool
 from app.offline.script import Plan, decide
-from app.offline.wire import Json, as_object, as_objects
-
-_SHOWN_LETTERS = 200
-_BASE64 = re.compile(r"(data:[\w/+.-]+;base64,)?[A-Za-z0-9+/=_-]+")
+from app.offline.wire import Json, Refused, as_objects
 
 
 @dataclass(frozen=True)
@@ -34,15 +29,11 @@ def prepare(body: Json, root: Path) -> Ready:
     check_tool_choice(body.get("tool_choice"), tools)
     said = read_conversation(body, root)
     refuse_on_request(said.directives, body["model"], stream=bool(body.get("stream")))
-    return Ready(body, said, decide(body, said, options), options)
-
-
-def abbreviated(value: Any) -> Any:
-    """The same JSON with long base64 replaced by its length."""
-    if isinstance(value, dict):
-        return {key: abbreviated(item) for key, item in as_object(cast(object, value)).items()}
-    if isinstance(value, list):
-        return [abbreviated(item) for item in cast(list[Any], value)]
-    if isinstance(value, str) and len(value) > _SHOWN_LETTERS and _BASE64.fullmatch(value):
-        return f"<{len(value)} chars>"
-    return value
+    if "needs_reasoning" in said.directives and said.named:
+        lacking = f"rs_{said.named.removeprefix('ig_')}"
+        message = (
+            f"Item '{said.named}' of type 'image_generation_call' was provided without its required 'reasoning' item"
+        )
+        raise Refused(f"{message}: '{lacking}'.", param="input")
+    mask = read_picture(options.mask, "input_image_mask", root) if options and options.mask else None
+    return Ready(body, said, decide(body, said, options, mask), options)

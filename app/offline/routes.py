@@ -1,22 +1,24 @@
-"""HTTP of the offline provider: `/v1/responses` as the SDK calls it, and `/offline/requests` for tests."""
+"""HTTP of the offline provider: `/v1/responses` and `/v1/files` for the SDK, `/offline/requests` for tests."""
 
 import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from app.offline import state
+from app.offline import files, state
 from app.offline.directives import Directives
+from app.offline.journal import abbreviated
 from app.offline.live import Run, Studio, start_run, stop_run
-from app.offline.prepare import abbreviated, prepare
-from app.offline.wire import Json, Refused, decode, encode, response_not_found
+from app.offline.prepare import prepare
+from app.offline.wire import Json, Refused, decode, encode, file_not_found, response_not_found
 
 _MAX_BODY_BYTES = 128 * 1024 * 1024
 _FLUSH_SECONDS = 0.05
@@ -24,12 +26,15 @@ _TEXT_BEFORE_CUT = 3
 
 
 def create_app(state_dir: Path, pace: float = 1.0) -> FastAPI:
-    """The provider, keeping its files under `state_dir`; `pace` scales every artificial delay, 0 removes them."""
+    """The provider, keeping its files under `state_dir`; `pace` scales every artificial delay, 0 removes them.
+
+    What one API key has stored, another one does not find.
+    """
     studio = Studio(state_dir, pace)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        state.prepare_directory(state_dir)
+        state.fail_interrupted(state_dir)
         yield
         for run in list(studio.runs.values()):
             await stop_run(run)
@@ -43,7 +48,8 @@ def create_app(state_dir: Path, pace: float = 1.0) -> FastAPI:
     return app
 
 
-def _authorize(request: Request) -> None:
+def _account(request: Request) -> Path:
+    """Where the caller's own state lies."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Refused(
@@ -52,81 +58,104 @@ def _authorize(request: Request) -> None:
             status=401,
         )
     if key == "sk-bad":
-        message = "Incorrect API key provided: sk-bad. The offline provider takes any other key."
-        raise Refused(message, status=401, code="invalid_api_key")
+        raise Refused("Incorrect API key provided: any other one is taken.", status=401, code="invalid_api_key")
+    return state.account_directory(_studio(request).directory, key)
 
 
-_api = APIRouter(prefix="/v1", dependencies=[Depends(_authorize)])
+Account = Annotated[Path, Depends(_account)]
+_api = APIRouter(prefix="/v1")
 _for_tests = APIRouter(prefix="/offline")
 
 
 @_api.post("/responses")
-async def create(request: Request) -> Response:
+async def create(request: Request, root: Account) -> Response:
     studio = _studio(request)
     raw = await _read_body(request)
     body = await asyncio.to_thread(decode, raw)
     _note(request, len(raw), await asyncio.to_thread(abbreviated, body))
-    ready = await asyncio.to_thread(prepare, body, studio.root)
+    ready = await asyncio.to_thread(prepare, body, root)
     directives = ready.said.directives
     if "reset" in directives:
         return await _abort(request)
-    run = Run(ready, studio.pace)
+    run = Run(root, ready, studio.pace)
     start_run(studio, run)
     if body.get("stream"):
         frames = _spoiled(request, run, directives)
         return _EventStream(frames, on_close=None if run.background else lambda: _give_up(run))
-    if run.background:
-        return _json(run.response)
-    return await _whole(request, run)
+    return _json(run.response) if run.background else await _whole(request, run)
 
 
 @_api.get("/responses/{response_id}")
-async def retrieve(request: Request, response_id: str) -> Response:
-    studio = _studio(request)
-    _note(request, 0, None)
-    run = studio.runs.get(response_id)
+async def retrieve(request: Request, response_id: str, root: Account) -> Response:
+    _note(request)
+    run = _running(request, root, response_id)
     if request.query_params.get("stream") == "true":
         after = request.query_params.get("starting_after", "-1")
         if not after.lstrip("-").isdigit():
             raise Refused(f"Invalid 'starting_after': '{after}' is no integer.", param="starting_after")
-        return _EventStream(await _resumed(studio, run, response_id, int(after) + 1))
-    found = run.response if run else await asyncio.to_thread(state.load_response, studio.root, response_id)
-    if found is None:
-        raise response_not_found(response_id)
-    return _json(found)
+        return _EventStream(await _resumed(root, run, response_id, int(after) + 1))
+    return _json(await _found(root, run, response_id))
 
 
 @_api.post("/responses/{response_id}/cancel")
-async def cancel(request: Request, response_id: str) -> Response:
-    studio = _studio(request)
-    _note(request, 0, None)
-    run = studio.runs.get(response_id)
+async def cancel(request: Request, response_id: str, root: Account) -> Response:
+    _note(request)
+    run = _running(request, root, response_id)
     if run and run.background:
         await stop_run(run)
-    found = run.response if run else await asyncio.to_thread(state.load_response, studio.root, response_id)
-    if found is None:
-        raise response_not_found(response_id)
+    found = await _found(root, run, response_id)
     if not found["background"]:
         raise Refused("Cannot cancel a synchronous response.")
     return _json(found)
 
 
 @_api.delete("/responses/{response_id}")
-async def delete(request: Request, response_id: str) -> Response:
-    studio = _studio(request)
-    _note(request, 0, None)
-    if run := studio.runs.pop(response_id, None):
+async def delete(request: Request, response_id: str, root: Account) -> Response:
+    _note(request)
+    if run := _running(request, root, response_id):
+        _studio(request).runs.pop(response_id, None)
         await stop_run(run)
-    stored = await asyncio.to_thread(state.delete_response, studio.root, response_id)
+    stored = await asyncio.to_thread(state.delete_response, root, response_id)
     if not stored and run is None:
         raise response_not_found(response_id)
     return _json({"id": response_id, "object": "response", "deleted": True})
 
 
+@_api.post("/files")
+async def upload(request: Request, root: Account) -> Response:
+    raw = await _read_body(request)
+    async with request.form() as form:
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        file = form.get("file")
+        name, data = (file.filename, await file.read()) if isinstance(file, UploadFile) else (None, b"")
+    _note(request, len(raw), {**fields, "file": name and {"filename": name, "bytes": len(data)}})
+    if not name:
+        raise Refused("'file' is a required property", param="file")
+    purpose, lifetime = files.check_form(fields)
+    return _json(await asyncio.to_thread(files.save_file, root, data, name, purpose, lifetime))
+
+
+@_api.get("/files/{file_id}")
+async def retrieve_file(request: Request, file_id: str, root: Account) -> Response:
+    _note(request)
+    found = await asyncio.to_thread(files.load_file, root, file_id)
+    if found is None:
+        raise file_not_found(file_id)
+    return _json(found)
+
+
+@_api.delete("/files/{file_id}")
+async def delete_file(request: Request, file_id: str, root: Account) -> Response:
+    _note(request)
+    if not await asyncio.to_thread(files.delete_file, root, file_id):
+        raise file_not_found(file_id)
+    return _json({"id": file_id, "object": "file", "deleted": True})
+
+
 @_for_tests.get("/requests")
-async def list_requests(request: Request) -> list[Json]:
-    """The latest 1,000 requests to `/v1`, newest last: {method, path, size, body}; base64 is only counted."""
-    return list(_studio(request).requests)
+async def list_requests(request: Request) -> Response:
+    """The latest requests to `/v1`, newest last: {method, path, body_bytes, body}; base64 is only counted."""
+    return Response(_studio(request).requests.listed(), media_type="application/json")
 
 
 @_for_tests.delete("/requests", status_code=204)
@@ -168,20 +197,25 @@ async def _spoiled(request: Request, run: Run, directives: Directives) -> AsyncI
         await _abort(request)
 
 
-async def _resumed(studio: Studio, run: Run | None, response_id: str, start: int) -> AsyncIterator[bytes]:
+async def _resumed(root: Path, run: Run | None, response_id: str, start: int) -> AsyncIterator[bytes]:
     if run and run.background:
         return run.follow(start)
-    frames = await asyncio.to_thread(state.load_frames, studio.root, response_id)
+    frames = await asyncio.to_thread(state.load_frames, root, response_id)
     if frames is not None:
         return _replayed(frames[max(0, start) :])
-    response = run.response if run else await asyncio.to_thread(state.load_response, studio.root, response_id)
-    if response is None:
-        raise response_not_found(response_id)
+    response = await _found(root, run, response_id)
     if not response["background"]:
         raise Refused("This response cannot be streamed because it was not created with background=true.")
     # Its events were lost with the provider that was killed; only how it ended is known.
     event = {"type": f"response.{response['status']}", "response": response, "sequence_number": start}
     return _replayed([f"event: {event['type']}\ndata: ".encode() + encode(event) + b"\n\n"])
+
+
+async def _found(root: Path, run: Run | None, response_id: str) -> Json:
+    response = run.response if run else await asyncio.to_thread(state.load_response, root, response_id)
+    if response is None:
+        raise response_not_found(response_id)
+    return response
 
 
 async def _replayed(frames: list[bytes]) -> AsyncIterator[bytes]:
@@ -228,17 +262,18 @@ async def _abort(request: Request) -> Response:
 
 
 async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise Refused("Request body too large.", status=413)
-    return bytes(body)
+    if int(request.headers.get("content-length", 0)) > _MAX_BODY_BYTES:
+        raise Refused("Request body too large.", status=413)
+    return await request.body()
 
 
-def _note(request: Request, size: int, body: Any) -> None:
-    entry: Json = {"method": request.method, "path": request.url.path, "size": size, "body": body}
-    _studio(request).requests.append(entry)
+def _note(request: Request, body_bytes: int = 0, body: Json | None = None) -> None:
+    _studio(request).requests.add(request.method, request.url.path, body_bytes, body)
+
+
+def _running(request: Request, root: Path, response_id: str) -> Run | None:
+    run = _studio(request).runs.get(response_id)
+    return run if run and run.root == root else None
 
 
 def _studio(request: Request) -> Studio:
@@ -259,6 +294,6 @@ async def _on_refusal(_: Request, error: Exception) -> Response:
 
 
 async def _on_wrong_address(request: Request, error: Exception) -> Response:
-    message = f"Invalid URL ({request.method} {request.url.path})"
-    body = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
-    return _json({"error": body}, cast(HTTPException, error).status_code)
+    status = cast(HTTPException, error).status_code
+    wrong = "Could not parse multipart form" if status == 400 else f"Invalid URL ({request.method} {request.url.path})"
+    return _json({"error": Refused(wrong).error}, status)

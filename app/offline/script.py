@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from PIL import Image
 
-from app.offline.conversation import Conversation, read_picture
+from app.offline.conversation import Conversation
 from app.offline.options import ImageOptions, size_of
 from app.offline.painter import Order
 from app.offline.wire import Json, as_object, as_objects, image_error, word_set
@@ -59,7 +59,7 @@ class Plan:
     text: str | None = None
 
 
-def decide(body: Json, said: Conversation, options: ImageOptions | None) -> Plan:
+def decide(body: Json, said: Conversation, options: ImageOptions | None, mask: bytes | None) -> Plan:
     tools = as_objects(body.get("tools"))
     functions = [tool for tool in tools if tool.get("type") == "function"]
     wants = _wants_picture(body, said, options, alone=len(tools) == 1)
@@ -67,7 +67,7 @@ def decide(body: Json, said: Conversation, options: ImageOptions | None) -> Plan
         return Plan(calls=(call,))
     if options is None or not wants:
         return Plan(text=_answer(said))
-    drawings = _drawings(said, options)
+    drawings = _drawings(said, options, mask)
     if "no_text" in said.directives:
         return Plan(drawings=drawings)
     return Plan(drawings=drawings, text=_about(said, drawings))
@@ -97,6 +97,8 @@ def _asks_to_draw(said: Conversation) -> bool:
 
 def _call(body: Json, said: Conversation, tools: list[Json], *, wants_picture: bool, can_draw: bool) -> Call | None:
     """The function to call, once a turn: forced, handed over to, or named by a word of the text."""
+    if "call" in said.directives and not said.outputs:
+        return Call(said.directives.text("call"), "{}")
     forced = as_object(body.get("tool_choice"))
     done = {name for name, _ in said.outputs}
     offered = [tool for tool in tools if tool.get("name") not in done and body.get("tool_choice") != "none"]
@@ -139,11 +141,10 @@ def _argument(field: Json, text: str) -> Any:
     return filler.get(str(field.get("type")), text)
 
 
-def _drawings(said: Conversation, options: ImageOptions) -> tuple[Drawing, ...]:
+def _drawings(said: Conversation, options: ImageOptions, mask: bytes | None) -> tuple[Drawing, ...]:
     edits = options.action == "edit" or (options.action == "auto" and _edits(said))
     if options.action == "edit" and not said.sources:
         raise image_error("The action 'edit' needs an image in the context.", param="action")
-    mask = read_picture(options.mask_url, "input_image_mask.image_url") if options.mask_url else None
     if mask:
         _check_mask(mask, said.sources)
     number = 2 if "two" in said.directives or _TWO.search(said.text) else 1

@@ -1,10 +1,11 @@
 """What outlives a request: finished responses, their pictures and, for background ones, their event streams.
 
-Everything is a file under one directory, written whole or not at all. A file under `running/` that is still there
-at the next start belonged to a response that a killed provider never finished.
+Everything is a file under one directory for each API key, written whole or not at all. A file under `running/` that
+is still there at the next start belonged to a response that a killed provider never finished.
 """
 
 import base64
+import hashlib
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,19 +29,22 @@ class Picture:
     editable: bytes  # the same picture as pixels
 
 
-def prepare_directory(root: Path) -> None:
-    """Make the folders; responses that were running when the provider was killed are failed from now on."""
-    for name in ("responses", "pictures", "events", "running"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    for path in (root / "running").iterdir():
+def account_directory(directory: Path, key: str) -> Path:
+    """Where one API key's state lies: another key finds nothing there."""
+    return directory / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def fail_interrupted(directory: Path) -> None:
+    """Responses that were running when the provider was killed, under whichever key, are failed from now on."""
+    for path in directory.glob("*/running/*"):
         record = Record(**decode(path.read_bytes()))
         error = {"code": "server_error", "message": "The offline provider was stopped while this response was running."}
         record.response |= {"status": "failed", "error": error}
-        save_record(root, record)
+        save_record(path.parent.parent, record)
 
 
 def mark_running(root: Path, record: Record) -> None:
-    _write(root / "running" / record.response["id"], encode(asdict(record)))
+    write_bytes(root / "running" / record.response["id"], encode(asdict(record)))
 
 
 def unmark_running(root: Path, response_id: str) -> None:
@@ -51,12 +55,12 @@ def save_record(root: Path, record: Record) -> None:
     """Store the response without its base64 and take its mark from `running/`."""
     output = [_without_result(item) for item in as_objects(record.response["output"])]
     slim = Record({**record.response, "output": output}, record.pictures, record.texts, record.open_calls)
-    _write(root / "responses" / record.response["id"], encode(asdict(slim)))
+    write_bytes(root / "responses" / record.response["id"], encode(asdict(slim)))
     unmark_running(root, record.response["id"])
 
 
 def load_record(root: Path, response_id: str) -> Record | None:
-    body = _read(root / "responses", response_id)
+    body = read_bytes(root / "responses", response_id)
     return None if body is None else Record(**decode(body))
 
 
@@ -66,7 +70,7 @@ def load_response(root: Path, response_id: str) -> Json | None:
     if record is None:
         return None
     for item in as_objects(record.response["output"]):
-        if item["type"] == "image_generation_call" and (sent := _read(root / "pictures", item["id"])):
+        if item["type"] == "image_generation_call" and (sent := read_bytes(root / "pictures", item["id"])):
             item["result"] = base64.b64encode(sent).decode()
     return record.response
 
@@ -84,25 +88,25 @@ def delete_response(root: Path, response_id: str) -> bool:
 
 
 def save_picture(root: Path, picture_id: str, picture: Picture) -> None:
-    _write(root / "pictures" / picture_id, picture.sent)
+    write_bytes(root / "pictures" / picture_id, picture.sent)
     if picture.editable is not picture.sent:
-        _write(root / "pictures" / f"{picture_id}.editable", picture.editable)
+        write_bytes(root / "pictures" / f"{picture_id}.editable", picture.editable)
 
 
 def load_editable(root: Path, picture_id: str) -> bytes | None:
     """The pixels of a stored picture, or None where it was never stored."""
-    sent = _read(root / "pictures", picture_id)
+    sent = read_bytes(root / "pictures", picture_id)
     editable = root / "pictures" / f"{picture_id}.editable"
     return editable.read_bytes() if sent is not None and editable.exists() else sent
 
 
 def save_frames(root: Path, response_id: str, frames: list[bytes]) -> None:
-    _write(root / "events" / response_id, b"".join(frames))
+    write_bytes(root / "events" / response_id, b"".join(frames))
 
 
 def load_frames(root: Path, response_id: str) -> list[bytes] | None:
     """The SSE frames of a finished background response; the n-th has sequence number n."""
-    body = _read(root / "events", response_id)
+    body = read_bytes(root / "events", response_id)
     return None if body is None else [frame + b"\n\n" for frame in body.split(b"\n\n")[:-1]]
 
 
@@ -110,14 +114,15 @@ def _without_result(item: Json) -> Json:
     return {**item, "result": None} if item["type"] == "image_generation_call" else item
 
 
-def _read(folder: Path, name: str) -> bytes | None:
+def read_bytes(folder: Path, name: str) -> bytes | None:
     try:
         return (folder / name).read_bytes() if is_id(name) else None
     except FileNotFoundError:
         return None
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft")
     draft.write_bytes(data)
     os.replace(draft, path)  # noqa: PTH105 - Path.replace says less clearly that it overwrites

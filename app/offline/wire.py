@@ -9,7 +9,7 @@ from typing import Any, cast
 # A JSON object as it came or as it will go.
 Json = dict[str, Any]
 
-_ID = re.compile(r"^(resp|ig|up)_[0-9a-f]{50}$")
+_ID = re.compile(r"^((resp|ig|up)_[0-9a-f]{50}|file-[0-9a-f]{24})$")
 
 
 class Refused(Exception):
@@ -24,10 +24,11 @@ class Refused(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        more: Json | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.error: Json = {"message": message, "type": kind, "param": param, "code": code}
+        self.error: Json = {"message": message, "type": kind, "param": param, "code": code, **(more or {})}
         self.headers = headers or {}
 
 
@@ -49,12 +50,20 @@ def item_not_found(item_id: str) -> Refused:
     )
 
 
+def file_not_found(file_id: str, param: str = "id") -> Refused:
+    return Refused(f"No such File object: {file_id}", status=404, param=param)
+
+
 def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(25)}"
 
 
+def new_file_id() -> str:
+    return f"file-{secrets.token_hex(12)}"
+
+
 def is_id(text: str) -> bool:
-    """Whether this is an id as `new_id` makes them, and so safe as a file's name."""
+    """Whether this is an id as we make them, and so safe as a file's name."""
     return _ID.match(text) is not None
 
 

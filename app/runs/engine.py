@@ -1,29 +1,25 @@
 """One run from claim to terminal event."""
 
 import asyncio
-import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-import openai
-from agents import ModelRefusalError, RunConfig, RunErrorHandlerInput, Runner, TResponseInputItem
-
-from app.agents._shared.build import build_agent
-from app.agents._shared.model import DivertingModel
-from app.agents._shared.registry import LoadedAgent, image_options
+from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments import service as attachments
 from app.attachments.schemas import log_form
-from app.conversations import service as conversations
-from app.conversations.models import Message
+from app.db import now
 from app.logs import tagged
 from app.runs import service
-from app.runs.failures import TIMEOUT, explain
+from app.runs.failures import TIMEOUT, UNKNOWN_OUTCOME, explain
 from app.runs.log import EventLog
 from app.runs.models import Run, RunStatus
+from app.runs.play import play
 from app.runs.schemas import RunView
-from app.runs.service import LEASE, Ending, RunError
+from app.runs.service import Ending, RunError
+from app.runs.told import Teller, read
 from app.runs.translate import Translator
 from app.runs.turn import LeaseLost, Turn, Workshop
 
@@ -31,6 +27,8 @@ log = logging.getLogger(__name__)
 
 SIGNAL_WAIT_SECONDS = 15.0
 WATCH_RETRY_SECONDS = 1.0
+# What a worker that stops waits for its runs to end by themselves.
+GRACE_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,21 @@ class Outcome:
     error: RunError | None = None
 
 
-async def execute(shop: Workshop, tenant_id: UUID, run_id: UUID) -> None:
-    """Claim the run and see it to its end; returns at once where another worker has it."""
-    run = await service.claim(shop.database, tenant_id, run_id)
+class HandedOver(Exception):
+    """This worker is stopping: the run is free for another, who takes it from this `attempt`."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__(f"attempt {attempt}")
+        self.attempt = attempt
+
+
+async def execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None) -> None:
+    """Claim the run and see it to its end; returns at once where it is not to be had.
+
+    A run that a worker lost goes on with the answer that the provider was already asked for. Raises HandedOver.
+    """
+    lease_seconds = shop.settings.run_lease_seconds
+    run = await service.claim(shop.database, tenant_id, run_id, lease_seconds=lease_seconds, lost_attempt=lost_attempt)
     if run is None:
         return
     with tagged(tenant_id=tenant_id, run_id=run_id):
@@ -49,47 +59,74 @@ async def execute(shop: Workshop, tenant_id: UUID, run_id: UUID) -> None:
 
 
 async def _carry_out(shop: Workshop, run: Run) -> None:
-    events = EventLog(shop.fabric, run.id)
-    view = RunView.model_validate(run)
-    # The API wrote this one already, unless the fabric was away then: its number keeps it single.
-    queued = view.model_copy(update={"status": RunStatus.QUEUED, "started_at": None})
-    events.emit("run.created", run=queued.model_dump(mode="json"))
-    events.emit("run.started", run=view.model_dump(mode="json"))
-    turn = Turn(shop, run, events)
-    translator = Translator(events.emit, message_id=str(run.output_message_id))
+    resumable = run.background and run.response_id is not None
+    told = read(await shop.fabric.fence(run.id, run.attempt), run.response_id if resumable else None)
+    events = EventLog(shop.fabric, run.id, run.attempt, seq=told.seq)
+    _tell_of_the_start(events, run)
+    turn = Turn(shop, run, events, told)
+    teller = Teller(events.emit, told)
+    translator = Translator(teller, message_id=str(run.output_message_id), told=told)
     try:
-        outcome = await _supervise(shop, run, turn, translator)
+        if run.calling_turn and not resumable:
+            outcome = Outcome(RunStatus.FAILED, UNKNOWN_OUTCOME)
+        else:
+            outcome = await _supervise(shop, run, turn, teller, translator)
+        if outcome.status != RunStatus.COMPLETED:
+            await turn.stop_provider()
         await turn.settle()
+        if outcome.status == RunStatus.COMPLETED:
+            translator.tell_missing(turn.drawn, forced=_forced_tool(shop, run) == IMAGE_TOOL)
         await _finish(shop, run, events, turn, translator, outcome)
     except LeaseLost:
         log.warning("run.lease_lost")
+    except HandedOver:
+        turn.abandon()
+        await events.flush()
+        await service.hand_over(shop.database, run)
+        log.info("run.handed_over")
+        raise
     await events.flush()
 
 
-async def _supervise(shop: Workshop, run: Run, turn: Turn, translator: Translator) -> Outcome:
+def _tell_of_the_start(events: EventLog, run: Run) -> None:
+    view = RunView.model_validate(run)
+    if events.seq == 0:
+        # The API wrote this one already, unless the fabric was away then: its number keeps it single.
+        queued = view.model_copy(update={"status": RunStatus.QUEUED, "started_at": None})
+        events.emit("run.created", run=queued.model_dump(mode="json"))
+    if events.seq == 1:
+        events.emit("run.started", run=view.model_dump(mode="json"))
+
+
+async def _supervise(shop: Workshop, run: Run, turn: Turn, teller: Teller, translator: Translator) -> Outcome:
     """Play the turn until it ends, is stopped, or takes too long; renew the lease meanwhile."""
-    play = asyncio.create_task(_play(shop, run, turn, translator))
+    playing = asyncio.create_task(play(shop, run, turn, teller, translator))
     stop = asyncio.create_task(_stopped(shop, run))
     lease = asyncio.create_task(_renew(shop, run))
+    drain = asyncio.create_task(_draining(shop))
+    watched = {playing, stop, lease, drain}
     try:
-        await asyncio.wait(
-            {play, stop, lease},
-            timeout=shop.settings.run_timeout_seconds,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if play.done():
-            return _outcome(play)
+        timeout = shop.settings.run_timeout_seconds
+        await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if drain.done():
+            await asyncio.wait({playing, stop, lease}, timeout=GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if playing.done():
+            return _outcome(playing)
         if lease.done():
             raise LeaseLost
-        return Outcome(RunStatus.CANCELLED) if stop.done() else Outcome(RunStatus.FAILED, TIMEOUT)
+        if stop.done():
+            return Outcome(RunStatus.CANCELLED)
+        if drain.done():
+            raise HandedOver(run.attempt)
+        return Outcome(RunStatus.FAILED, TIMEOUT)
     finally:
-        for task in (play, stop, lease):
+        for task in watched:
             task.cancel()
-        await asyncio.gather(play, stop, lease, return_exceptions=True)
+        await asyncio.gather(*watched, return_exceptions=True)
 
 
-def _outcome(play: asyncio.Task[None]) -> Outcome:
-    error = play.exception()
+def _outcome(playing: asyncio.Task[None]) -> Outcome:
+    error = playing.exception()
     if error is None:
         return Outcome(RunStatus.COMPLETED)
     if isinstance(error, LeaseLost):
@@ -99,8 +136,16 @@ def _outcome(play: asyncio.Task[None]) -> Outcome:
     return Outcome(RunStatus.FAILED, explained)
 
 
+def _forced_tool(shop: Workshop, run: Run) -> str | None:
+    return run.options.get("tool_choice") or shop.registry.specs[run.agent_key].spec.tool_choice
+
+
 def _ours(error: RunError) -> bool:
     return error.code in ("internal_error", "agent_misconfigured")
+
+
+async def _draining(shop: Workshop) -> None:
+    await shop.stopping.wait()
 
 
 async def _stopped(shop: Workshop, run: Run) -> None:
@@ -120,83 +165,14 @@ async def _stopped(shop: Workshop, run: Run) -> None:
 
 async def _renew(shop: Workshop, run: Run) -> None:
     """Return once the lease is another's."""
+    seconds = shop.settings.run_lease_seconds
     while True:
-        await asyncio.sleep(LEASE.total_seconds() / 3)
+        await asyncio.sleep(seconds / 3)
         try:
-            if not await service.write(shop.database, run, lease_until=service.lease_end()):
+            if not await service.write(shop.database, run, lease_until=now() + timedelta(seconds=seconds)):
                 return
         except Exception:
             log.warning("run.renewal_failed", exc_info=True)
-
-
-async def _play(shop: Workshop, run: Run, turn: Turn, translator: Translator) -> None:
-    loaded = shop.registry.specs[run.agent_key]
-    async with shop.database.tenant(run.tenant_id) as session:
-        message = await session.get_one(Message, run.input_message_id)
-        last = await service.last_completed(session, run) if loaded.spec.store else None
-        past = await conversations.history(session, run.conversation_id, before=run.input_message_id)
-        newer = (
-            []
-            if last is None
-            else await conversations.history(
-                session, run.conversation_id, before=run.input_message_id, after=last.output_message_id
-            )
-        )
-    asked = {"role": "user", "content": message.text}
-    if last is None:
-        await _stream(shop, run, turn, translator, [*past, asked], None)
-        return
-    try:
-        await _stream(shop, run, turn, translator, [*newer, asked], last.response_id)
-    except openai.APIStatusError as error:
-        # Refused before anything was accepted: our own history takes its place, and nothing is paid twice.
-        if error.code != "previous_response_not_found":
-            raise
-        await _stream(shop, run, turn, translator, [*past, asked], None)
-
-
-async def _stream(
-    shop: Workshop,
-    run: Run,
-    turn: Turn,
-    translator: Translator,
-    items: list[dict[str, Any]],
-    previous_response_id: str | None,
-) -> None:
-    def options(agent: LoadedAgent) -> dict[str, Any]:
-        return image_options(shop.settings, agent, run.options["image"])
-
-    loaded = shop.registry.specs[run.agent_key]
-    turn.asked_options = options(loaded) if "image_generation" in loaded.spec.tool_keys else {}
-    agent = build_agent(
-        shop.registry,
-        run.agent_key,
-        model_for=lambda agent: DivertingModel(agent.model, shop.client, turn),
-        image_options=options,
-        tool_choice=run.options.get("tool_choice"),
-        safety_identifier=hashlib.sha256(f"{run.tenant_id}:{run.user_id}".encode()).hexdigest(),
-    )
-    streamed = Runner.run_streamed(
-        agent,
-        cast(list[TResponseInputItem], items),
-        max_turns=loaded.spec.max_turns,
-        previous_response_id=previous_response_id,
-        auto_previous_response_id=loaded.spec.store,
-        run_config=RunConfig(tracing_disabled=True),
-        # A refusal is an answer: its words are what the person reads.
-        error_handlers={"model_refusal": _take_refusal},
-    )
-    try:
-        async for event in streamed.stream_events():
-            translator.handle(event)
-            turn.follow_agent(translator.agent_key or run.agent_key)
-    finally:
-        streamed.cancel()
-
-
-def _take_refusal(refused: RunErrorHandlerInput[Any]) -> str:
-    error = refused.error
-    return error.refusal if isinstance(error, ModelRefusalError) else str(error)
 
 
 async def _finish(

@@ -7,7 +7,16 @@ import openai
 from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError, UserError
 
 from app.agents._shared.model import UpstreamEnded
+from app.errors import NotFound
 from app.runs.service import RunError
+from app.runs.translate import refused_in_words
+from app.storage.store import ObjectMissing, StorageError
+
+UNKNOWN_OUTCOME = RunError(
+    "upstream_outcome_unknown",
+    "The worker was lost while the provider drew; nothing is asked again by itself. Try again if you still want it.",
+    True,
+)
 
 # The provider's own codes that mean something to the person who asked.
 KNOWN_CODES = {
@@ -26,6 +35,7 @@ KNOWN_CODES = {
     ),
     "upstream_disconnected": RunError("upstream_disconnected", "The provider's answer broke off: try again.", True),
     "upstream_incomplete": RunError("upstream_incomplete", "The provider cut its answer short: try again.", True),
+    "upstream_outcome_unknown": UNKNOWN_OUTCOME,
     "server_error": RunError("upstream_failed", "The provider failed while it answered: try again.", True),
 }
 
@@ -38,12 +48,9 @@ BY_STATUS = {
     429: KNOWN_CODES["rate_limit_exceeded"],
 }
 
+STORAGE = RunError("storage_unavailable", "The picture store does not answer: try again in a moment.", True)
+PICTURE_GONE = RunError("attachment_not_found", "A picture that this run names was deleted.", False)
 TIMEOUT = RunError("upstream_timeout", "The provider stopped answering: try again.", True)
-UNKNOWN_OUTCOME = RunError(
-    "upstream_outcome_unknown",
-    "The worker was lost while the provider drew; nothing is asked again by itself. Try again if you still want it.",
-    True,
-)
 
 
 def explain(error: BaseException) -> RunError:
@@ -56,7 +63,7 @@ def explain(error: BaseException) -> RunError:
     return RunError("internal_error", "Something went wrong on our side.", True)
 
 
-def _explain_one(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a table, one line a kind
+def _explain_one(error: BaseException) -> RunError | None:  # noqa: C901, PLR0911 - a table, one line a kind
     match error:
         case UpstreamEnded():
             return KNOWN_CODES.get(error.code) or RunError("upstream_failed", f"The provider failed: {error}", True)
@@ -68,6 +75,10 @@ def _explain_one(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a 
             return _by_code(error) or BY_STATUS.get(error.status_code) or _by_status(error)
         case openai.APIError():
             return _by_code(error) or KNOWN_CODES["server_error"]
+        case ObjectMissing() | NotFound():
+            return PICTURE_GONE
+        case StorageError():
+            return STORAGE
         case MaxTurnsExceeded():
             return RunError("max_turns_exceeded", "The agent took more turns than it may.", False)
         case ModelBehaviorError():
@@ -82,7 +93,10 @@ def _explain_one(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a 
 
 def _by_code(error: openai.APIError) -> RunError | None:
     body = cast(dict[str, Any], error.body) if isinstance(error.body, dict) else {}
-    return KNOWN_CODES.get(str(error.code or body.get("code")))
+    code = str(error.code or body.get("code"))
+    if code == "moderation_blocked":
+        return RunError(code, refused_in_words(body.get("moderation_details")), False)
+    return KNOWN_CODES.get(code)
 
 
 def _by_status(error: openai.APIStatusError) -> RunError:

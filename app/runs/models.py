@@ -26,9 +26,10 @@ class RunStatus(StrEnum):
 class Run(Identified, Base):
     """The run row is the outbox of its task and the fence of its workers.
 
-    `options` holds what the request asked beyond its text: `image`, `tool_choice`. `attempt` counts
-    the claims; every later write of a worker is conditional on it. `calling_turn` is committed before
-    a paid request, `response_id` as soon as the provider has named its answer.
+    `options` holds what the request asked beyond its text: `image`, `tool_choice`, `edit`, `mask`. `attempt` counts
+    the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent` and `background`
+    are committed before a paid request, `response_id` as soon as the provider has named its answer: with both, a
+    later attempt can go on with an answer that the provider finishes in the background.
     """
 
     __tablename__ = "runs"
@@ -51,6 +52,8 @@ class Run(Identified, Base):
     input_message_id: Mapped[UUID]
     output_message_id: Mapped[UUID | None]
     calling_turn: Mapped[int] = mapped_column(default=0)
+    calling_agent: Mapped[str | None]
+    background: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     response_id: Mapped[str | None]
     last_seq: Mapped[int] = mapped_column(default=0)
     error: Mapped[dict[str, Any] | None]

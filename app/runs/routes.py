@@ -5,7 +5,8 @@ from typing import Annotated, Any, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator
 
 from app.agents._shared.registry import Registry
 from app.attachments.links import ReaderLinks
@@ -13,14 +14,19 @@ from app.db import Database, after_commit, database
 from app.errors import id_of
 from app.fabric import Fabric
 from app.identity.actor import ChatReader, ChatWriter, CurrentSettings, TenantSession
-from app.runs import service, tasks
-from app.runs.models import RunStatus
+from app.runs import idempotency, service, tasks
+from app.runs.idempotency import Answer, visible_ascii
+from app.runs.models import Run
 from app.runs.schemas import NewRun, RunView
 from app.runs.stream import HEADERS, Source, frames
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 RunId = Annotated[UUID, id_of("run")]
+START = "POST /v1/runs"
+"""The route's name in idempotency keys."""
+Key = Annotated[Annotated[str, AfterValidator(visible_ascii)] | None, Header(alias=idempotency.HEADER)]
+LastEventId = Annotated[int | None, Header(ge=0)]
 EVENT_STREAM = "text/event-stream"
 STREAM_DOCS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The run's events.", "content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
@@ -57,16 +63,25 @@ async def start_run(
     registry: CurrentRegistry,
     source: Annotated[Source, Depends(source_of)],
     accept: Annotated[str, Header()] = "application/json",
+    idempotency_key: Key = None,
+    last_event_id: LastEventId = None,
 ) -> Response:
-    """202 and the run; with `Accept: text/event-stream` 200 and its events."""
-    run = await service.create(session, settings, registry, actor, body)
-    view = RunView.model_validate(run)
-    after_commit(session, lambda: tasks.launch(source.fabric, actor.tenant_id, view))
-    headers = {"Location": f"/v1/runs/{run.id}", "X-Run-Id": str(run.id)}
+    """202 and the run; with `Accept: text/event-stream` 200 and its events.
+
+    An `Idempotency-Key` that was used before starts nothing: it gives the same answer, or the same run's events.
+    """
+    answer = await idempotency.recall(session, actor, START, idempotency_key, body)
+    if answer is None:
+        run = await service.create(session, source.fabric, settings, registry, actor, body)
+        view = RunView.model_validate(run)
+        after_commit(session, lambda: tasks.launch(source.fabric, actor.tenant_id, view))
+        headers = {"Location": f"/v1/runs/{run.id}", "X-Run-Id": str(run.id)}
+        answer = Answer(run.id, 202, headers, view.model_dump_json())
+        await idempotency.remember(session, actor, START, idempotency_key, body, answer)
     if EVENT_STREAM in accept:
-        events = frames(source, actor.tenant_id, run.id, 0)
-        return StreamingResponse(events, media_type=EVENT_STREAM, headers={**HEADERS, **headers})
-    return JSONResponse(view.model_dump(mode="json"), 202, headers)
+        run = await service.get(session, actor, answer.run_id)
+        return await _events(source, run, last_event_id or 0, answer.headers)
+    return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
 
 @router.get("/{run_id}")
@@ -80,24 +95,25 @@ async def stream_run(
     actor: ChatReader,
     session: TenantSession,
     source: Annotated[Source, Depends(source_of)],
-    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+    last_event_id: LastEventId = None,
     after: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
     """The events past `Last-Event-ID` (or `?after=`), live; 204 where there are no more."""
     run = await service.get(session, actor, run_id)
     position = after if last_event_id is None else last_event_id
+    return await _events(source, run, position, {"X-Run-Id": str(run.id)})
+
+
+async def _events(source: Source, run: Run, position: int, headers: dict[str, str]) -> Response:
     if run.status.ended and position >= run.last_seq > 0:
-        return Response(status_code=204)
+        return Response(status_code=204, headers=headers)
     if run.status.ended and not await source.fabric.exists(run.id):
         position = 0
-    events = frames(source, actor.tenant_id, run.id, position)
-    return StreamingResponse(events, media_type=EVENT_STREAM, headers={**HEADERS, "X-Run-Id": str(run.id)})
+    events = frames(source, run.tenant_id, run.id, position)
+    return StreamingResponse(events, media_type=EVENT_STREAM, headers={**HEADERS, **headers})
 
 
 @router.put("/{run_id}/cancellation", status_code=202)
 async def cancel_run(run_id: RunId, actor: ChatWriter, session: TenantSession, fabric: CurrentFabric) -> RunView:
     """Stop the run; pictures that are finished stay. A run that has ended answers as it is."""
-    run = await service.ask_to_cancel(session, actor, run_id)
-    if run.status not in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED):
-        after_commit(session, lambda: fabric.signal(run_id))
-    return RunView.model_validate(run)
+    return RunView.model_validate(await service.cancel(session, fabric, actor, run_id))

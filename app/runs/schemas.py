@@ -9,6 +9,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from app.errors import id_of, not_blank
 from app.runs.models import RunStatus
 
+# What the provider takes at once.
+MAX_INPUTS = 16
+
+ObjectId = Annotated[UUID, id_of("attachment")]
+
+
+# What becomes of a run whose conversation has another one open: refused, started after it, or started in its place.
+IfBusy = Literal["reject", "queue", "interrupt"]
+
 
 class ImageToolChoice(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -17,7 +26,11 @@ class ImageToolChoice(BaseModel):
 
 
 class NewRun(BaseModel):
-    """`image` takes the picture options of an agent's `tool_configs.image_generation`, for this run only."""
+    """`image` takes the picture options of an agent's `tool_configs.image_generation`, for this run only.
+
+    `attachments` are pictures to look at or work from, in this order; `edit` is the one to change, `mask` says where:
+    all are `object_id`s of the person's own.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -26,7 +39,10 @@ class NewRun(BaseModel):
     conversation_id: Annotated[UUID, id_of("conversation")] | None = None
     tool_choice: Literal["image_generation", "auto"] | ImageToolChoice | None = None
     image: dict[str, Any] = {}
-    if_busy: Literal["reject"] = "reject"
+    attachments: Annotated[list[ObjectId], Field(max_length=MAX_INPUTS)] = []
+    edit: ObjectId | None = None
+    mask: ObjectId | None = None
+    if_busy: IfBusy = "reject"
 
     @property
     def forced_tool(self) -> str | None:

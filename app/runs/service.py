@@ -1,32 +1,30 @@
 """A run's life in the database: created, claimed, ended; every worker's write is fenced by its attempt."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
-from app.agents._shared.registry import Registry, check_tool_choice, image_options
+from app.agents._shared.registry import Registry
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message
-from app.db import Database, now, uuid7
-from app.errors import Conflict, Invalid, NotFound
+from app.db import Database, after_commit, now, uuid7
+from app.errors import Conflict, NotFound
+from app.fabric import Fabric
 from app.identity.service import Actor
-from app.images.options import OptionError
+from app.runs.checks import check_options, check_pictures
+from app.runs.log import record
 from app.runs.models import Run, RunStatus
-from app.runs.schemas import NewRun
+from app.runs.schemas import IfBusy, NewRun, RunView
 from app.settings import Settings
 from app.usage.models import UsageEntry
 
 DEFAULT_AGENT = "assistant"
-# A worker renews its lease every third of this; past it the run is taken for abandoned.
-LEASE = timedelta(seconds=30)
-
-
-def lease_end() -> datetime:
-    return now() + LEASE
+OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -41,54 +39,37 @@ class RunError:
         return {"code": self.code, "message": self.message, "retryable": self.retryable}
 
 
-async def create(session: AsyncSession, settings: Settings, registry: Registry, actor: Actor, asked: NewRun) -> Run:
+async def create(
+    session: AsyncSession, fabric: Fabric, settings: Settings, registry: Registry, actor: Actor, asked: NewRun
+) -> Run:
     """The run, its user message and, where none was named, a new conversation."""
     conversation = None
     if asked.conversation_id is not None:
         conversation = await conversations.get(session, actor, asked.conversation_id, lock=True)
-        await _refuse_if_busy(session, conversation.id)
+        await _make_way(session, fabric, conversation.id, asked.if_busy)
     agent_key = asked.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
     check_options(settings, registry, agent_key, asked)
+    await check_pictures(session, actor, asked)
     if conversation is None:
         conversation = await conversations.open_new(session, actor, agent_key=agent_key, first_input=asked.input)
     return await _insert(session, actor, conversation, agent_key, asked)
 
 
-async def _refuse_if_busy(session: AsyncSession, conversation_id: UUID) -> None:
-    open_run = await session.scalar(
-        select(Run.id).where(
-            Run.conversation_id == conversation_id, Run.status.in_([RunStatus.QUEUED, RunStatus.RUNNING])
-        )
+async def _make_way(session: AsyncSession, fabric: Fabric, conversation_id: UUID, if_busy: IfBusy) -> None:
+    found = await session.scalars(
+        select(Run).where(Run.conversation_id == conversation_id, Run.status.in_(OPEN)).order_by(Run.id)
     )
-    if open_run is not None:
+    open_runs = found.all()
+    if open_runs and if_busy == "reject":
         raise Conflict(
-            "A run of this conversation is not finished: wait for it or stop it with PUT /v1/runs/{id}/cancellation.",
+            "A run of this conversation is not finished: wait for it, stop it with PUT /v1/runs/{id}/cancellation, "
+            'or send "if_busy": "queue" or "interrupt".',
             code="conversation_busy",
-            run_id=str(open_run),
+            run_id=str(open_runs[0].id),
         )
-
-
-def check_options(settings: Settings, registry: Registry, agent_key: str, asked: NewRun) -> None:
-    """Refuse what could not be done before anything is written or paid."""
-    agent = registry.specs.get(agent_key)
-    if agent is None:
-        known = ", ".join(sorted(registry.specs))
-        raise Invalid(
-            f"There is no agent {agent_key!r}; there are {known}.",
-            code="unknown_agent",
-            errors=[{"field": "agent_key", "message": f"one of {known}", "given": repr(agent_key)[:100]}],
-        )
-    try:
-        image_options(settings, agent, asked.image)
-        if asked.forced_tool:
-            check_tool_choice(agent, asked.forced_tool)
-    except OptionError as error:
-        field = error.field if error.field == "tool_choice" else f"image.{error.field}"
-        raise Invalid(
-            f"{field}: {error.given} is not possible; allowed: {error.allowed}.",
-            code="invalid_option",
-            errors=[{"field": field, "message": f"allowed: {error.allowed}", "given": error.given[:100]}],
-        ) from None
+    if if_busy == "interrupt":
+        for run in open_runs:
+            await _cancel(session, fabric, run)
 
 
 async def _insert(
@@ -101,6 +82,7 @@ async def _insert(
         run_id=run_id,
         role="user",
         text=asked.input,
+        input_ids=asked.attachments,
     )
     session.add(message)
     await session.flush()
@@ -110,7 +92,7 @@ async def _insert(
         conversation_id=conversation.id,
         user_id=actor.user_id,
         agent_key=agent_key,
-        options={"image": asked.image, "tool_choice": asked.forced_tool},
+        options=_options(asked),
         input_message_id=message.id,
         output_message_id=uuid7(),
     )
@@ -120,6 +102,16 @@ async def _insert(
     return run
 
 
+def _options(asked: NewRun) -> dict[str, Any]:
+    """What the worker needs of the request; who names a picture to edit wants a picture, and that one."""
+    forced, image = asked.forced_tool, asked.image
+    if asked.edit is not None:
+        forced = asked.forced_tool or ("image_generation" if asked.tool_choice is None else None)
+        image = {"action": "edit", **image}
+    named = {"edit": str(asked.edit) if asked.edit else None, "mask": str(asked.mask) if asked.mask else None}
+    return {"image": image, "tool_choice": forced, **named}
+
+
 async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
     run = await session.scalar(select(Run).where(Run.id == run_id, Run.user_id == actor.user_id))
     if run is None:
@@ -127,21 +119,44 @@ async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
     return run
 
 
-async def claim(database: Database, tenant_id: UUID, run_id: UUID) -> Run | None:
-    """Take a queued run for this worker; None where another has it or it has ended."""
-    async with database.tenant(tenant_id) as session:
-        claimed = await session.scalars(
-            update(Run)
-            .where(Run.id == run_id, Run.status == RunStatus.QUEUED)
-            .values(
-                status=RunStatus.RUNNING,
-                attempt=Run.attempt + 1,
-                started_at=now(),
-                lease_until=lease_end(),
-            )
-            .returning(Run)
+async def claim(
+    database: Database, tenant_id: UUID, run_id: UUID, *, lease_seconds: float, lost_attempt: int | None = None
+) -> Run | None:
+    """Take a queued run for this worker, or one whose `lost_attempt` has let its lease run out.
+
+    None where another has it, it has ended, or a run before it in the conversation is still open. A worker renews its
+    lease every third of `lease_seconds`; past it the run is taken for abandoned.
+    """
+    values: dict[str, Any] = {"attempt": Run.attempt + 1, "lease_until": now() + timedelta(seconds=lease_seconds)}
+    before = aliased(Run)
+    if lost_attempt is None:
+        values |= {"status": RunStatus.RUNNING, "started_at": now()}
+        earlier = select(before.id).where(
+            before.conversation_id == Run.conversation_id, before.id < Run.id, before.status.in_(OPEN)
         )
+        free = (Run.status == RunStatus.QUEUED, ~earlier.exists())
+    else:
+        free = (Run.status == RunStatus.RUNNING, Run.attempt == lost_attempt, Run.lease_until <= now())
+    async with database.tenant(tenant_id) as session:
+        claimed = await session.scalars(update(Run).where(Run.id == run_id, *free).values(values).returning(Run))
         return claimed.one_or_none()
+
+
+async def hand_over(database: Database, run: Run) -> None:
+    """Let another worker take the run at once."""
+    await write(database, run, lease_until=now())
+
+
+async def next_queued(database: Database, tenant_id: UUID, run_id: UUID) -> UUID | None:
+    """The run that waits for this one to end."""
+    async with database.tenant(tenant_id) as session:
+        ended = await session.get_one(Run, run_id)
+        return await session.scalar(
+            select(Run.id)
+            .where(Run.conversation_id == ended.conversation_id, Run.status == RunStatus.QUEUED, Run.id > run_id)
+            .order_by(Run.id)
+            .limit(1)
+        )
 
 
 async def write(database: Database, run: Run, **values: Any) -> bool:
@@ -221,16 +236,30 @@ def _ledger(run: Run, ending: Ending) -> list[UsageEntry]:
     ]
 
 
-async def ask_to_cancel(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
-    """Mark the run; who executes it does the rest. A run that waits is cancelled here, an ended one stays as it is."""
+async def cancel(session: AsyncSession, fabric: Fabric, actor: Actor, run_id: UUID) -> Run:
+    """End a run that waits; tell the worker of one that does not. An ended run stays as it is."""
     run = await get(session, actor, run_id)
-    await session.execute(
-        update(Run)
-        .where(Run.id == run.id, Run.status.in_([RunStatus.QUEUED, RunStatus.RUNNING]))
-        .values(cancel_requested_at=now())
-    )
+    await _cancel(session, fabric, run)
     await session.refresh(run)
     return run
+
+
+async def _cancel(session: AsyncSession, fabric: Fabric, run: Run) -> None:
+    waiting = await session.scalars(
+        update(Run)
+        .where(Run.id == run.id, Run.status == RunStatus.QUEUED)
+        # Its events are `run.created` and its end.
+        .values(status=RunStatus.CANCELLED, cancel_requested_at=now(), finished_at=now(), last_seq=2)
+        .returning(Run)
+    )
+    if ended := waiting.one_or_none():
+        end_record = record(run.id, 2, "run.cancelled", {"run": RunView.model_validate(ended).model_dump(mode="json")})
+        after_commit(session, lambda: fabric.append(run.id, [end_record]))
+        return
+    await session.execute(
+        update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
+    )
+    after_commit(session, lambda: fabric.signal(run.id))
 
 
 async def last_completed(session: AsyncSession, run: Run) -> Run | None:

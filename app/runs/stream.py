@@ -1,6 +1,7 @@
 """A run's events as SSE: live from the fabric, or a short replay from the rows once the stream has expired."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from uuid import UUID
@@ -12,12 +13,13 @@ from app.attachments.links import Links
 from app.attachments.schemas import log_form
 from app.conversations.models import Message
 from app.db import Database
-from app.fabric import Fabric, Record
+from app.fabric import FABRIC_AWAY, Fabric, Record
 from app.runs.log import TERMINAL, for_reader, record
 from app.runs.models import Run
 from app.runs.schemas import RunView
 
 HEARTBEAT_SECONDS = 10.0
+CONNECTED = b": connected\n\n"
 HEARTBEAT = b": still here\n\n"
 DRAINING = b": draining\n\n"
 
@@ -36,47 +38,69 @@ class Source:
 
 async def frames(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[bytes]:
     """SSE frames of the events numbered past `after`, until the terminal one. Holds no database connection."""
-    yield b": connected\n\n"
+    yield CONNECTED
+    found = await _expired(source, tenant_id, run_id)
     while True:
-        records = await _next(source, run_id, after)
+        for one in found:
+            yield await for_reader(one, source.links)
+            after = one.seq
+            if one.type in TERMINAL:
+                return
+        found = await _next(source, run_id, after)
         if source.draining.is_set():
             yield DRAINING
             return
-        for found in records:
-            yield await for_reader(found, source.links)
-            after = found.seq
-            if found.type in TERMINAL:
-                return
-        if not records:
+        if not found:
             yield HEARTBEAT
-            for found in await _replay_if_expired(source, tenant_id, run_id):
-                yield await for_reader(found, source.links)
-                if found.type in TERMINAL:
-                    return
+            found = await _expired(source, tenant_id, run_id) or await _unwritten(source, tenant_id, run_id, after)
 
 
 async def _next(source: Source, run_id: UUID, after: int) -> list[Record]:
+    """What comes within a heartbeat; nothing, too, while the fabric is away."""
     read = asyncio.create_task(source.fabric.read(run_id, after, wait_seconds=HEARTBEAT_SECONDS))
     drain = asyncio.create_task(source.draining.wait())
     try:
-        await asyncio.wait({read, drain}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({read, drain}, timeout=HEARTBEAT_SECONDS + 1, return_when=asyncio.FIRST_COMPLETED)
         return read.result() if read.done() else []
+    except FABRIC_AWAY:
+        await asyncio.sleep(1)
+        return []
     finally:
         read.cancel()
         drain.cancel()
         await asyncio.gather(read, drain, return_exceptions=True)
 
 
-async def _replay_if_expired(source: Source, tenant_id: UUID, run_id: UUID) -> list[Record]:
-    return [] if await source.fabric.exists(run_id) else await replay(source.database, tenant_id, run_id)
+async def _expired(source: Source, tenant_id: UUID, run_id: UUID) -> list[Record]:
+    """The whole account of a run that has ended, once its live stream is gone."""
+    try:
+        async with asyncio.timeout(HEARTBEAT_SECONDS):
+            if await source.fabric.exists(run_id):
+                return []
+    except FABRIC_AWAY:
+        pass
+    _, story = await replay(source.database, tenant_id, run_id)
+    return story
 
 
-async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> list[Record]:
-    """A short, complete account of an ended run from its rows, numbered from 1; empty while it goes on."""
+async def _unwritten(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> list[Record]:
+    """The end that the rows tell and the live stream lacks, its worker having died between the two."""
+    last_seq, story = await replay(source.database, tenant_id, run_id)
+    end = [one for one in story if one.type == "message.completed" or one.type in TERMINAL]
+    bodies = [json.loads(one.data) for one in end]
+    numbered = enumerate(zip(end, bodies, strict=True), last_seq - len(end) + 1)
+    return [record(run_id, seq, one.type, {**body, "seq": seq}) for seq, (one, body) in numbered if seq > after]
+
+
+async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> tuple[int, list[Record]]:
+    """The number of an ended run's last event, and a short, complete account of the run from its rows.
+
+    The account is numbered from 1; it is empty while the run goes on.
+    """
     async with database.tenant(tenant_id) as session:
         run = await session.get(Run, run_id)
         if run is None or not run.status.ended:
-            return []
+            return 0, []
         message = await session.scalar(select(Message).where(Message.id == run.output_message_id))
         rows = (await attachments.of_messages(session, [run.output_message_id])) if run.output_message_id else {}
     view = RunView.model_validate(run).model_dump(mode="json")
@@ -95,4 +119,4 @@ async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> list[Reco
         story.extend(("attachment.created", {"attachment": form}) for form in forms if form["status"] == "stored")
         story.append(("message.completed", {"message": body}))
     story.append((f"run.{run.status}", {"run": view, **({"error": run.error} if run.error else {})}))
-    return [record(run.id, seq, kind, fields) for seq, (kind, fields) in enumerate(story, 1)]
+    return run.last_seq, [record(run.id, seq, kind, fields) for seq, (kind, fields) in enumerate(story, 1)]

@@ -1,15 +1,18 @@
 """The SDK's stream events, told as ours."""
 
+from collections.abc import Container
 from typing import Any, Protocol, cast
 
 from agents import AgentUpdatedStreamEvent, RawResponsesStreamEvent, RunItemStreamEvent, StreamEvent
 
+from app.agents._shared.tools import IMAGE_TOOL
 from app.runs.log import MAX_DELTA_CHARACTERS
+from app.runs.told import Told
 
 HANDOFF_PREFIX = "transfer_to_"
 # Tools that the provider runs itself: its item type -> the tool's key with us.
 HOSTED = {
-    "image_generation_call": "image_generation",
+    "image_generation_call": IMAGE_TOOL,
     "web_search_call": "web_search",
     "file_search_call": "file_search",
     "code_interpreter_call": "code_interpreter",
@@ -24,13 +27,14 @@ class Emit(Protocol):
 class Translator:
     """Keeps what the message says so far; emits one of our events for each of the SDK's that means something."""
 
-    def __init__(self, emit: Emit, *, message_id: str) -> None:
+    def __init__(self, emit: Emit, *, message_id: str, told: Told) -> None:
         self.agent_key: str | None = None
         self._emit = emit
         self._message_id = message_id
-        self._parts: dict[str, list[str]] = {}
-        self._message_started = False
+        self._parts: dict[str, list[str]] = {"": [told.text]} if told.text else {}
+        self._message_started = told.message_started
         self._tools: dict[str, str] = {}
+        self._failed: set[str] = set()
 
     @property
     def text(self) -> str:
@@ -52,6 +56,20 @@ class Translator:
         if not self._message_started:
             self._message_started = True
             self._emit("message.started", message_id=self._message_id)
+
+    def tell_missing(self, drawn: Container[str], *, forced: bool) -> None:
+        """At the end of a completed turn: pictures that were begun, or `forced`, and of which nothing was heard.
+
+        `drawn` holds the tool_call_ids whose bytes arrived.
+        """
+        begun = [call_id for call_id, name in self._tools.items() if name == IMAGE_TOOL]
+        for call_id in begun:
+            if call_id not in drawn and call_id not in self._failed:
+                detail = "The provider began this picture and never sent it: try again."
+                self._attachment_failed(call_id, "image_missing", detail, retryable=True)
+        if forced and not begun:
+            detail = "A picture was asked for, but the model answered without drawing one; its text may say why."
+            self._attachment_failed(None, "image_not_drawn", detail, retryable=True)
 
     def _raw(self, event: Any) -> None:
         kind = str(event.type)
@@ -118,14 +136,17 @@ class Translator:
         error = getattr(item, "error", None)
         fault = cast(dict[str, Any], error if isinstance(error, dict) else error.model_dump() if error else {})
         code = str(fault.get("code") or "image_generation_failed")
-        self._emit(
-            "attachment.failed",
-            tool_call_id=item.id,
-            object_id=None,
-            code=code,
-            detail=_failure_detail(code, fault),
-            retryable=code != "moderation_blocked",
-        )
+        self._failed.add(item.id)
+        if code == "moderation_blocked":
+            self._attachment_failed(item.id, code, refused_in_words(fault.get("moderation_details")), retryable=False)
+            return
+        detail = f"The provider could not draw this picture: {fault.get('message') or 'no reason given'}"
+        # The type says whose fault it is: the same request would fail again.
+        self._attachment_failed(item.id, code, detail, retryable=fault.get("type") != "image_generation_user_error")
+
+    def _attachment_failed(self, call_id: str | None, code: str, detail: str, *, retryable: bool) -> None:
+        fields = {"code": code, "detail": detail, "retryable": retryable}
+        self._emit("attachment.failed", tool_call_id=call_id, object_id=None, **fields)
 
     def _agent_changed(self, agent_key: str) -> None:
         if self.agent_key is not None and self.agent_key != agent_key:
@@ -133,18 +154,17 @@ class Translator:
         self.agent_key = agent_key
 
 
+def refused_in_words(moderation_details: object) -> str:
+    """What the provider's safety system refused and why; `{moderation_stage, categories}`, or None without details."""
+    details = cast(dict[str, Any], moderation_details if isinstance(moderation_details, dict) else {})
+    stage = details.get("moderation_stage") or details.get("stage")
+    what = {"input": "what was asked for", "output": "the picture that was drawn"}.get(str(stage), "this picture")
+    categories = ", ".join(str(name).replace("_", " ") for name in cast(list[object], details.get("categories") or []))
+    why = f" ({categories})" if categories else ""
+    return f"The provider's safety system refused {what}{why}: change what you ask for."
+
+
 def _progress(kind: str) -> str | None:
     """`generating` of `response.image_generation_call.generating`; None for what is no progress."""
     status = kind.rpartition(".")[2]
     return status if status in ("in_progress", "generating", "searching", "interpreting", "completed") else None
-
-
-def _failure_detail(code: str, fault: dict[str, Any]) -> str:
-    if code != "moderation_blocked":
-        return f"The provider could not draw this picture: {fault.get('message') or 'no reason given'}"
-    details = cast(dict[str, Any], fault.get("moderation_details") or {})
-    stage = details.get("moderation_stage") or details.get("stage")
-    categories = ", ".join(map(str, cast(list[object], details.get("categories") or [])))
-    where = f" at the {stage} check" if stage else ""
-    why = f" ({categories})" if categories else ""
-    return f"The provider's safety system refused this picture{where}{why}."

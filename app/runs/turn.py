@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, cast
+from uuid import UUID
 
+import openai
 from openai import AsyncOpenAI
 from openai.types.responses import Response
 
 from app.agents._shared.model import WirePartial, WirePicture
 from app.agents._shared.registry import Registry
 from app.attachments import service as attachments
+from app.attachments import variants
 from app.attachments.models import Attachment, AttachmentStatus
 from app.attachments.schemas import log_form
 from app.attachments.service import Origin, Picture, Refusal
@@ -21,8 +24,10 @@ from app.db import Database
 from app.fabric import Fabric
 from app.images.inspect import UnreadableImage, decode, examine
 from app.runs import service
+from app.runs.context import Context
 from app.runs.log import EventLog
 from app.runs.models import Run
+from app.runs.told import Told
 from app.settings import Settings
 from app.storage import keys
 from app.storage.store import StorageError, Store
@@ -30,6 +35,7 @@ from app.storage.store import StorageError, Store
 log = logging.getLogger(__name__)
 
 PREVIEW_SECONDS = 2.0
+STOP_SECONDS = 5.0
 # Pictures get this long after the text has ended; what is later waits in the spool.
 SETTLE_SECONDS = 5.0
 
@@ -45,6 +51,7 @@ class Workshop:
     spool: Spool
     registry: Registry
     client: AsyncOpenAI
+    stopping: asyncio.Event
 
 
 class LeaseLost(Exception):
@@ -54,47 +61,95 @@ class LeaseLost(Exception):
 class Turn:
     """The Watch of a run's model calls."""
 
-    def __init__(self, shop: Workshop, run: Run, events: EventLog) -> None:
+    def __init__(self, shop: Workshop, run: Run, events: EventLog, told: Told) -> None:
         if run.output_message_id is None:
             raise ValueError("a run has its message's id from the start")
-        self.usage: Counter[str] = Counter()
+        # Of the calls before the present one: those of a lost attempt are counted there.
+        self.usage: Counter[str] = Counter(run.usage or {})
         self.origin = Origin(
-            run.tenant_id, run.conversation_id, run.id, run.output_message_id, run.user_id, run.agent_key
+            tenant_id=run.tenant_id,
+            conversation_id=run.conversation_id,
+            run_id=run.id,
+            message_id=run.output_message_id,
+            user_id=run.user_id,
+            agent_key=run.calling_agent or run.agent_key,
+            prompt="",
         )
+        self.accepted = False
+        self._told = told
+        self._resumes = told.response_id
+        self._response_id = told.response_id
+        self._open = told.response_id is not None
         self.asked_options: dict[str, Any] = {}
+        self._parent: UUID | None = None
+        self._edits = False
         self._shop = shop
         self._run = run
         self._events = events
-        self._calls = 0
+        self._calls = run.calling_turn
         self._previews: dict[str, list[asyncio.Task[None]]] = {}
         self._pictures: list[asyncio.Task[None]] = []
+        self.drawn: set[str] = set()
         self._kept: set[str] = set()
         self._unreadable: dict[str, str] = {}
 
-    def follow_agent(self, agent_key: str) -> None:
-        """Pictures from here on are this agent's."""
-        self.origin = replace(self.origin, agent_key=agent_key)
+    def follow_request(self, context: Context) -> None:
+        """Pictures from here on were asked for by these words; an edit among them starts from this parent."""
+        self.origin = replace(self.origin, prompt=context.message.text)
+        self._parent = context.parent_object_id
+        self._edits = context.edited is not None
 
-    async def calling(self) -> None:
-        """Committed before money is spent: a lost worker's successor sees that the outcome is unknown."""
+    def resumes(self) -> str | None:
+        response_id, self._resumes = self._resumes, None
+        return response_id
+
+    async def calling(self, agent_key: str, *, background: bool) -> None:
+        """Committed before money is spent: a lost worker's successor sees what was asked, and of whom."""
         self._calls += 1
-        await self._write(calling_turn=self._calls, response_id=None)
+        # Pictures from here on are this agent's.
+        self.origin = replace(self.origin, agent_key=agent_key)
+        await self._write(
+            calling_turn=self._calls,
+            calling_agent=agent_key,
+            background=background,
+            response_id=None,
+            usage=dict(self.usage) or None,
+        )
+        self._run.background = background
 
     async def named(self, response_id: str) -> None:
+        self.accepted = self._open = True
+        self._response_id = response_id
         await self._write(response_id=response_id)
+
+    async def stop_provider(self) -> None:
+        """End an answer that the provider would finish, and charge for, without us."""
+        if not (self._open and self._run.background and self._response_id):
+            return
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._shop.client.responses.cancel(self._response_id)
+        except (openai.APIError, TimeoutError) as error:
+            log.warning("run.provider_not_stopped", extra={"error": str(error)})
 
     async def _write(self, **values: Any) -> None:
         if not await service.write(self._shop.database, self._run, **values):
             raise LeaseLost
 
     def preview(self, partial: WirePartial) -> None:
+        if (partial.tool_call_id, partial.index) in self._told.previews:
+            return
         task = self._start(self._show(partial))
         self._previews.setdefault(partial.tool_call_id, []).append(task)
 
     def picture(self, picture: WirePicture) -> None:
+        self.drawn.add(picture.tool_call_id)
+        if picture.tool_call_id in self._told.announced:
+            return
         self._pictures.append(self._start(self._keep(picture)))
 
-    def completed(self, response: Response) -> None:
+    def ended(self, response: Response) -> None:
+        self._open = False
         usage = response.usage
         if usage is not None:
             self.usage["input_tokens"] += usage.input_tokens
@@ -108,6 +163,11 @@ class Turn:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.create_task(work)
+
+    def abandon(self) -> None:
+        """Leave what is under way to the next attempt, which will be sent the same pictures."""
+        for task in [*self._pictures, *(task for tasks in self._previews.values() for task in tasks)]:
+            task.cancel()
 
     async def settle(self) -> None:
         """Return when every picture is stored, refused or waiting in the spool."""
@@ -161,6 +221,8 @@ class Turn:
         if previews := self._previews.get(wire.tool_call_id):
             await asyncio.wait(previews, timeout=PREVIEW_SECONDS)
         self._announce(wire.tool_call_id, row)
+        if row.status == AttachmentStatus.STORED:
+            await variants.request(self._shop.fabric, row.tenant_id, row.id)
 
     async def _store(self, wire: WirePicture) -> Attachment:
         shop = self._shop
@@ -171,7 +233,10 @@ class Turn:
             got = {"asked": wanted, "got": examined.facts.mime_type, "tool_call_id": wire.tool_call_id}
             log.warning("image.other_type", extra=got)
         options = {**self.asked_options, **wire.options}
-        picture = Picture(wire.tool_call_id, data, examined.facts, examined.sha256, wire.revised_prompt, options)
+        parent = self._parent if self._edits or options.get("action") == "edit" else None
+        picture = Picture(
+            wire.tool_call_id, data, examined.facts, examined.sha256, wire.revised_prompt, options, parent
+        )
         if len(data) > shop.settings.image_output_max_bytes:
             detail = (
                 f"The picture has {len(data) / 1024**2:.1f} MB; IMAGE_OUTPUT_MAX_MB allows "

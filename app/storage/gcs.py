@@ -32,6 +32,7 @@ from app.storage.threads import CONNECT_SECONDS, READ_SECONDS, Threads
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 _TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
 _PAGE = 1000
+_PIECE_BYTES = 8 * 1024 * 1024  # of a file, held in memory at once; a multiple of 256 KiB
 # A failure is repeated only within its first second; what hung for longer is left to the caller.
 _RETRY = DEFAULT_RETRY.with_delay(initial=0.1, maximum=0.5, multiplier=2).with_timeout(1.0)
 _OPTIONS: dict[str, Any] = {"timeout": _TIMEOUT, "retry": _RETRY}
@@ -109,7 +110,7 @@ class GcsStore:
     async def prepare(self, *, create_bucket: bool) -> None:
         await self._threads.run(self._prepare, create_bucket)
 
-    async def put(self, key: str, data: bytes, *, mime_type: str) -> None:
+    async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
         await self._threads.run(self._put, check_key(key), data, mime_type)
 
     async def get(self, key: str) -> bytes:
@@ -160,9 +161,14 @@ class GcsStore:
             return False
         return True
 
-    def _put(self, key: str, data: bytes, mime_type: str) -> None:
+    def _put(self, key: str, data: bytes | Path, mime_type: str) -> None:
         with self._explained("store an object"):
-            self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
+            if isinstance(data, Path):
+                self._bucket.blob(key, chunk_size=_PIECE_BYTES).upload_from_filename(
+                    str(data), content_type=mime_type, **_OPTIONS
+                )
+            else:
+                self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
 
     def _get(self, key: str) -> bytes:
         with self._explained("read an object"):

@@ -10,7 +10,10 @@ FILENAME_MAX_CHARACTERS = 150
 
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _EXTENSION = "[a-z0-9]{1,8}"
-_KEY = re.compile(rf"t/{_ID}/(?:(?:images|uploads)/{_ID}|previews/{_ID}/[0-9a-f]{{32}}/[0-9]{{1,3}})\.{_EXTENSION}")
+_KEY = re.compile(
+    rf"t/{_ID}/(?:(?:images|uploads)/{_ID}|variants/{_ID}/[0-9]{{1,5}}|previews/{_ID}/[0-9a-f]{{32}}/[0-9]{{1,3}})"
+    rf"\.{_EXTENSION}"
+)
 
 
 def image_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
@@ -19,6 +22,10 @@ def image_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
 
 def upload_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
     return check_key(f"{tenant_prefix(tenant_id)}uploads/{object_id}.{extension}")
+
+
+def variant_key(tenant_id: UUID, object_id: UUID, width: int) -> str:
+    return check_key(f"{tenant_prefix(tenant_id)}variants/{object_id}/{width}.webp")
 
 
 def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, extension: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -23,12 +24,13 @@ class MemoryStore:
         if self._files:
             await self._threads.run(self._files.prepare)
 
-    async def put(self, key: str, data: bytes, *, mime_type: str) -> None:
+    async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
         check_key(key)
         if self._files:
             await self._threads.run(self._files.put, key, data)
         else:
-            self._objects[key] = (bytes(data), datetime.now(UTC))
+            whole = await self._threads.run(data.read_bytes) if isinstance(data, Path) else bytes(data)
+            self._objects[key] = (whole, datetime.now(UTC))
 
     async def get(self, key: str) -> bytes:
         check_key(key)
@@ -82,13 +84,16 @@ class _Files:
                 f"{self._directory} cannot be made ({error.strerror}): set DATA_DIR to a writable directory."
             ) from error
 
-    def put(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes | Path) -> None:
         path = self._directory / key
         draft = self._drafts / uuid.uuid4().hex
         self.prepare()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(data)
+            if isinstance(data, Path):
+                shutil.copyfile(data, draft)
+            else:
+                draft.write_bytes(data)
             draft.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):

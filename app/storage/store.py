@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 
@@ -39,8 +40,8 @@ class Store(Protocol):
         """Make sure that the bucket answers; raises StorageUnavailable with the fix in its message."""
         ...
 
-    async def put(self, key: str, data: bytes, *, mime_type: str) -> None:
-        """Store or replace the object, whole or not at all."""
+    async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
+        """Store or replace the object, whole or not at all; a file is sent piece by piece."""
         ...
 
     async def get(self, key: str) -> bytes:

@@ -21,7 +21,6 @@ def upgrade() -> None:
     )
     op.add_column("attachments", sa.Column("variants", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
     op.add_column("attachments", sa.Column("blurhash", sa.Text(), nullable=True))
-    op.create_index("ix_attachments_search", "attachments", ["search"], unique=False, postgresql_using="gin")
     op.drop_index("ix_attachments_pending", "attachments")
     op.create_index(
         "ix_attachments_unfinished",

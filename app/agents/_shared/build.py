@@ -18,6 +18,7 @@ def build_agent(
     model_for: Callable[[LoadedAgent], Model],
     image_options: Callable[[LoadedAgent], Mapping[str, Any]],
     tool_choice: str | None,
+    runs_in_background: Callable[[LoadedAgent], bool],
     safety_identifier: str,
 ) -> Agent[Any]:
     """The agent `key` with all agents that it can reach by handoffs, in circles too.
@@ -39,7 +40,10 @@ def build_agent(
                 tool_choice=choice,
                 store=spec.store,
                 include_usage=True,
-                extra_args={"safety_identifier": safety_identifier},
+                extra_args={
+                    "safety_identifier": safety_identifier,
+                    **({"background": True} if runs_in_background(loaded) else {}),
+                },
             ),
             tools=make_tools(spec, partial(image_options, loaded)),
         )

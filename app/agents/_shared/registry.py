@@ -74,6 +74,11 @@ def image_options(settings: Settings, loaded: LoadedAgent, run_options: Mapping[
     return options.resolve(settings, loaded.spec.tool_configs.get(IMAGE_TOOL, {}), run_options)
 
 
+def runs_in_background(settings: Settings, loaded: LoadedAgent) -> bool:
+    """Whether the provider goes on with this agent's answers when nobody listens, so that no picture is lost."""
+    return settings.upstream_background and loaded.spec.store and IMAGE_TOOL in loaded.spec.tool_keys
+
+
 def check_tool_choice(loaded: LoadedAgent, choice: str) -> None:
     """Raise OptionError where the agent has no such tool."""
     choices = tool_choices(loaded.spec)

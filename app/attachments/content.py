@@ -1,0 +1,138 @@
+"""The bytes of pictures: by id for who may see them, and behind a signed link."""
+
+import hashlib
+import re
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import RedirectResponse
+
+from app.attachments import service
+from app.attachments.links import CurrentStore, Grant, ReaderLinks, verify
+from app.attachments.models import AttachmentStatus
+from app.attachments.schemas import grant_for
+from app.db import Database, database
+from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
+from app.identity.actor import AttachmentReader, CurrentSettings
+from app.storage.keys import content_disposition
+from app.storage.store import ObjectMissing, StorageError, Store
+
+router = APIRouter(prefix="/v1", tags=["attachments"])
+
+# Whatever the bytes hold, a browser that opens them runs nothing and guesses no other type.
+GUARDS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "Referrer-Policy": "no-referrer",
+}
+UNCACHED = "private, no-store"
+
+_REDIRECT: dict[int | str, dict[str, Any]] = {307: {"description": "A fresh link of the store"}}
+_PARTS: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The one range that `Range` asks for"},
+    304: {"description": "`If-None-Match` names these very bytes"},
+    416: {"description": "`Range` starts behind the last byte"},
+}
+# Longer numbers exceed any size.
+_ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
+
+
+class RangeNotSatisfiable(AppError):
+    status = 416
+    title = "Range not satisfiable"
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        headers = {"Content-Range": f"bytes */{size}"}
+        super().__init__(f"There are {size} bytes; ask for a range within them.", headers=headers)
+
+
+@router.head("/attachments/{object_id}/content", response_class=Response, include_in_schema=False)
+@router.get("/attachments/{object_id}/content", response_class=Response, responses=_REDIRECT | _PARTS)
+async def get_content(
+    request: Request,
+    object_id: Annotated[UUID, id_of("attachment")],
+    actor: AttachmentReader,
+    database: Annotated[Database, Depends(database, scope="function")],
+    links: ReaderLinks,
+) -> Response:
+    """A redirect to a fresh link of the store, or the bytes where the store cannot sign."""
+    # Its own transaction: no connection is held while the store answers.
+    async with database.tenant(actor.tenant_id) as session:
+        row = await service.get(session, actor, object_id)
+    if row.status != AttachmentStatus.STORED:
+        raise Conflict("This picture is not stored; its `status` and `error` say why.", code="not_stored")
+    grant = grant_for(row)
+    headers = _headers(grant, etag=row.sha256, cache_control=UNCACHED)
+    if request.method == "HEAD":
+        # A store's link is signed for GET alone, and the row knows all that is asked.
+        length = {"Content-Length": str(row.size_bytes)}
+        return Response(headers=headers | length, media_type=grant.content_type)
+    if link := await links.of_store(grant):
+        return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
+    return _answer(request, await _read(links.store, grant), grant, headers)
+
+
+@router.head("/files/{token}", response_class=Response, include_in_schema=False)
+@router.get("/files/{token}", response_class=Response, responses=_PARTS)
+async def get_file(request: Request, token: str, settings: CurrentSettings, store: CurrentStore) -> Response:
+    """The bytes a link of ours names; the token is the permission."""
+    grant = verify(settings, token)
+    data = await _read(store, grant)
+    # An object never changes under its key.
+    etag = hashlib.sha256(grant.key.encode()).hexdigest()
+    cache_control = f"private, max-age={settings.link_ttl_seconds}"
+    return _answer(request, data, grant, _headers(grant, etag=etag, cache_control=cache_control))
+
+
+def _headers(grant: Grant, *, etag: str, cache_control: str) -> dict[str, str]:
+    return {
+        **GUARDS,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": cache_control,
+        "Content-Disposition": content_disposition(grant.filename, inline=grant.inline),
+        "ETag": f'"{etag}"',
+    }
+
+
+async def _read(store: Store, grant: Grant) -> bytes:
+    try:
+        return await store.get(grant.key)
+    except ObjectMissing:
+        raise NotFound("file") from None
+    except StorageError:
+        raise Unavailable("The picture store does not answer; try again in a moment.") from None
+
+
+def _answer(request: Request, data: bytes, grant: Grant, headers: dict[str, str]) -> Response:
+    """The bytes, the range of them that is asked for, or word that the reader has them already."""
+    asked, etag = request.headers, headers["ETag"]
+    known = {name.strip().removeprefix("W/") for name in asked.get("If-None-Match", "").split(",")}
+    if known & {etag, "*"}:
+        return Response(status_code=304, headers=headers)
+    wanted = None
+    if request.method == "GET" and asked.get("If-Range", etag) == etag:
+        wanted = _wanted(asked.get("Range", ""), len(data))
+    if wanted is None:
+        return Response(data, headers=headers, media_type=grant.content_type)
+    place = {"Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"}
+    return Response(data[wanted.start : wanted.stop], 206, headers | place, grant.content_type)
+
+
+def _wanted(header: str, size: int) -> range | None:
+    """The bytes that a Range header asks for; None for all of them, as for several ranges and for what is none."""
+    found = _ONE_RANGE.fullmatch(header.strip())
+    if found is None or not any(found.groups()):
+        return None
+    first, last = (int(number) if number else None for number in found.groups())
+    if first is None:
+        wanted = range(max(size - (last or 0), 0), size)
+    elif last is not None and last < first:
+        return None
+    else:
+        wanted = range(first, size if last is None else min(last + 1, size))
+    if not wanted:
+        raise RangeNotSatisfiable(size)
+    return wanted

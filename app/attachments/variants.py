@@ -1,0 +1,104 @@
+"""A stored picture's smaller copies: asked for, made, stored, and made good where they were missed."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from app.attachments.models import Attachment, AttachmentStatus
+from app.db import Database, now
+from app.fabric import Fabric
+from app.images import thumbnails
+from app.images.inspect import UnreadableImage
+from app.images.thumbnails import Copy
+from app.storage import keys
+from app.storage.store import ObjectMissing, Store
+
+log = logging.getLogger(__name__)
+
+MAKE = "make_variants"
+# A picture this old has lost its task, or its task waits behind others: asking again does no harm.
+MISSED_AFTER = timedelta(minutes=1)
+MISSED_AT_ONCE = 100
+
+
+async def request(fabric: Fabric, tenant_id: UUID, object_id: UUID) -> None:
+    await fabric.docket.add(MAKE, key=f"variants:{object_id}")(tenant_id=str(tenant_id), object_id=str(object_id))
+
+
+async def request_missed(database: Database, fabric: Fabric) -> None:
+    """Ask again for stored pictures that nobody has tried, the oldest first."""
+    async with database.identity() as session:
+        found = await session.execute(
+            select(Attachment.tenant_id, Attachment.id)
+            .where(
+                Attachment.status == AttachmentStatus.STORED,
+                Attachment.variants.is_(None),
+                Attachment.created_at < now() - MISSED_AFTER,
+            )
+            .order_by(Attachment.created_at)
+            .limit(MISSED_AT_ONCE)
+        )
+        rows = found.all()
+    for row in rows:
+        await request(fabric, row.tenant_id, row.id)
+
+
+async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUID) -> None:
+    """Store the copies, then tell the row; safe to repeat, and at the same time as another.
+
+    Raises StorageError, and leaves the row untried, where the store does not answer.
+    """
+    row = await _find(database, tenant_id, object_id)
+    try:
+        if row is not None and row.status == AttachmentStatus.STORED and row.variants is None:
+            await _complete(database, store, row)
+    finally:
+        # Deleted meanwhile, or before a lost worker's task came back: nobody else knows of these objects.
+        if await _find(database, tenant_id, object_id) is None:
+            for key in stored_keys(tenant_id, object_id, None):
+                await store.delete(key)
+
+
+async def _find(database: Database, tenant_id: UUID, object_id: UUID) -> Attachment | None:
+    async with database.tenant(tenant_id) as session:
+        return await session.get(Attachment, object_id)
+
+
+async def _complete(database: Database, store: Store, row: Attachment) -> None:
+    copies, blurhash = await _copies(store, row)
+    variants: list[dict[str, Any]] = []
+    for copy in copies:
+        key = keys.variant_key(row.tenant_id, row.id, copy.width)
+        await store.put(key, copy.data, mime_type=thumbnails.MIME_TYPE)
+        facts = {"width": copy.width, "height": copy.height, "size_bytes": len(copy.data), "storage_key": key}
+        variants.append(facts)
+    async with database.tenant(row.tenant_id) as session:
+        await session.execute(
+            update(Attachment)
+            .where(Attachment.id == row.id, Attachment.status == AttachmentStatus.STORED, Attachment.variants.is_(None))
+            .values(variants=variants, blurhash=blurhash)
+        )
+
+
+async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Copy], str | None]:
+    """None at all of what cannot be drawn here: the row then says so, and is not tried again."""
+    if row.mime_type not in thumbnails.RASTER_TYPES:
+        return [], None
+    try:
+        made = await thumbnails.make_copies(await store.get(row.storage_key))
+    except (ObjectMissing, UnreadableImage) as error:
+        facts = {"tenant_id": str(row.tenant_id), "object_id": str(row.id), "error": str(error)}
+        log.error("variants.impossible", extra=facts)
+        return [], None
+    return made.copies, made.blurhash
+
+
+def stored_keys(tenant_id: UUID, object_id: UUID, variants: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """The keys of a picture's copies; of every copy there can be, where its row does not know them yet."""
+    if variants is not None:
+        return [str(variant["storage_key"]) for variant in variants]
+    return [keys.variant_key(tenant_id, object_id, width) for width in thumbnails.WIDTHS]

@@ -1,0 +1,117 @@
+"""What the model is told of the past, and with which pictures: the ways to ask, the cheapest first."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import openai
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.attachments import service as attachments
+from app.attachments.models import Attachment, AttachmentKind
+from app.conversations import service as conversations
+from app.conversations.models import Message
+from app.images.masks import to_alpha
+from app.runs import service
+from app.runs.inputs import Sender
+from app.runs.models import Run
+
+NEWEST = "[The newest picture of this conversation, reduced:]"
+
+
+@dataclass(frozen=True)
+class Context:
+    """A run's request and what lies before it; item lists are input items of the Responses API, oldest first.
+
+    `past` is the whole conversation, `newer` what came after `last`, the run whose response the provider may still
+    have. `newest` is the conversation's newest picture before this run.
+    """
+
+    message: Message
+    inputs: list[Attachment]
+    edited: Attachment | None
+    mask: Attachment | None
+    newest: Attachment | None
+    last: Run | None
+    past: list[dict[str, Any]]
+    newer: list[dict[str, Any]]
+
+    @property
+    def parent_object_id(self) -> UUID | None:
+        """The picture that an edit in this run starts from."""
+        first = next(iter([*filter(None, [self.edited]), *self.inputs, *filter(None, [self.newest])]), None)
+        return first.id if first else None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One form of a request."""
+
+    items: list[dict[str, Any]]
+    previous_response_id: str | None = None
+
+
+async def load(session: AsyncSession, run: Run, *, stores: bool) -> Context:
+    """Raises NotFound where a picture that the run names was deleted meanwhile."""
+    message = await session.get_one(Message, run.input_message_id)
+    last = await service.last_completed(session, run) if stores else None
+    named = [run.options.get("edit"), run.options.get("mask")]
+    wanted = [*message.input_ids, *(UUID(name) for name in named if name)]
+    found = await attachments.of_ids(session, run.user_id, wanted)
+    edited, mask = (found[UUID(name)] if name else None for name in named)
+    past = await conversations.history(session, run.conversation_id, before=message.id)
+    after = last.output_message_id if last else None
+    return Context(
+        message=message,
+        inputs=[found[object_id] for object_id in message.input_ids],
+        edited=edited,
+        mask=mask,
+        newest=await conversations.newest_picture(session, run.conversation_id, before=message.id),
+        last=last,
+        past=past,
+        newer=await conversations.history(session, run.conversation_id, before=message.id, after=after),
+    )
+
+
+async def ways(sender: Sender, context: Context, *, stores: bool) -> AsyncIterator[Way]:
+    """Each to be tried where the provider has forgotten what the one before leans on."""
+    words = context.message.text
+    if context.edited is not None:
+        # With other pictures beside it the edited one goes first as bytes: an id alone has no place among them.
+        if stores and context.edited.kind == AttachmentKind.GENERATED and not context.inputs:
+            by_id = {"type": "image_generation_call", "id": context.edited.tool_call_id}
+            yield Way([*context.past, _said(words, []), by_id])
+        parts = await sender.parts([context.edited, *context.inputs])
+        yield Way([*context.past, _said(words, parts)])
+        return
+    asked = _said(words, await sender.parts(context.inputs))
+    if context.last is not None:
+        yield Way([*context.newer, asked], context.last.response_id)
+    recalled = []
+    if context.newest is not None and not context.inputs:
+        recalled = [_said(NEWEST, [await sender.reduced(context.newest)])]
+    yield Way([*context.past, *recalled, asked])
+
+
+async def mask_option(sender: Sender, context: Context) -> dict[str, Any]:
+    """The image tool's option for the run's mask, where it has one."""
+    if context.mask is None:
+        return {}
+    convert = to_alpha if context.mask.options.get("mask") == "black_and_white" else None
+    return {"input_image_mask": await sender.reference(context.mask, convert)}
+
+
+def is_forgotten(error: openai.APIStatusError) -> bool:
+    """The provider refused, before it did anything, because it no longer has a response or picture named to it."""
+    if error.code == "previous_response_not_found":
+        return True
+    # A picture may be there and still not be taken by its id alone: without the reasoning that led to it.
+    gone, incomplete = "Item with id" in str(error), "without its required 'reasoning' item" in str(error)
+    return (error.status_code == 404 and gone) or (error.status_code == 400 and incomplete)
+
+
+def _said(text: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if not parts:
+        return {"role": "user", "content": text}
+    return {"role": "user", "content": [{"type": "input_text", "text": text}, *parts]}

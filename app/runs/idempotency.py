@@ -1,0 +1,139 @@
+"""`Idempotency-Key`: one run for each key of a person, and the first answer again for 24 hours."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from uuid import UUID
+
+from pydantic import BaseModel
+from sqlalchemy import ForeignKeyConstraint, Index, delete, func, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, Database, now
+from app.errors import Conflict, Invalid
+from app.identity.service import Actor
+
+LIFETIME = timedelta(hours=24)
+MAX_CHARACTERS = 255
+RETRY_AFTER_SECONDS = 1
+
+HEADER = "Idempotency-Key"
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+
+class IdempotencyKey(Base):
+    """A key and the answer it was first given, written in the transaction of the run itself.
+
+    `fingerprint` is the SHA-256 of the body the key came with; `body` is the answer's, as it was sent.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
+        Index("ix_idempotency_keys_run", "tenant_id", "run_id"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[bytes]
+    run_id: Mapped[UUID]
+    status: Mapped[int]
+    headers: Mapped[dict[str, str]] = mapped_column(JSONB)
+    body: Mapped[str]
+    expires_at: Mapped[datetime]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request that started a run is told; `body` is JSON."""
+
+    run_id: UUID
+    status: int
+    headers: dict[str, str]
+    body: str
+
+
+def visible_ascii(key: str) -> str:
+    """For `AfterValidator(visible_ascii)`."""
+    if not 1 <= len(key) <= MAX_CHARACTERS or any(not "!" <= character <= "~" for character in key):
+        raise ValueError(f"allowed: 1 to {MAX_CHARACTERS} visible ASCII characters")
+    return key
+
+
+async def recall(session: AsyncSession, actor: Actor, route: str, key: str | None, asked: BaseModel) -> Answer | None:
+    """The answer that was first given to this key; None where there is none, and then this transaction may give it.
+
+    Raises Invalid where the key came with another body, Conflict while another request is at work under it.
+    """
+    if key is None:
+        return None
+    held = await session.scalar(select(func.pg_try_advisory_xact_lock(_lock_number(actor, route, key))))
+    # After the lock and not in one statement with it: so it sees what the last holder committed.
+    found = await session.get(IdempotencyKey, (actor.tenant_id, actor.user_id, route, key))
+    if found and found.expires_at > now():
+        return _answer_again(found, asked)
+    if not held:
+        raise Conflict(
+            f"A request with this {HEADER} is being answered: send it again in a moment.",
+            code="idempotency_in_flight",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+    if found:
+        await session.delete(found)
+        await session.flush()
+    return None
+
+
+def _lock_number(actor: Actor, route: str, key: str) -> int:
+    """64 bits; two keys with one number would at worst answer `idempotency_in_flight` once too often."""
+    scope = f"{actor.tenant_id} {actor.user_id} {route} {key}"
+    return int.from_bytes(sha256(scope.encode()).digest()[:8], signed=True)
+
+
+def _answer_again(found: IdempotencyKey, asked: BaseModel) -> Answer:
+    if found.fingerprint != _fingerprint(asked):
+        raise Invalid(
+            f"This {HEADER} was used with another body: send the same body, or a new key for a new run.",
+            code="idempotency_key_reused",
+            errors=[{"field": HEADER, "message": "a key not used with another body", "given": repr(found.key)[:100]}],
+        )
+    return Answer(found.run_id, found.status, {**found.headers, **REPLAYED}, found.body)
+
+
+async def remember(
+    session: AsyncSession, actor: Actor, route: str, key: str | None, asked: BaseModel, answer: Answer
+) -> None:
+    """Keep the answer for whoever sends the key again; `recall` has answered None before, in the same transaction."""
+    if key is None:
+        return
+    session.add(
+        IdempotencyKey(
+            tenant_id=actor.tenant_id,
+            user_id=actor.user_id,
+            route=route,
+            key=key,
+            fingerprint=_fingerprint(asked),
+            run_id=answer.run_id,
+            status=answer.status,
+            headers=answer.headers,
+            body=answer.body,
+            expires_at=now() + LIFETIME,
+        )
+    )
+    await session.flush()
+
+
+def _fingerprint(asked: BaseModel) -> bytes:
+    # Without defaults: a release that adds an optional field must know the keys of the one before.
+    canonical = json.dumps(asked.model_dump(exclude_defaults=True), sort_keys=True, default=str)
+    return sha256(canonical.encode()).digest()
+
+
+async def forget_expired(database: Database) -> None:
+    async with database.identity() as session:
+        await session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < now()))
