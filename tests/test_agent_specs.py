@@ -140,6 +140,7 @@ def _build(registry: Registry, key: str, tool_choice: str | None) -> Agent[Any]:
         key,
         model_for=lambda _: ScriptedModel([]),
         image_options=lambda _: {"quality": "low"},
+        runs_in_background=lambda _: False,
         tool_choice=tool_choice,
         safety_identifier="somebody",
     )

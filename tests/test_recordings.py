@@ -173,7 +173,7 @@ def test_a_recorded_answer_reads_as_it_was_sent(recording: Recording, database_u
 def test_a_recorded_picture_is_stored_once(recording: Recording, database_url: str, tmp_path: Path) -> None:
     with s3_server(tmp_path / "s3") as s3, playing(recording.data) as player:
         minio = {"minio_access_key": s3.access_key, "minio_secret_key": s3.secret_key, "minio_secure": False}
-        settings = {"storage_provider": "minio", "minio_endpoint": s3.endpoint, **minio}
+        settings: dict[str, Any] = {"storage_provider": "minio", "minio_endpoint": s3.endpoint, **minio}
         with running_house(database_url, player.url, tmp_path, **settings) as house:
             events = house.sign_up("Ada's").draw("Draw it again")
     assert_well_formed(events)

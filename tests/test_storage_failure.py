@@ -35,7 +35,7 @@ class Depot:
 def depot(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Depot]:
     with s3_server(tmp_path / "s3") as s3, Proxy(s3.endpoint) as proxy:
         minio = {"minio_access_key": s3.access_key, "minio_secret_key": s3.secret_key, "minio_secure": False}
-        settings = {"storage_provider": "minio", "minio_endpoint": proxy.endpoint, **minio}
+        settings: dict[str, Any] = {"storage_provider": "minio", "minio_endpoint": proxy.endpoint, **minio}
         with running_house(database_url, provider_url, tmp_path, **settings) as house:
             yield Depot(house, proxy)
             proxy.mode = "refuse"  # lets the threads go that still wait

@@ -139,8 +139,8 @@ class Turn:
     def preview(self, partial: WirePartial) -> None:
         if (partial.tool_call_id, partial.index) in self._told.previews:
             return
-        task = self._start(self._show(partial))
-        self._previews.setdefault(partial.tool_call_id, []).append(task)
+        tasks = self._previews.setdefault(partial.tool_call_id, [])
+        tasks.append(self._start(self._show(partial, before=tasks[-1] if tasks else None)))
 
     def picture(self, picture: WirePicture) -> None:
         self.drawn.add(picture.tool_call_id)
@@ -181,7 +181,7 @@ class Turn:
             if tool_call_id not in self._kept:
                 self._announce_failure(tool_call_id, None, "image_unreadable", detail, retryable=False)
 
-    async def _show(self, partial: WirePartial) -> None:
+    async def _show(self, partial: WirePartial, *, before: asyncio.Task[None] | None) -> None:
         """A preview is a small object that expires; one that cannot be stored is only missed."""
         try:
             data = await decode(partial.base64)
@@ -194,6 +194,8 @@ class Turn:
         except (UnreadableImage, StorageError, TimeoutError) as error:
             log.warning("image.preview_failed", extra={"tool_call_id": partial.tool_call_id, "error": str(error)})
             return
+        if before is not None:
+            await asyncio.wait({before})
         self._events.emit(
             "image.partial",
             tool_call_id=partial.tool_call_id,
