@@ -186,7 +186,7 @@ def test_a_recorded_picture_is_stored_once(recording: Recording, database_url: s
     assert sorted(attachment["sha256"] for attachment in created) == expected
     failed = [event["code"] for event in events if event["type"] == "attachment.failed"]
     assert failed == ["image_unreadable"] * (len(recording.results) - len(recording.pictures))
-    files = [path for path in (tmp_path / "s3").rglob("*") if path.is_file() and "previews" not in path.parts]
+    files = [path for path in (tmp_path / "s3").rglob("*") if path.is_file() and "images" in path.parts]
     assert sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files) == expected
     # The facts agree; each link is made anew.
     shown = one(events, "message.completed")["message"]["attachments"]

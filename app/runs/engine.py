@@ -71,7 +71,7 @@ async def _carry_out(shop: Workshop, run: Run) -> None:
             outcome = Outcome(RunStatus.FAILED, UNKNOWN_OUTCOME)
         else:
             outcome = await _supervise(shop, run, turn, teller, translator)
-        if outcome.status != RunStatus.COMPLETED:
+        if outcome.status == RunStatus.CANCELLED or outcome.error == TIMEOUT:
             await turn.stop_provider()
         await turn.settle()
         if outcome.status == RunStatus.COMPLETED:
