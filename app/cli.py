@@ -18,7 +18,7 @@ from app import demo as demonstration
 from app import logs
 from app.embedded import Parts, free_port, running_database, running_parts
 from app.errors import AppError
-from app.main import agents_of, create_app, open_workshop, work
+from app.main import agents_of, create_app, open_workshop, reconcile_store, work
 from app.migrate import is_current
 from app.migrate import migrate as run_migrations
 from app.offline.routes import create_app as create_offline
@@ -64,7 +64,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, parts: Parts, *, host: str, port: int) -> None:
         self.app = create_app(settings, parts)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
                 self.app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=4
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
         )
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -80,8 +80,8 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def drain(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.app.state.draining.set)
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(self.app.state.draining.set)
 
 
 @cli.command()
@@ -159,6 +159,21 @@ async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
         if not await is_current(shop.database):
             raise SettingsError("The database's schema is behind: run `just migrate`.")
         typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")
+
+
+@cli.command()
+def reconcile(
+    apply: Annotated[bool, typer.Option("--apply", help="Put right what is found; without it nothing changes.")] = False,
+) -> None:
+    """Compare the store's objects with the rows; an object of nobody is noted, and deleted an hour later or more."""
+    settings = _start("warning")
+    with running_database(settings) as url:
+        report = asyncio.run(reconcile_store(settings, url, apply=apply))
+    typer.echo(f"{'':32}{'found':>8}{'noted':>8}{'done':>8}")
+    for kind, tally in report.items():
+        typer.echo(f"{kind:32}{tally.found:8}{tally.noted:8}{tally.done:8}")
+    if not apply:
+        typer.echo("Nothing was changed: `easel reconcile --apply` does it.")
 
 
 @cli.command()

@@ -1,9 +1,10 @@
 """Postgres: one engine, and transactions that have dropped to the rights of one of two roles."""
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,9 +20,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction,
 
 log = logging.getLogger(__name__)
 
+# Together, with the closing of a connection that hangs, less than the 10 seconds that a request may take.
 CONNECT_SECONDS = 3
-STATEMENT_SECONDS = 5
-POOL_WAIT_SECONDS = 5.0
+STATEMENT_SECONDS = 4
+POOL_WAIT_SECONDS = 4.0
+# What a request waits for its works after the commit; they go on behind it.
+AFTER_COMMIT_SECONDS = 2.0
 
 APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
@@ -120,6 +124,7 @@ class Database:
             pool_timeout=POOL_WAIT_SECONDS,
             pool_pre_ping=True,
         )
+        self._late: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)
 
     def tenant(self, tenant_id: UUID) -> AbstractAsyncContextManager[AsyncSession]:
@@ -136,10 +141,19 @@ class Database:
             async with session.begin():
                 yield session
             works = cast(list[AfterCommit], session.info.pop("after_commit", []))
-        for work in works:
-            await _attempt(work)
+        if works:
+            await self._follow_up(works)
+
+    async def _follow_up(self, works: Sequence[AfterCommit]) -> None:
+        task = asyncio.create_task(_attempt(works))
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+        await asyncio.wait({task}, timeout=AFTER_COMMIT_SECONDS)
 
     async def close(self) -> None:
+        for task in self._late:
+            task.cancel()
+        await asyncio.gather(*self._late, return_exceptions=True)
         await self.engine.dispose()
 
 
@@ -148,11 +162,12 @@ def after_commit(session: AsyncSession, work: AfterCommit) -> None:
     session.info.setdefault("after_commit", []).append(work)
 
 
-async def _attempt(work: AfterCommit) -> None:
-    try:
-        await work()
-    except Exception:
-        log.exception("after_commit.failed")
+async def _attempt(works: Sequence[AfterCommit]) -> None:
+    for work in works:
+        try:
+            await work()
+        except Exception:
+            log.exception("after_commit.failed")
 
 
 def database(request: Request) -> Database:

@@ -140,8 +140,8 @@ def problem(request: Request, error: AppError) -> JSONResponse:
     return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
 
 
-def install_handlers(app: FastAPI) -> None:
-    """Map every exception a route can raise to problem+json."""
+def install_handlers(app: FastAPI, away: Sequence[type[Exception]]) -> None:
+    """Map every exception a route can raise to problem+json; `away` is what parts raise that do not answer."""
 
     async def app_error(request: Request, error: Exception) -> JSONResponse:
         return problem(request, cast(AppError, error))
@@ -164,7 +164,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DBAPIError, database)
-    for kind in (OSError, PoolTimeout, asyncpg.InternalClientError, asyncpg.PostgresConnectionError):
+    for kind in (OSError, PoolTimeout, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, *away):
         app.add_exception_handler(kind, unavailable)
     app.add_exception_handler(Exception, unexpected)
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -22,11 +22,13 @@ FABRIC_AWAY = (RedisError, OSError, TimeoutError)
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 READ_BATCH = 200
-REDIS_TIMEOUT_SECONDS = 5
+# What a command may take, beyond the time that it is told to wait.
+REDIS_TIMEOUT_SECONDS = 3
 REDIS_CONNECTIONS = 500
 # A task whose worker died is delivered again after this share of a run's lease.
 REDELIVERY_SHARE = 0.75
 TASK_CHECK = timedelta(milliseconds=5)
+RECONNECTION_DELAY = timedelta(seconds=1)
 
 # KEYS: the stream, its fence. ARGV: attempt, lifetime in seconds, then seq, type, data and mark of each record.
 # Answers how many were written, or -1 where a later attempt holds the stream.
@@ -69,10 +71,15 @@ class Fabric:
         self._ttl = stream_ttl_seconds
 
     @asynccontextmanager
-    async def _redis(self) -> AsyncGenerator[Any]:
-        # docket types only the commands that it uses itself.
-        async with self.docket.redis() as redis:
+    async def _redis(self, wait_seconds: float = 0) -> AsyncGenerator[Any]:
+        # docket types only the commands that it uses itself, and waits for their answers for ever.
+        async with asyncio.timeout(wait_seconds + REDIS_TIMEOUT_SECONDS), self.docket.redis() as redis:
             yield redis
+
+    async def enqueue(self, task: str, *arguments: object, key: str, when: datetime | None = None) -> None:
+        """Have the task done, now or then; nothing happens where one of this key is known and not done."""
+        async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+            await self.docket.add(task, key=key, when=when)(*arguments)
 
     async def append(self, run_id: UUID, records: list[Record], *, attempt: int = 0) -> bool:
         """Write records as this attempt; one whose number is already taken is left as it was written first.
@@ -95,7 +102,7 @@ class Fabric:
     async def read(self, run_id: UUID, after: int, *, wait_seconds: float) -> list[Record]:
         """Records numbered past `after`; waits for the first at most `wait_seconds`, then returns none."""
         wait = max(int(wait_seconds * 1000), 1)
-        async with self._redis() as redis:
+        async with self._redis(wait_seconds) as redis:
             answer: Any = await redis.xread({_stream(run_id): f"{after}-0"}, count=READ_BATCH, block=wait)
         if not answer:
             return []
@@ -117,12 +124,12 @@ class Fabric:
 
     async def signalled(self, run_id: UUID, *, wait_seconds: float) -> bool:
         """Whether the run was ever signalled; waits at most `wait_seconds` for it."""
-        async with self._redis() as redis:
+        async with self._redis(wait_seconds) as redis:
             wait = max(int(wait_seconds * 1000), 1)
             return bool(await redis.xread({f"{_stream(run_id)}:signal": "0"}, count=1, block=wait))
 
     async def ping(self) -> None:
-        async with asyncio.timeout(REDIS_TIMEOUT_SECONDS), self._redis() as redis:
+        async with self._redis() as redis:
             await redis.exists("easel")
 
 
@@ -139,21 +146,32 @@ async def open_fabric(settings: Settings, *, name: str = "easel") -> AsyncGenera
 
 
 @asynccontextmanager
-async def running_worker(fabric: Fabric, settings: Settings) -> AsyncGenerator[asyncio.Task[None]]:
-    """Execute tasks until the block ends; what still runs then is cancelled."""
+async def running_worker(fabric: Fabric, settings: Settings, stopping: asyncio.Event) -> AsyncGenerator[None]:
+    """Execute tasks until `stopping` is set: from then on none is begun, and the block's end waits for those that were.
+
+    The block's end sets `stopping`.
+    """
     async with Worker(
         fabric.docket,
         concurrency=settings.worker_concurrency,
         redelivery_timeout=timedelta(seconds=settings.run_lease_seconds * REDELIVERY_SHARE),
         minimum_check_interval=TASK_CHECK,
         scheduling_resolution=timedelta(milliseconds=100),
+        reconnection_delay=RECONNECTION_DELAY,
     ) as worker:
-        task = asyncio.create_task(worker.run_forever())
+        executing = asyncio.create_task(worker.run_forever())
+        retiring = asyncio.create_task(_retire(executing, stopping))
         try:
-            yield task
+            yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            stopping.set()
+            await asyncio.gather(executing, retiring, return_exceptions=True)
+
+
+async def _retire(executing: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    # Once only: docket takes the first for the wish to finish what it has begun, a second would break that off.
+    executing.cancel()
 
 
 def _stream(run_id: UUID) -> str:

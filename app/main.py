@@ -18,12 +18,13 @@ from app.agents import routes as agents
 from app.agents._shared.registry import Registry, SpecError, load_registry
 from app.attachments import content
 from app.attachments import routes as attachments
+from app.attachments.reconcile import Report, reconcile
 from app.attachments.spool import Spool
 from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
 from app.errors import Unavailable, install_handlers
-from app.fabric import Fabric, open_fabric
+from app.fabric import FABRIC_AWAY, Fabric, open_fabric
 from app.gate import Gate
 from app.migrate import is_current
 from app.runs import routes as runs
@@ -31,6 +32,7 @@ from app.runs import tasks
 from app.runs.turn import Workshop
 from app.settings import Settings, SettingsError
 from app.storage.service import open_store
+from app.storage.store import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.parts = parts
     app.state.registry = registry or agents_of(settings)
     app.state.draining = asyncio.Event()
-    install_handlers(app)
+    install_handlers(app, (*FABRIC_AWAY, StorageError))
     app.add_middleware(Gate, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
@@ -120,6 +122,25 @@ async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> Non
     """Execute runs and housekeeping until told to stop."""
     async with open_workshop(settings, parts, agents_of(settings), stopping) as shop, tasks.working(shop):
         await stopping.wait()
+
+
+async def reconcile_store(settings: Settings, database_url: str, *, apply: bool) -> Report:
+    """Raises SettingsError where there is nothing to compare, else what `reconcile` raises."""
+    if settings.storage_provider == "memory" and settings.database_url is not None:
+        raise SettingsError(
+            "Beside DATABASE_URL, STORAGE_PROVIDER=memory keeps pictures in the serving process alone, where this"
+            " command cannot look: set STORAGE_PROVIDER to minio or gcs."
+        )
+    async with AsyncExitStack() as stack:
+        database = Database(database_url, pool_size=2)
+        stack.push_async_callback(database.close)
+        store = open_store(settings)
+        stack.push_async_callback(store.close)
+        if not await is_current(database):
+            raise SettingsError("The database's schema is behind: run `just migrate`.")
+        await store.prepare(create_bucket=False)
+        spool = Spool(settings.data_dir / "spool")
+        return await reconcile(database, store, spool, settings, apply=apply)
 
 
 @probes.get("/livez")

@@ -1,13 +1,17 @@
 """The whole service on loopback, and the people who use it, for tests that speak HTTP."""
 
 import json
+import os
 import secrets
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import httpx
 import uvicorn
@@ -17,7 +21,7 @@ from app.cli import Server
 from app.embedded import Parts
 from app.offline.routes import create_app as create_offline
 from app.settings import Settings
-from tests.servers import free_port
+from tests.servers import free_port, redis_server, s3_server
 
 Event = dict[str, Any]
 START_SECONDS = 20.0
@@ -28,6 +32,7 @@ class Person:
     """Somebody signed up, with a tenant of their own."""
 
     def __init__(self, base_url: str, tenant_name: str = "Acme") -> None:
+        self.base_url = base_url
         self.http = httpx.Client(base_url=base_url, timeout=30)
         self.email = f"{secrets.token_hex(6)}@example.com"
         body = {"email": self.email, "password": PASSWORD, "tenant_name": tenant_name}
@@ -57,6 +62,12 @@ class Person:
     def events(self, run_id: str, *, after: int = 0) -> list[Event]:
         with self.http.stream("GET", f"/v1/runs/{run_id}/events", params={"after": after}) as answer:
             return list(events_of(answer))
+
+    def at(self, base_url: str) -> httpx.Client:
+        """The same person at another process."""
+        return httpx.Client(
+            base_url=base_url, headers={"Authorization": self.http.headers["Authorization"]}, timeout=30
+        )
 
     def messages(self, conversation_id: str) -> list[dict[str, Any]]:
         answer = self.http.get(f"/v1/conversations/{conversation_id}/messages")
@@ -127,6 +138,77 @@ def running_house(
             yield house
         finally:
             house.close()
+
+
+@contextmanager
+def shared_parts(directory: Path) -> Generator[dict[str, Any]]:
+    """The settings of processes that share one Redis and one S3 server of their own."""
+    with redis_server(directory / "redis") as redis, s3_server(directory / "s3") as s3:
+        yield {
+            "redis_url": redis.url,
+            "storage_provider": "minio",
+            "minio_endpoint": s3.endpoint,
+            "minio_access_key": s3.access_key,
+            "minio_secret_key": s3.secret_key,
+            "minio_secure": False,
+            "secret_key": "signs the links of every process",
+        }
+
+
+@dataclass(frozen=True)
+class Easel:
+    """A process of the `easel` command; a worker has no `base_url`."""
+
+    process: subprocess.Popen[bytes]
+    base_url: str
+    log: Path
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not self._ready():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "easel took too long to start"
+            time.sleep(0.05)
+
+    def _ready(self) -> bool:
+        if not self.base_url:
+            return "Starting worker" in self.log.read_text()
+        try:
+            return httpx.get(f"{self.base_url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def terminate(self) -> tuple[int, float]:
+        """Its exit status, and the seconds from SIGTERM to its end."""
+        began = time.monotonic()
+        self.process.terminate()
+        return self.process.wait(20), time.monotonic() - began
+
+
+@contextmanager
+def starting_easel(
+    command: Literal["serve", "worker"],
+    database_url: str,
+    provider_url: str,
+    directory: Path,
+    settings: Mapping[str, Any],
+) -> Generator[Easel]:
+    """`easel serve` or `easel worker` with these settings alone, not waited for."""
+    directory.mkdir(parents=True)
+    port = free_port()
+    environment = {name.upper(): str(value) for name, value in settings.items()}
+    environment |= {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DATABASE_URL": database_url}
+    environment |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
+    options = ["--port", str(port)] if command == "serve" else []
+    log = directory / "log"
+    with log.open("wb") as errors:
+        program = Path(sys.executable).parent / "easel"
+        process = subprocess.Popen([program, command, *options], cwd=directory, env=environment, stderr=errors)
+    try:
+        yield Easel(process, f"http://127.0.0.1:{port}" if command == "serve" else "", log)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager

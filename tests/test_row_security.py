@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app.attachments.models import Attachment, AttachmentKind
+from app.attachments.models import Attachment, AttachmentKind, Tombstone
 from app.conversations.models import Conversation, Message
 from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
 from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
@@ -51,7 +51,11 @@ MUTANTS = {
 }
 
 # Of the tables whose rows have no id.
-PRIMARY_KEYS = {"memberships": "tenant_id, user_id", "idempotency_keys": "tenant_id, user_id, route, key"}
+PRIMARY_KEYS = {
+    "memberships": "tenant_id, user_id",
+    "idempotency_keys": "tenant_id, user_id, route, key",
+    "tombstones": "tenant_id, key",
+}
 
 UNPROTECTED = """
 SELECT relname FROM pg_class c WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace
@@ -162,6 +166,7 @@ def rows_of(tenant: UUID) -> list[Base]:
             body="{}",
             expires_at=text("now()"),
         ),
+        Tombstone(tenant_id=tenant, key="once", noted_at=text("now()"), seen_at=text("now()")),
     ]
 
 
@@ -333,6 +338,8 @@ EXPECTED_RIGHTS = {
         *_rights("attachments", "select", "insert", "update", "delete"),
         *_rights("usage_entries", "select", "insert"),
         *_rights("idempotency_keys", "select", "insert", "delete"),
+        *_rights("tombstones", "select", "insert", "delete"),
+        *_columns("tombstones", "update", "seen_at"),
     },
     IDENTITY_ROLE: {
         *_rights("tenants", "select", "insert"),

@@ -26,13 +26,13 @@ class Call:
 
     public: bool = False
     query: tuple[tuple[str, str], ...] = ()
-    body: tuple[tuple[str, str], ...] = ()
+    body: tuple[tuple[str, str | list[str]], ...] = ()
     files: tuple[tuple[str, bytes], ...] = ()
 
 
-def picture() -> bytes:
+def picture(mode: str = "L", size: tuple[int, int] = (8, 8)) -> bytes:
     buffer = BytesIO()
-    Image.new("L", (8, 8)).save(buffer, "PNG")
+    Image.new(mode, size).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -60,7 +60,15 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/runs/{run_id}"): Call(),
     ("GET", "/v1/runs/{run_id}/events"): Call(),
     ("PUT", "/v1/runs/{run_id}/cancellation"): Call(),
-    ("POST", "/v1/runs"): Call(body=(("input", "Hello"), ("conversation_id", "{conversation_id}"))),
+    ("POST", "/v1/runs"): Call(
+        body=(
+            ("input", "Hello"),
+            ("conversation_id", "{conversation_id}"),
+            ("attachments", ["{attachments}"]),
+            ("edit", "{edit}"),
+            ("mask", "{mask}"),
+        )
+    ),
     ("DELETE", "/v1/attachments/{object_id}"): Call(),
     ("DELETE", "/v1/conversations/{conversation_id}"): Call(),
     ("DELETE", "/v1/api-keys/{key_id}"): Call(),
@@ -84,13 +92,13 @@ def test_every_operation_is_in_the_matrix_with_every_id_it_takes(house: House) -
 def test_a_strangers_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
     house: House, ada: Person, stranger: Person
 ) -> None:
-    own = belongings_of(ada)
+    own, theirs = belongings_of(ada), belongings_of(stranger)
     for (method, path), call in MATRIX.items():
         for name in sorted(ids_of(path, call)):
-            refused = send(stranger.http, method, path, call, own)
-            assert refused.status_code == 404, f"{method} {path}: {refused.status_code} {refused.text}"
+            refused = send(stranger.http, method, path, call, {**theirs, name: own[name]})
+            assert refused.status_code == 404, f"{method} {path} with {name}: {refused.status_code} {refused.text}"
             for other in (str(uuid.uuid4()), *MALFORMED):
-                absent = send(stranger.http, method, path, call, {**own, name: other})
+                absent = send(stranger.http, method, path, call, {**theirs, name: other})
                 assert told(absent) == told(refused), f"{method} {path} with {name}={other}"
     assert_untouched(ada, own)
 
@@ -176,7 +184,7 @@ def operations(schema: Schema) -> list[Operation]:
 
 def ids_of(path: str, call: Call) -> set[str]:
     """The names of the ids that a call is made with."""
-    values = [path, *(value for _, value in (*call.query, *call.body))]
+    values = [path, *(str(value) for _, value in (*call.query, *call.body))]
     return {name for value in values for name in re.findall(r"\{(\w+)\}", value)} - {"token"}
 
 
@@ -202,13 +210,17 @@ def _resolved(schema: Schema, part: Schema) -> Schema:
 
 
 def belongings_of(person: Person) -> dict[str, str]:
-    """The ids of one finished run, its conversation and picture, and a key."""
+    """The ids of one finished run, its conversation and picture, two pictures sent, and a key."""
     events = person.draw("Draw a red house")
     run = one(events, "run.created")["run"]
+    drawn = one(events, "attachment.created")["attachment"]
     return {
         "run_id": run["id"],
         "conversation_id": run["conversation_id"],
-        "object_id": one(events, "attachment.created")["attachment"]["object_id"],
+        "object_id": drawn["object_id"],
+        "edit": drawn["object_id"],
+        "attachments": sent(person, picture()),
+        "mask": sent(person, picture("RGBA", (drawn["width"], drawn["height"]))),
         "key_id": make_key(person)["id"],
         "token": "not-a-link",
     }
@@ -220,11 +232,22 @@ def make_key(person: Person) -> dict[str, Any]:
     return cast(dict[str, Any], answer.json())
 
 
+def sent(person: Person, data: bytes) -> str:
+    answer = person.http.post("/v1/attachments", files={"file": ("a.png", data)})
+    assert answer.status_code == 201, answer.text
+    return cast(str, answer.json()["object_id"])
+
+
 def send(
     client: httpx.Client, method: str, path: str, call: Call, ids: dict[str, str], **headers: str
 ) -> httpx.Response:
     query = {name: value.format_map(ids) for name, value in call.query}
-    body = {name: value.format_map(ids) for name, value in call.body}
+    body = {
+        name: [one_of_them.format_map(ids) for one_of_them in value]
+        if isinstance(value, list)
+        else value.format_map(ids)
+        for name, value in call.body
+    }
     files = {name: ("a.png", data) for name, data in call.files}
     return client.request(
         method, path.format_map(ids), params=query or None, json=body or None, files=files or None, headers=headers

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from app.attachments.uploads import clean_name
-from app.images import masks, sanitise
+from app.images import child, masks, sanitise
 from tests.house import House, Person, running_house
 from tests.servers import Proxy, ProxyMode, s3_server
 
@@ -297,7 +297,7 @@ async def test_a_picture_that_grows_over_the_limit_is_refused(tmp_path: Path) ->
 
 
 async def test_a_child_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanitise, "WALL_SECONDS", 0.01)
+    monkeypatch.setattr(child, "WALL_SECONDS", 0.01)
     (tmp_path / "source").write_bytes(picture("PNG"))
     with pytest.raises(sanitise.UnreadableImage, match="seconds"):
         await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)

@@ -1,10 +1,11 @@
 """Attachments: what is known of a stored picture; its bytes lie in object storage."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Computed, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import Computed, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -74,3 +75,14 @@ class Attachment(Identified, Base):
     variants: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
     blurhash: Mapped[str | None]
     error: Mapped[dict[str, Any] | None]
+
+
+class Tombstone(Base):
+    """An object that belonged to nobody when it was first looked at (`noted_at`), and still (`seen_at`)."""
+
+    __tablename__ = "tombstones"
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    noted_at: Mapped[datetime]
+    seen_at: Mapped[datetime]

@@ -26,7 +26,7 @@ MISSED_AT_ONCE = 100
 
 
 async def request(fabric: Fabric, tenant_id: UUID, object_id: UUID) -> None:
-    await fabric.docket.add(MAKE, key=f"variants:{object_id}")(tenant_id=str(tenant_id), object_id=str(object_id))
+    await fabric.enqueue(MAKE, str(tenant_id), str(object_id), key=f"variants:{object_id}")
 
 
 async def request_missed(database: Database, fabric: Fabric) -> None:

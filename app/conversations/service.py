@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import any_, delete, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
@@ -78,24 +78,23 @@ async def pictures_of(session: AsyncSession, messages: Sequence[Message]) -> dic
     return await attachments.of_messages(session, [message.id for message in messages], sent)
 
 
-async def newest_picture(session: AsyncSession, conversation_id: UUID, *, before: UUID) -> Attachment | None:
-    """The picture that "it" means: the last drawn, or the first of those sent along later than that."""
-    earlier = (Message.conversation_id == conversation_id, Message.id < before)
-    drawn = select(Attachment.message_id).where(
-        Attachment.conversation_id == conversation_id,
-        Attachment.status == AttachmentStatus.STORED,
-        Attachment.mime_type.in_(attachments.INPUT_TYPES),
+async def newest_picture(
+    session: AsyncSession, conversation_id: UUID, *, before: UUID, after: UUID | None = None
+) -> Attachment | None:
+    """The picture that "it" means between two messages: the last drawn, or the first of those sent later than that."""
+    there = (Attachment.status == AttachmentStatus.STORED, Attachment.mime_type.in_(attachments.INPUT_TYPES))
+    drawn = select(Attachment.message_id).where(Attachment.conversation_id == conversation_id, *there)
+    sent = select(Attachment.id).where(Attachment.id == any_(Message.input_ids), *there)
+    statement = select(Message).where(
+        Message.conversation_id == conversation_id,
+        Message.id < before,
+        or_(Message.id.in_(drawn), sent.exists()),
     )
-    message = await session.scalar(
-        select(Message)
-        .where(*earlier, or_(Message.id.in_(drawn), func.cardinality(Message.input_ids) > 0))
-        .order_by(Message.id.desc())
-        .limit(1)
-    )
+    if after is not None:
+        statement = statement.where(Message.id > after)
+    message = await session.scalar(statement.order_by(Message.id.desc()).limit(1))
     if message is None:
         return None
     pictures = (await pictures_of(session, [message])).get(message.id, [])
     usable = [row for row in pictures if row.status == AttachmentStatus.STORED and attachments.is_input(row)]
-    if not usable:
-        return None
     return usable[0] if message.input_ids else usable[-1]

@@ -4,23 +4,17 @@
 `Cleaned`, or `{refused, too_large}`.
 """
 
-import asyncio
 import hashlib
 import json
-import os
 import re
-import resource
-import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast
-from weakref import WeakKeyDictionary
 
 from PIL import Image, ImageChops, ImageCms
 from PIL.Image import Transpose
@@ -28,6 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from app.images import child
 from app.images.inspect import ImageFacts, UnreadableImage, inspect
 
 MAX_EDGE = 16_384
@@ -35,12 +30,6 @@ MAX_EDGE = 16_384
 MAX_SCANS = 100
 
 AT_ONCE = 2
-WALL_SECONDS = 30.0
-CPU_SECONDS = 25
-# What a WebP of the most pixels takes, and a quarter more.
-MEMORY_BYTES = 1280 * 1024**2
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 Mask = Literal["alpha", "black_and_white"]
 
@@ -62,56 +51,21 @@ class TooLargeWhenCleaned(UnreadableImage):
     """The picture is a good one, but its new file would exceed the limit."""
 
 
-# One for each event loop: a semaphore serves a single one.
-_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
-_pool = ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="sanitise")
-
-
 async def clean(source: Path, target: Path, *, max_bytes: int) -> Cleaned:
     """Write the picture in `source` anew to `target`, upright and without anything but its pixels.
 
     Both paths are absolute. Raises UnreadableImage for what is no whole, still PNG, JPEG or WebP within the bounds.
     """
-    loop = asyncio.get_running_loop()
-    async with _slots.setdefault(loop, asyncio.Semaphore(AT_ONCE)):
-        # In threads, as uvloop's own way to start a process forks, which holds the loop up for tens of milliseconds.
-        process = await loop.run_in_executor(_pool, _start, source, target, max_bytes)
-        try:
-            told = await loop.run_in_executor(_pool, _finish, process)
-        finally:
-            process.kill()  # where nobody waits for it any more
+    told = await child.run("app.images.sanitise", str(source), str(target), str(max_bytes), at_once=AT_ONCE)
     facts = json.loads(told)
     if "refused" in facts:
         raise (TooLargeWhenCleaned if facts["too_large"] else UnreadableImage)(facts["refused"])
     return Cleaned(**facts)
 
 
-def _start(source: Path, target: Path, max_bytes: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-m", "app.images.sanitise", source, target, str(max_bytes)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        env={},  # no secret of ours is in reach of a decoder
-    )
-
-
-def _finish(process: subprocess.Popen[bytes]) -> bytes:
-    try:
-        told, _ = process.communicate(timeout=WALL_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise UnreadableImage(f"The picture takes longer than {WALL_SECONDS:.0f} seconds to decode.") from None
-    if process.returncode:
-        raise UnreadableImage("The picture takes more time or memory to decode than it may.")
-    return told
-
-
 def main() -> None:
     source, target, max_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    _bind(max_bytes)
+    child.bind(max_bytes)
     try:
         told = asdict(_sanitise(source, target, max_bytes))
     except UnreadableImage as error:
@@ -122,16 +76,6 @@ def main() -> None:
         # Broken pixels make Pillow raise errors of a dozen kinds.
         told = {"refused": "The picture cannot be decoded: its data are broken.", "too_large": False}
     json.dump(told, sys.stdout)
-
-
-def _bind(max_bytes: int) -> None:
-    os.umask(0o077)
-    os.nice(10)  # requests come first
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, max_bytes))
-    if sys.platform == "linux":  # macOS refuses this bound
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def _sanitise(source: Path, target: Path, max_bytes: int) -> Cleaned:

@@ -1,9 +1,15 @@
-"""Smaller copies of a picture, and the blur that stands for it while it loads."""
+"""Smaller copies of a picture, and the blur that stands for it while it loads.
+
+`python -m app.images.thumbnails` is the child that makes those of a large one: it reads the picture and prints one line
+of JSON, `{blurhash, copies: [[width, height, length]]}` or `{refused}`, and the copies' bytes behind it.
+"""
 
 # Pillow's types mention numpy, which is not here.
 # pyright: reportUnknownMemberType=false
 
 import asyncio
+import json
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +19,16 @@ from typing import Any, cast
 import blurhash
 from PIL import Image, ImageOps
 
-from app.images.inspect import UnreadableImage
+from app.images import child
+from app.images.inspect import UnreadableImage, inspect
 
 WIDTHS = (256, 512, 1024)
 MIME_TYPE = "image/webp"
 RASTER_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+
+# The largest picture that the provider makes. One that a person sent may be six times that, and would leave the
+# service as large as it was when decoded; a child's start costs less than its decoding.
+THREAD_PIXELS = 8_294_400
 
 _QUALITY = 80
 # libwebp's second fastest way: its default takes twice as long for files as large.
@@ -52,7 +63,40 @@ async def make_copies(data: bytes) -> Copies:
 
     Raises UnreadableImage.
     """
-    return await asyncio.get_running_loop().run_in_executor(_pool, _make_copies, data)
+    made = await asyncio.get_running_loop().run_in_executor(_pool, _make_here, data)
+    return made or _read(await child.run("app.images.thumbnails", given=data, at_once=1))
+
+
+def _make_here(data: bytes) -> Copies | None:
+    """None for a picture that a child must decode."""
+    facts = inspect(data)
+    return _make_copies(data) if facts.width * facts.height <= THREAD_PIXELS else None
+
+
+def _read(told: bytes) -> Copies:
+    head, _, rest = told.partition(b"\n")
+    facts = json.loads(head)
+    if "refused" in facts:
+        raise UnreadableImage(facts["refused"])
+    copies: list[Copy] = []
+    for width, height, length in facts["copies"]:
+        copies.append(Copy(width, height, rest[:length]))
+        rest = rest[length:]
+    return Copies(copies, facts["blurhash"])
+
+
+def main() -> None:
+    child.bind(max_file_bytes=0)
+    copies: Sequence[Copy] = ()
+    try:
+        made = _make_copies(sys.stdin.buffer.read())
+    except UnreadableImage as error:
+        told: dict[str, Any] = {"refused": str(error)}
+    else:
+        copies = made.copies
+        sizes = [(copy.width, copy.height, len(copy.data)) for copy in copies]
+        told = {"blurhash": made.blurhash, "copies": sizes}
+    sys.stdout.buffer.writelines([json.dumps(told).encode(), b"\n", *(copy.data for copy in copies)])
 
 
 def _make_copies(data: bytes) -> Copies:
@@ -98,3 +142,7 @@ def _blur(image: Image.Image) -> str:
     pixels, stride = small.tobytes(), 3 * small.width
     rows = [[pixels[at : at + 3] for at in range(row, row + stride, 3)] for row in range(0, len(pixels), stride)]
     return cast(Any, blurhash).encode(rows, *_BLUR_COMPONENTS)
+
+
+if __name__ == "__main__":
+    main()

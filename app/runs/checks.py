@@ -13,7 +13,7 @@ from app.attachments.models import Attachment, AttachmentStatus
 from app.errors import Conflict, Invalid
 from app.identity.service import Actor
 from app.images.options import OptionError, check_mask
-from app.runs.schemas import NewRun
+from app.runs.schemas import MAX_INPUTS, NewRun
 from app.settings import Settings
 
 
@@ -41,8 +41,10 @@ def _check_edit(agent: LoadedAgent, asked: NewRun, options: Mapping[str, Any]) -
     for name, given in (("edit", asked.edit), ("mask", asked.mask)):
         if given is not None and IMAGE_TOOL not in agent.spec.tool_keys:
             raise _impossible(name, given, f"nothing: the agent {agent.spec.key} does not draw")
-    if asked.edit is not None and asked.image.get("action") == "generate":
-        raise _impossible("image.action", "generate", "edit or auto beside `edit`")
+    if (asked.edit or asked.mask) and asked.image.get("action") == "generate":
+        raise _impossible("image.action", "generate", "edit or auto beside `edit` or `mask`")
+    if asked.edit is not None and len(asked.attachments) == MAX_INPUTS:
+        raise _impossible("attachments", f"{MAX_INPUTS} pictures", f"at most {MAX_INPUTS - 1} beside `edit`")
     if asked.mask is None:
         return
     if asked.edit is None and not asked.attachments:

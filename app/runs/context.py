@@ -25,7 +25,7 @@ class Context:
     """A run's request and what lies before it; item lists are input items of the Responses API, oldest first.
 
     `past` is the whole conversation, `newer` what came after `last`, the run whose response the provider may still
-    have. `newest` is the conversation's newest picture before this run.
+    have. `newest` is the conversation's newest picture before this run, `unseen` the newest that came after `last`.
     """
 
     message: Message
@@ -33,6 +33,7 @@ class Context:
     edited: Attachment | None
     mask: Attachment | None
     newest: Attachment | None
+    unseen: Attachment | None
     last: Run | None
     past: list[dict[str, Any]]
     newer: list[dict[str, Any]]
@@ -68,6 +69,7 @@ async def load(session: AsyncSession, run: Run, *, stores: bool) -> Context:
         edited=edited,
         mask=mask,
         newest=await conversations.newest_picture(session, run.conversation_id, before=message.id),
+        unseen=await conversations.newest_picture(session, run.conversation_id, before=message.id, after=after),
         last=last,
         past=past,
         newer=await conversations.history(session, run.conversation_id, before=message.id, after=after),
@@ -87,11 +89,17 @@ async def ways(sender: Sender, context: Context, *, stores: bool) -> AsyncIterat
         return
     asked = _said(words, await sender.parts(context.inputs))
     if context.last is not None:
-        yield Way([*context.newer, asked], context.last.response_id)
-    recalled = []
-    if context.newest is not None and not context.inputs:
-        recalled = [_said(NEWEST, [await sender.reduced(context.newest)])]
+        recalled = await _recalled(sender, context, context.unseen)
+        yield Way([*context.newer, *recalled, asked], context.last.response_id)
+    recalled = await _recalled(sender, context, context.newest)
     yield Way([*context.past, *recalled, asked])
+
+
+async def _recalled(sender: Sender, context: Context, picture: Attachment | None) -> list[dict[str, Any]]:
+    """What "it" is, where the person sends no picture with these words."""
+    if picture is None or context.inputs:
+        return []
+    return [_said(NEWEST, [await sender.reduced(picture)])]
 
 
 async def mask_option(sender: Sender, context: Context) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Sender:
         self._store = store
         self._client = client
         self._room = INLINE_BYTES
-        self._sent: dict[str, dict[str, str]] = {}
+        self._sent: dict[tuple[str, bool], dict[str, str]] = {}
 
     async def parts(self, rows: Sequence[Attachment]) -> list[dict[str, Any]]:
         """Content parts of a message, in the order given; raises StorageError and the client's errors."""
@@ -47,9 +47,10 @@ class Sender:
 
     async def reference(self, row: Attachment, convert: Convert | None = None) -> dict[str, str]:
         """`image_url` with the bytes, or `file_id`."""
-        key = row.storage_key
+        # A picture may be its own mask, and then goes in both forms.
+        key = row.storage_key, convert is not None
         if key not in self._sent:
-            data = await self._store.get(key)
+            data = await self._store.get(row.storage_key)
             mime_type = row.mime_type
             if convert is not None:
                 data, mime_type = await convert(data), "image/png"

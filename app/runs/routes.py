@@ -107,8 +107,6 @@ async def stream_run(
 async def _events(source: Source, run: Run, position: int, headers: dict[str, str]) -> Response:
     if run.status.ended and position >= run.last_seq > 0:
         return Response(status_code=204, headers=headers)
-    if run.status.ended and not await source.fabric.exists(run.id):
-        position = 0
     events = frames(source, run.tenant_id, run.id, position)
     return StreamingResponse(events, media_type=EVENT_STREAM, headers={**HEADERS, **headers})
 

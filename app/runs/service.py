@@ -103,9 +103,9 @@ async def _insert(
 
 
 def _options(asked: NewRun) -> dict[str, Any]:
-    """What the worker needs of the request; who names a picture to edit wants a picture, and that one."""
+    """What the worker needs of the request; who names a picture to edit, or a part of one, wants that one edited."""
     forced, image = asked.forced_tool, asked.image
-    if asked.edit is not None:
+    if asked.edit is not None or asked.mask is not None:
         forced = asked.forced_tool or ("image_generation" if asked.tool_choice is None else None)
         image = {"action": "edit", **image}
     named = {"edit": str(asked.edit) if asked.edit else None, "mask": str(asked.mask) if asked.mask else None}
@@ -245,6 +245,7 @@ async def cancel(session: AsyncSession, fabric: Fabric, actor: Actor, run_id: UU
 
 
 async def _cancel(session: AsyncSession, fabric: Fabric, run: Run) -> None:
+    created = record(run.id, 1, "run.created", {"run": RunView.model_validate(run).model_dump(mode="json")})
     waiting = await session.scalars(
         update(Run)
         .where(Run.id == run.id, Run.status == RunStatus.QUEUED)
@@ -254,7 +255,8 @@ async def _cancel(session: AsyncSession, fabric: Fabric, run: Run) -> None:
     )
     if ended := waiting.one_or_none():
         end_record = record(run.id, 2, "run.cancelled", {"run": RunView.model_validate(ended).model_dump(mode="json")})
-        after_commit(session, lambda: fabric.append(run.id, [end_record]))
+        # With the first, which may be on its way yet from another process: it could not be written after the second.
+        after_commit(session, lambda: fabric.append(run.id, [created, end_record]))
         return
     await session.execute(
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())

@@ -2,23 +2,27 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.attachments import service as attachments
 from app.attachments.links import Links
 from app.attachments.schemas import log_form
 from app.conversations.models import Message
 from app.db import Database
+from app.errors import CONNECTION_FAULTS
 from app.fabric import FABRIC_AWAY, Fabric, Record
 from app.runs.log import TERMINAL, for_reader, record
 from app.runs.models import Run
 from app.runs.schemas import RunView
 
 HEARTBEAT_SECONDS = 10.0
+# For a look at the rows between two heartbeats.
+LOOK_SECONDS = 3.0
 CONNECTED = b": connected\n\n"
 HEARTBEAT = b": still here\n\n"
 DRAINING = b": draining\n\n"
@@ -39,7 +43,7 @@ class Source:
 async def frames(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[bytes]:
     """SSE frames of the events numbered past `after`, until the terminal one. Holds no database connection."""
     yield CONNECTED
-    found = await _expired(source, tenant_id, run_id)
+    found = await _patiently(_expired(source, tenant_id, run_id))
     while True:
         for one in found:
             yield await for_reader(one, source.links)
@@ -52,7 +56,9 @@ async def frames(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> A
             return
         if not found:
             yield HEARTBEAT
-            found = await _expired(source, tenant_id, run_id) or await _unwritten(source, tenant_id, run_id, after)
+            found = await _patiently(
+                _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
+            )
 
 
 async def _next(source: Source, run_id: UUID, after: int) -> list[Record]:
@@ -71,10 +77,19 @@ async def _next(source: Source, run_id: UUID, after: int) -> list[Record]:
         await asyncio.gather(read, drain, return_exceptions=True)
 
 
+async def _patiently(look: Awaitable[list[Record]]) -> list[Record]:
+    """What the rows tell; nothing while the database is away, as a later look will do."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS):
+            return await look
+    except (*CONNECTION_FAULTS, SQLAlchemyError, TimeoutError):
+        return []
+
+
 async def _expired(source: Source, tenant_id: UUID, run_id: UUID) -> list[Record]:
     """The whole account of a run that has ended, once its live stream is gone."""
     try:
-        async with asyncio.timeout(HEARTBEAT_SECONDS):
+        async with asyncio.timeout(LOOK_SECONDS / 2):
             if await source.fabric.exists(run_id):
                 return []
     except FABRIC_AWAY:

@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 from docket import ConcurrencyLimit, Perpetual
 from sqlalchemy import or_, select
 
+from app.agents._shared.warm import warm_up
 from app.attachments import service as attachments
 from app.attachments import variants
+from app.attachments.reconcile import reconcile
 from app.db import now
+from app.errors import Conflict
 from app.fabric import Fabric, running_worker
 from app.runs import idempotency, service
 from app.runs.engine import HandedOver, execute
@@ -26,10 +29,11 @@ from app.storage.store import StorageError
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-REPAIR_EVERY_SECONDS = 5.0
+REPAIR_SECONDS = 5.0
 SWEEP_VARIANTS_EVERY = timedelta(seconds=30)
 VARIANTS_AT_ONCE = 4
 FORGET_EVERY = timedelta(days=1)
+RECONCILE_EVERY = timedelta(days=1)
 # A queued run this old has lost its task, or its task waits behind others: enqueuing it again does no harm.
 UNCLAIMED_AFTER = timedelta(seconds=5)
 
@@ -43,40 +47,53 @@ async def launch(fabric: Fabric, tenant_id: UUID, run: RunView) -> None:
     await _enqueue(fabric, tenant_id, run.id)
 
 
-async def _enqueue(fabric: Fabric, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None) -> None:
-    # The lost attempt's own task may still be known under the run's first key.
-    key = f"run:{run_id}" if lost_attempt is None else f"run:{run_id}:{lost_attempt}"
-    await fabric.docket.add(EXECUTE, key=key)(str(tenant_id), str(run_id), lost_attempt)
+async def _enqueue(
+    fabric: Fabric, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None, *, behind: UUID | None = None
+) -> None:
+    """`behind` is the run that had to end first."""
+    # The run's first key may still be known: by the lost attempt's own task, or by one that came before its turn.
+    key = ":".join(str(part) for part in ("run", run_id, behind, lost_attempt) if part is not None)
+    await fabric.enqueue(EXECUTE, str(tenant_id), str(run_id), lost_attempt, key=key)
 
 
 @asynccontextmanager
 async def working(shop: Workshop) -> AsyncGenerator[None]:
     """Execute tasks until the block ends; runs that are not at their end then are left to another worker."""
-    async with running_worker(shop.fabric, shop.settings):
-        repairs = asyncio.create_task(_keep_repairing(shop))
+    # Between a paid request and the commit of its answer's id no run can be saved: that time must be short.
+    await warm_up()
+    async with running_worker(shop.fabric, shop.settings, shop.stopping):
+        sweep_seconds = min(SWEEP_SECONDS, shop.settings.run_lease_seconds / 4)
+        loops = [
+            # Every worker looks after its own disk, and all of them after those that are lost.
+            asyncio.create_task(_repeat(REPAIR_SECONDS, lambda: _repair(shop))),
+            asyncio.create_task(_repeat(sweep_seconds, lambda: _sweep(shop))),
+        ]
         try:
             yield
         finally:
-            shop.stopping.set()
-            repairs.cancel()
-            await asyncio.gather(repairs, return_exceptions=True)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
 
 
-async def _keep_repairing(shop: Workshop) -> None:
-    """Every worker looks after its own disk."""
+async def _repeat(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
     while True:
-        await asyncio.sleep(REPAIR_EVERY_SECONDS)
+        await asyncio.sleep(seconds)
         try:
-            await attachments.repair(shop.database, shop.store, shop.spool)
+            await work()
         except Exception:
-            log.warning("image.repair_failed", exc_info=True)
+            log.warning("housekeeping.failed", exc_info=True)
+
+
+async def _repair(shop: Workshop) -> None:
+    await attachments.repair(shop.database, shop.store, shop.spool)
 
 
 def register(shop: Workshop) -> None:
     """Make the tasks known to the docket; a process that only enqueues needs their names as well."""
     docket = shop.fabric.docket
-    most = shop.settings.tenant_concurrency
-    every = timedelta(seconds=min(SWEEP_SECONDS, shop.settings.run_lease_seconds / 4))
+    # One tenant never has all places of a worker.
+    most = min(shop.settings.tenant_concurrency, max(shop.settings.worker_concurrency - 1, 1))
 
     async def execute_run(
         tenant_id: str,
@@ -90,17 +107,15 @@ def register(shop: Workshop) -> None:
     async def drop_previews(tenant_id: str, run_id: str) -> None:
         await _drop_previews(shop, UUID(tenant_id), UUID(run_id))
 
-    async def sweep(perpetual: Perpetual = Perpetual(every=every, automatic=True)) -> None:  # noqa: B008 - docket's way
-        await _sweep(shop)
-
     async def forget_idempotency_keys(
         perpetual: Perpetual = Perpetual(every=FORGET_EVERY, automatic=True),  # noqa: B008 - docket's way
     ) -> None:
         await idempotency.forget_expired(shop.database)
 
-    for task in (execute_run, drop_previews, sweep, forget_idempotency_keys):
+    for task in (execute_run, drop_previews, forget_idempotency_keys):
         docket.register(task)
     _register_variants(shop)
+    _register_reconcile(shop)
 
 
 def _register_variants(shop: Workshop) -> None:
@@ -124,21 +139,29 @@ def _register_variants(shop: Workshop) -> None:
         shop.fabric.docket.register(task)
 
 
+def _register_reconcile(shop: Workshop) -> None:
+    async def reconcile_store(
+        perpetual: Perpetual = Perpetual(every=RECONCILE_EVERY, automatic=True),  # noqa: B008 - docket's way
+    ) -> None:
+        try:
+            await reconcile(shop.database, shop.store, shop.spool, shop.settings, apply=True)
+        except (StorageError, Conflict) as error:
+            log.warning("store.not_reconciled", extra={"error": str(error)})
+
+    shop.fabric.docket.register(reconcile_store)
+
+
 async def _execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: int | None) -> None:
     try:
         await execute(shop, tenant_id, run_id, lost_attempt)
     except HandedOver as handed:
         await _enqueue(shop.fabric, tenant_id, run_id, handed.attempt)
         return
-    drop = shop.fabric.docket.add(DROP_PREVIEWS, when=_later(shop), key=f"previews:{run_id}")
-    await drop(str(tenant_id), str(run_id))
+    later = now() + timedelta(seconds=shop.settings.stream_ttl_seconds)
+    await shop.fabric.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
     waiting = await service.next_queued(shop.database, tenant_id, run_id)
     if waiting is not None:
-        await _enqueue(shop.fabric, tenant_id, waiting)
-
-
-def _later(shop: Workshop) -> datetime:
-    return now() + timedelta(seconds=shop.settings.stream_ttl_seconds)
+        await _enqueue(shop.fabric, tenant_id, waiting, behind=run_id)
 
 
 async def _drop_previews(shop: Workshop, tenant_id: UUID, run_id: UUID) -> None:

@@ -8,24 +8,28 @@ from uuid import UUID
 
 FILENAME_MAX_CHARACTERS = 150
 
+IMAGES, UPLOADS, VARIANTS, PREVIEWS = "images", "uploads", "variants", "previews"
+"""The folders of a tenant."""
+
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _EXTENSION = "[a-z0-9]{1,8}"
 _KEY = re.compile(
-    rf"t/{_ID}/(?:(?:images|uploads)/{_ID}|variants/{_ID}/[0-9]{{1,5}}|previews/{_ID}/[0-9a-f]{{32}}/[0-9]{{1,3}})"
+    rf"t/{_ID}/(?:(?:{IMAGES}|{UPLOADS})/{_ID}|{VARIANTS}/{_ID}/[0-9]{{1,5}}"
+    rf"|{PREVIEWS}/{_ID}/[0-9a-f]{{32}}/[0-9]{{1,3}})"
     rf"\.{_EXTENSION}"
 )
 
 
 def image_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
-    return check_key(f"{tenant_prefix(tenant_id)}images/{object_id}.{extension}")
+    return check_key(f"{tenant_prefix(tenant_id)}{IMAGES}/{object_id}.{extension}")
 
 
 def upload_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
-    return check_key(f"{tenant_prefix(tenant_id)}uploads/{object_id}.{extension}")
+    return check_key(f"{tenant_prefix(tenant_id)}{UPLOADS}/{object_id}.{extension}")
 
 
 def variant_key(tenant_id: UUID, object_id: UUID, width: int) -> str:
-    return check_key(f"{tenant_prefix(tenant_id)}variants/{object_id}/{width}.webp")
+    return check_key(f"{tenant_prefix(tenant_id)}{VARIANTS}/{object_id}/{width}.webp")
 
 
 def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, extension: str) -> str:
@@ -35,7 +39,13 @@ def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, ex
 
 
 def preview_prefix(tenant_id: UUID, run_id: UUID) -> str:
-    return f"{tenant_prefix(tenant_id)}previews/{run_id}/"
+    return f"{tenant_prefix(tenant_id)}{PREVIEWS}/{run_id}/"
+
+
+def parse(key: str) -> tuple[str, UUID]:
+    """The folder a key of ours lies in, and whose it is: a run's in `previews`, else an attachment's."""
+    _, _, folder, owner, *_ = key.split("/")
+    return folder, UUID(owner.partition(".")[0])
 
 
 def tenant_prefix(tenant_id: UUID) -> str:

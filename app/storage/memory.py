@@ -12,6 +12,8 @@ from app.storage.keys import check_key, is_key
 from app.storage.store import ObjectMissing, StorageUnavailable, StoredObject
 from app.storage.threads import Threads
 
+DRAFTS = "drafts"
+
 
 class MemoryStore:
     def __init__(self, directory: Path | None = None) -> None:
@@ -73,7 +75,7 @@ class _Files:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._drafts = directory / "drafts"
+        self._drafts = directory / DRAFTS
 
     def prepare(self) -> None:
         try:
@@ -116,7 +118,8 @@ class _Files:
 
     def list(self, prefix: str) -> list[StoredObject]:
         found: list[StoredObject] = []
-        for root, _, names in os.walk(self._directory / "t"):
+        folder = prefix.rpartition("/")[0] if prefix.startswith("t/") else "t"
+        for root, _, names in os.walk(self._directory / folder):
             for path in (Path(root, name) for name in names):
                 key = path.relative_to(self._directory).as_posix()
                 if is_key(key) and key.startswith(prefix):

@@ -1,10 +1,13 @@
 """Which store the settings name."""
 
 import re
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 
 from app.settings import Settings, SettingsError
 from app.storage.gcs import open_gcs_store
-from app.storage.memory import MemoryStore
+from app.storage.memory import DRAFTS, MemoryStore
 from app.storage.minio import MinioStore
 from app.storage.store import Store
 
@@ -19,7 +22,22 @@ def open_store(settings: Settings) -> Store:
         name = "GCS_BUCKET" if settings.gcs_bucket else "STORAGE_BUCKET"
         return open_gcs_store(settings, bucket=_bucket(settings.gcs_bucket or settings.storage_bucket, name))
     # Rows and pictures live and die together: files beside the embedded Postgres, else nothing outlives the process.
-    return MemoryStore(settings.data_dir / "objects" if settings.database_url is None else None)
+    return MemoryStore(_objects(settings) if settings.database_url is None else None)
+
+
+def leftover_drafts(settings: Settings, *, before: datetime) -> list[Path]:
+    """Files that killed processes were writing for a memory store."""
+    drafts = _objects(settings) / DRAFTS
+    found: list[Path] = []
+    for draft in drafts.iterdir() if drafts.is_dir() else ():
+        with suppress(FileNotFoundError):  # written meanwhile
+            if draft.stat().st_mtime <= before.timestamp():
+                found.append(draft)
+    return found
+
+
+def _objects(settings: Settings) -> Path:
+    return settings.data_dir / "objects"
 
 
 def _open_minio_store(settings: Settings) -> MinioStore:
