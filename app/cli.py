@@ -21,11 +21,15 @@ from app.errors import AppError
 from app.main import agents_of, create_app, open_workshop, reconcile_store, work
 from app.migrate import is_current
 from app.migrate import migrate as run_migrations
+from app.offline.routes import SERVED
 from app.offline.routes import create_app as create_offline
 from app.settings import Settings, SettingsError, load_settings
 from app.storage.store import StorageError
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
+
+# Longer than a load balancer keeps a connection: it must never send a request down one that is just being closed.
+KEEP_ALIVE_SECONDS = 75
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(help="The port to listen on.")]
@@ -67,7 +71,13 @@ class Server(uvicorn.Server):
         self.loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
-                self.app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=4
+                self.app,
+                host=host,
+                port=port,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=4,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
 
@@ -163,10 +173,10 @@ async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
 
 @cli.command()
 def reconcile(
-    apply: Annotated[bool, typer.Option("--apply", help="Put right what is found; without it nothing changes.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Put right what is found; else nothing changes.")] = False,
 ) -> None:
     """Compare the store's objects with the rows; an object of nobody is noted, and deleted an hour later or more."""
-    settings = _start("warning")
+    settings = _start("error")
     with running_database(settings) as url:
         report = asyncio.run(reconcile_store(settings, url, apply=apply))
     typer.echo(f"{'':32}{'found':>8}{'noted':>8}{'done':>8}")
@@ -181,7 +191,7 @@ def offline(port: Port = 8001) -> None:
     """Serve the offline provider: a simulator of the Responses API for development and tests."""
     settings = _start()
     app = create_offline(settings.data_dir / "offline")
-    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False, **SERVED)
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 """Postgres: one engine, and transactions that have dropped to the rights of one of two roles."""
 
 import asyncio
+import functools
 import logging
 import secrets
 import time
@@ -8,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import asyncpg
@@ -18,6 +19,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 
+from app.errors import is_database_away
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 # Together, with the closing of a connection that hangs, less than the 10 seconds that a request may take.
@@ -26,6 +32,9 @@ STATEMENT_SECONDS = 4
 POOL_WAIT_SECONDS = 4.0
 # What a request waits for its works after the commit; they go on behind it.
 AFTER_COMMIT_SECONDS = 2.0
+# What a worker waits for a database that restarts.
+PATIENCE_SECONDS = 15.0
+PATIENCE_PAUSE_SECONDS = 0.2
 
 APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
@@ -106,6 +115,24 @@ def _drop_rights(session: Session, transaction: SessionTransaction, connection: 
         text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"),
         {"role": role, "tenant": str(tenant_id or "")},
     )
+
+
+def patient(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """For a whole transaction of a worker that may be done twice: repeated while the database is away, for a while."""
+
+    @functools.wraps(work)
+    async def repeat(*args: P.args, **kwargs: P.kwargs) -> T:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await work(*args, **kwargs)
+            except Exception as error:
+                if not is_database_away(error) or time.monotonic() > deadline:
+                    raise
+                log.warning("database.away", extra={"error": type(error).__name__})
+            await asyncio.sleep(PATIENCE_PAUSE_SECONDS)
+
+    return repeat
 
 
 class Database:

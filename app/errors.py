@@ -151,10 +151,7 @@ def install_handlers(app: FastAPI, away: Sequence[type[Exception]]) -> None:
         return problem(request, Unavailable("A part that Easel needs does not answer; try again in a moment."))
 
     async def database(request: Request, error: Exception) -> JSONResponse:
-        fault = cast(DBAPIError, error)
-        if fault.connection_invalidated or isinstance(_driver_error(fault), CONNECTION_FAULTS):
-            return await unavailable(request, error)
-        return await unexpected(request, error)
+        return await (unavailable if is_database_away(error) else unexpected)(request, error)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("request.failed", exc_info=error)
@@ -182,8 +179,12 @@ CONNECTION_FAULTS = (
 )
 
 
-def _driver_error(error: DBAPIError) -> BaseException | None:
-    return error.orig.__cause__ if error.orig is not None else None
+def is_database_away(error: Exception) -> bool:
+    """Whether the same work may succeed once the database is back."""
+    if isinstance(error, DBAPIError):
+        driver_error = error.orig.__cause__ if error.orig is not None else None
+        return error.connection_invalidated or isinstance(driver_error, CONNECTION_FAULTS)
+    return isinstance(error, (*CONNECTION_FAULTS, PoolTimeout))
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:

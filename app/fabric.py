@@ -161,6 +161,7 @@ async def running_worker(fabric: Fabric, settings: Settings, stopping: asyncio.E
     ) as worker:
         executing = asyncio.create_task(worker.run_forever())
         retiring = asyncio.create_task(_retire(executing, stopping))
+        log.info("worker.started")
         try:
             yield
         finally:

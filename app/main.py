@@ -87,10 +87,14 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
             if settings.embedded_worker:
                 await stack.enter_async_context(tasks.working(shop))
-            # The modules loaded so far live as long as the process: a full collection need not look at them again.
-            gc.collect()
-            gc.freeze()
+            _freeze()
             yield
+
+
+def _freeze() -> None:
+    # The modules loaded so far live as long as the process: no full collection, nor its exit, need look at them again.
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager
@@ -121,6 +125,7 @@ async def open_workshop(
 async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
     """Execute runs and housekeeping until told to stop."""
     async with open_workshop(settings, parts, agents_of(settings), stopping) as shop, tasks.working(shop):
+        _freeze()
         await stopping.wait()
 
 

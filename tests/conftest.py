@@ -14,6 +14,7 @@ from sqlalchemy import text
 from app.db import Database
 from app.migrate import migrate
 from tests.house import House, Person, running_house, running_provider
+from tests.proof import Proof
 
 with warnings.catch_warnings():
     # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
@@ -26,6 +27,14 @@ _TEMPLATE = "easel_template"
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def proof() -> Generator[Proof]:
+    """Takes down what a suite has tried and kept."""
+    proof = Proof()
+    yield proof
+    proof.write()
 
 
 class Postgres:

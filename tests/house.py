@@ -19,12 +19,14 @@ import uvicorn
 from app.agents._shared.registry import load_registry
 from app.cli import Server
 from app.embedded import Parts
+from app.offline.routes import SERVED
 from app.offline.routes import create_app as create_offline
 from app.settings import Settings
 from tests.servers import free_port, redis_server, s3_server
 
 Event = dict[str, Any]
 START_SECONDS = 20.0
+PROCESS_START_SECONDS = 60.0
 PASSWORD = "correct horse battery"
 
 
@@ -164,7 +166,7 @@ class Easel:
     log: Path
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + PROCESS_START_SECONDS
         while not self._ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, "easel took too long to start"
@@ -172,7 +174,7 @@ class Easel:
 
     def _ready(self) -> bool:
         if not self.base_url:
-            return "Starting worker" in self.log.read_text()
+            return "worker.started" in self.log.read_text()
         try:
             return httpx.get(f"{self.base_url}/readyz", timeout=5).status_code == 200
         except httpx.TransportError:
@@ -216,9 +218,7 @@ def running_provider(directory: Path) -> Generator[str]:
     """The offline provider at fifty times its usual pace; its base URL."""
     port = free_port()
     app = create_offline(directory, pace=0.02)
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=port, log_config=None, access_log=False, timeout_graceful_shutdown=1
-    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, **SERVED)
     with _in_thread(uvicorn.Server(config)):
         yield f"http://127.0.0.1:{port}/v1"
 

@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Generator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -48,9 +49,9 @@ def test_queued_runs_follow_one_another_and_each_goes_on_from_the_last(ada: Pers
     assert [run["status"] for run in queued] == ["queued"] * 3
     told = [ada.events(run["id"]) for run in [first, *queued]]
     assert [kinds(events)[-1] for events in told] == ["run.completed"] * 4
-    for before, after in zip(told, told[1:], strict=False):
+    for before, after in pairwise(told):
         assert before[-1]["run"]["finished_at"] <= one(after, "run.started")["run"]["started_at"]
-    assert [message["role"] for message in ada.messages(first["conversation_id"])] == ["user"] * 4 + ["assistant"] * 4
+    assert [message["role"] for message in ada.messages(first["conversation_id"])] == ["user", "assistant"] * 4
     previous = [body.get("previous_response_id") for body in asked_with(provider_url, word)]
     assert previous[0] is None
     assert len(set(previous)) == 4
@@ -128,10 +129,10 @@ def test_a_failed_run_lets_the_next_go_on(ada: Person) -> None:
 
 @pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(300)])])
 def test_no_run_is_forgotten_that_is_queued_as_the_one_before_ends(ada: Person, rounds: int) -> None:
-    conversation_id = ada.start("Hello [offline: words=1]")["conversation_id"]
+    last = ada.start("Hello [offline: words=1]")
     began = time.monotonic()
     for _ in range(rounds):
-        last = ada.start("Hello [offline: words=1]", conversation_id=conversation_id, if_busy="queue")
+        last = queue(ada, last, "Hello [offline: words=1]")
         with ada.http.stream("GET", f"/v1/runs/{last['id']}/events") as answer:
             # Right after the text, the run is at its end.
             next(event for event in events_of(answer) if event["type"] == "text.delta")

@@ -1,7 +1,5 @@
 """Promise 4: API and worker processes die at any moment, and every picture that was paid for is there, once."""
 
-# ruff: noqa: T201 - the suite prints its numbers and its seed
-
 import hashlib
 import json
 import os
@@ -22,6 +20,7 @@ import pytest
 
 from tests.forks import Forks, running_forks
 from tests.house import Event, Person, events_of, kinds, one
+from tests.proof import Proof
 from tests.servers import redis_server, s3_server
 from tests.tables import rows
 
@@ -94,8 +93,7 @@ class Told:
 
 @pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.prove)])
 @pytest.mark.timeout(900)
-def test_no_picture_is_lost_or_bought_twice_whoever_dies(town: Town, kills: int) -> None:
-    began = time.monotonic()
+def test_no_picture_is_lost_or_bought_twice_whoever_dies(town: Town, kills: int, proof: Proof) -> None:
     seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
     ada = Person(town.apis[0][1])
     told, stop = list[Told](), threading.Event()
@@ -108,21 +106,24 @@ def test_no_picture_is_lost_or_bought_twice_whoever_dies(town: Town, kills: int)
         stop.set()
         for client in clients:
             client.result()
-    unknown = [one for one in told if outcome(one) == "upstream_outcome_unknown"]
     posts = posts_by_word(town.provider_url)
-    print(
-        f"{kills} kills, {len(told)} runs: {len(told) - len(unknown)} completed, {len(unknown)} of unknown outcome, "
-        f"{sum(posts[one.word] > 1 for one in told)} bought twice; {time.monotonic() - began:.0f} s; seed {seed}"
+    unknown = [mine for mine in told if outcome(mine) == "upstream_outcome_unknown"]
+    saved = [mine for mine in told if mine not in unknown]
+    bought_twice = [mine.word for mine in told if posts[mine.word] > 1]
+    proof(
+        4,
+        "SIGKILL of APIs and workers",
+        tried=f"{kills} kills, {len(told)} runs",
+        kept=f"{len(saved)} completed, {len(unknown)} of unknown outcome, {len(bought_twice)} bought twice",
+        seed=seed,
     )
-    assert Counter(outcome(one) for one in told if one not in unknown) == Counter(
-        ["run.completed"] * (len(told) - len(unknown))
-    )
-    assert [one.word for one in told if posts[one.word] > 1] == []
+    assert {outcome(mine) for mine in saved} == {"run.completed"}
+    assert bought_twice == []
     assert len(unknown) <= max(2, kills // 10)
-    for one_run in told:
-        assert_told_once(one_run)
+    for mine in told:
+        assert_told_once(mine)
+    assert_stored_once(town, saved)
     ada.http.close()
-    assert_stored_once(town, [one for one in told if one not in unknown])
 
 
 def keep_asking(town: Town, ada: Person, stop: threading.Event, seed: int, told: list[Told]) -> None:

@@ -147,8 +147,7 @@ def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider
     assert [part["image_url"] for part in parts] == [data_url_of(second), data_url_of(first)]
 
 
-@pytest.mark.parametrize("kind", ["alpha", "black and white"])
-@pytest.mark.parametrize("covers", ["edit", "attachments"])
+@pytest.mark.parametrize(("kind", "covers"), [("alpha", "edit"), ("black and white", "attachments")])
 def test_only_what_the_mask_leaves_open_is_changed(ada: Person, provider: str, kind: str, covers: str) -> None:
     original = upload(ada, noise(*SQUARE, coarse=64))
     mask = upload(ada, mask_of(kind))

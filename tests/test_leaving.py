@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
     ada.draw()
     tasks_before = tasks_of(house)
     with ThreadPoolExecutor(8) as pool:
-        run_ids = list(pool.map(lambda moment: leave(ada, moment), [chance.random() for _ in range(leavings)]))
+        run_ids = list(pool.map(partial(leave, ada), [chance.random() for _ in range(leavings)]))
     assert until(lambda: all(status_of(ada, run_id) in ENDED for run_id in run_ids), PATIENCE_SECONDS), f"seed {seed}"
     completed = sum(status_of(ada, run_id) == "completed" for run_id in run_ids)
     stored = sum(has_its_picture(ada, run_id) for run_id in run_ids)

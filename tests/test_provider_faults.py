@@ -1,6 +1,8 @@
 """Whatever the provider does, a run ends once, says why in our words, buys nothing twice, and the next turn works."""
 
 import json
+import os
+import random
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import pytest
 
 from tests.conftest import Postgres
 from tests.house import Event, House, Person, kinds, one, running_house
+from tests.proof import Proof
 
 IDLE_SECONDS = 1.0
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
@@ -34,12 +37,14 @@ class Ending:
 BREAKS = {
     "cut": Ending(error="upstream_disconnected", pictures=1, retryable=True),
     "eof": Ending(error="upstream_disconnected", pictures=1, retryable=True),
+    "hush": Ending(error="upstream_timeout", pictures=1, retryable=True),
 }
 FAULTS = {
     # The whole run fails
     "moderation_400": Ending(error="moderation_blocked"),
     # Nothing was accepted, so it is asked once more after Retry-After.
     "rate_limit": Ending(error="upstream_rate_limited", retryable=True, posts=2),
+    "rate_limit] [offline: retry_after=300": Ending(error="upstream_rate_limited", retryable=True),
     "http=429": Ending(error="upstream_rate_limited", retryable=True),
     "quota": Ending(error="upstream_quota"),
     "reset": Ending(error="upstream_disconnected", retryable=True),
@@ -93,32 +98,47 @@ def house_without_background(
     directory = tmp_path_factory.mktemp("breaks")
     with (
         postgres.database(migrated_template) as database_url,
-        running_house(database_url, provider_url, directory, upstream_background=False) as house,
+        running_house(
+            database_url, provider_url, directory, upstream_background=False, upstream_idle_seconds=IDLE_SECONDS
+        ) as house,
     ):
         yield house
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_provider_ends_the_run_once(shared_house: House, provider_url: str, fault: str) -> None:
-    ada = shared_house.sign_up("Ada's")
-    word = f"w{uuid.uuid4().hex}"
-    events = ada.draw(f"Draw a house called {word} [offline: {fault}]")
-    assert_ended(events, FAULTS[fault])
-    assert_kept(ada, events, FAULTS[fault])
-    assert posts_with(provider_url, word) == FAULTS[fault].posts
-    assert_next_turn_works(ada, events)
+    assert_borne(shared_house, provider_url, fault, FAULTS[fault])
 
 
 @pytest.mark.parametrize("fault", BREAKS)
 def test_an_answer_that_nobody_finishes_is_given_up(
     house_without_background: House, provider_url: str, fault: str
 ) -> None:
-    ada = house_without_background.sign_up("Ada's")
+    assert_borne(house_without_background, provider_url, fault, BREAKS[fault])
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(600)
+def test_every_fault_ends_a_run_once_in_any_order(
+    shared_house: House, house_without_background: House, provider_url: str, proof: Proof
+) -> None:
+    cases = [(shared_house, *case) for case in FAULTS.items()]
+    cases += [(house_without_background, *case) for case in BREAKS.items()]
+    seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
+    random.Random(seed).shuffle(cases)
+    for house, fault, expected in cases:
+        assert_borne(house, provider_url, fault, expected)
+    tried = f"{len(FAULTS)} faults in background mode, {len(BREAKS)} without"
+    proof(6, "upstream faults", tried=tried, kept=f"{len(cases)} with one end and no second purchase", seed=seed)
+
+
+def assert_borne(house: House, provider_url: str, fault: str, expected: Ending) -> None:
+    ada = house.sign_up("Ada's")
     word = f"w{uuid.uuid4().hex}"
     events = ada.draw(f"Draw a house called {word} [offline: {fault}]")
-    assert_ended(events, BREAKS[fault])
-    assert_kept(ada, events, BREAKS[fault])
-    assert posts_with(provider_url, word) == 1
+    assert_ended(events, expected)
+    assert_kept(ada, events, expected)
+    assert posts_with(provider_url, word) == expected.posts
     assert_next_turn_works(ada, events)
 
 

@@ -1,4 +1,4 @@
-"""Order in the store: its objects are compared with the rows, and what belongs to nobody is deleted at a second look."""
+"""Order in the store: objects are compared with rows, and what belongs to nobody is deleted at a second look."""
 
 import asyncio
 import logging
@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -106,7 +105,7 @@ async def reconcile(
         async for tenant_id in _tenants(database):
             await _look_at_objects(look, tenant_id)
             await _look_at_rows(look, tenant_id)
-        await asyncio.to_thread(_look_at_drafts, look, leftover_drafts(settings, before=now() - grace))
+        await asyncio.to_thread(_look_at_drafts, look, settings)
     counts = {kind.name.lower(): vars(tally) for kind, tally in look.report.items() if tally.found}
     log.info("store.reconciled", extra={"apply": apply, "counts": counts})
     return look.report
@@ -264,7 +263,8 @@ async def _settle(look: Look, tenant_id: UUID, row: Row, verdict: Kind) -> None:
         look.report[verdict].done += values is not None
 
 
-def _look_at_drafts(look: Look, drafts: Sequence[Path]) -> None:
+def _look_at_drafts(look: Look, settings: Settings) -> None:
+    drafts = leftover_drafts(settings, before=now() - look.grace)
     tally = look.report[Kind.DRAFT]
     tally.found += len(drafts)
     if look.apply:

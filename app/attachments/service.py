@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
 from app.attachments.variants import stored_keys
-from app.db import Database, after_commit, uuid7
+from app.db import Database, after_commit, patient, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
 from app.images.inspect import ImageFacts
@@ -99,6 +99,7 @@ async def refuse(database: Database, origin: Origin, picture: Picture, refusal: 
     return await _insert(database, origin, picture, AttachmentStatus.FAILED, error)
 
 
+@patient
 async def _insert(
     database: Database,
     origin: Origin,
@@ -148,6 +149,7 @@ def _values(origin: Origin, picture: Picture) -> dict[str, Any]:
     }
 
 
+@patient
 async def mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> None:
     async with database.tenant(tenant_id) as session:
         await session.execute(
@@ -157,9 +159,9 @@ async def mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> N
         )
 
 
-async def repair(database: Database, store: Store, spool: Spool) -> int:
-    """Store what waits in this machine's spool; returns how many pictures are stored now."""
-    repaired = 0
+async def repair(database: Database, store: Store, spool: Spool) -> list[Attachment]:
+    """Store what waits in this machine's spool; returns what is stored now."""
+    repaired: list[Attachment] = []
     for waiting in spool.waiting():
         async with database.tenant(waiting.tenant_id) as session:
             row = await session.scalar(select(Attachment).where(Attachment.id == waiting.object_id))
@@ -172,7 +174,7 @@ async def repair(database: Database, store: Store, spool: Spool) -> int:
             return repaired
         await mark_stored(database, waiting.tenant_id, row.id)
         await spool.drop(waiting)
-        repaired += 1
+        repaired.append(row)
         log.info("image.repaired", extra={"tenant_id": str(waiting.tenant_id), "object_id": str(row.id)})
     return repaired
 

@@ -38,9 +38,14 @@ class Spool:
         if used + len(data) > MAX_BYTES:
             raise OSError(f"the spool is full: {used} bytes wait for the store")
         draft = self._directory / f".{name}"
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                os.fsync(file.fileno())
+        except OSError:
+            # On a full disk the beginning of this picture would take the place of others.
+            draft.unlink(missing_ok=True)
+            raise
         draft.rename(self._directory / name)
 
     def waiting(self) -> Iterator[Waiting]:

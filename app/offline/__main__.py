@@ -11,7 +11,7 @@ from types import FrameType
 import uvicorn
 
 from app import logs
-from app.offline.routes import create_app
+from app.offline.routes import SERVED, create_app
 
 
 def main() -> None:
@@ -24,9 +24,7 @@ def main() -> None:
     # uvicorn raises the signal once more when it has ended: that is no failure.
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    uvicorn.run(
-        create_app(chosen.state), port=chosen.port, log_config=None, access_log=False, timeout_graceful_shutdown=1
-    )
+    uvicorn.run(create_app(chosen.state), port=chosen.port, log_config=None, access_log=False, **SERVED)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

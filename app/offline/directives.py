@@ -20,6 +20,7 @@ DIRECTIVES: dict[str, str] = {
     # The stream breaks; a background response goes on behind it
     "cut": "=N: the connection is aborted after N events (default: after the third piece of text)",
     "eof": "=N: the stream ends cleanly after N events (default: right before the last one)",
+    "hush": "=N: silence after N events (default: after the third piece of text)",
     "stall": "created, then silence for ever",
     "garbage": "one data line that is not JSON",
     "no_seq": "no sequence numbers",
@@ -51,7 +52,7 @@ DIRECTIVES: dict[str, str] = {
 }
 
 _DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.]+)\s*)?\]", re.IGNORECASE)
-_NUMBERS = ("http", "retry_after", "cut", "eof", "big", "slow", "words")
+_NUMBERS = ("http", "retry_after", "cut", "eof", "hush", "big", "slow", "words")
 _NUMBER = re.compile(r"\d{1,6}(\.\d+)?")
 
 

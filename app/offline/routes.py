@@ -20,6 +20,9 @@ from app.offline.live import Run, Studio, start_run, stop_run
 from app.offline.prepare import prepare
 from app.offline.wire import Json, Refused, decode, encode, file_not_found, response_not_found
 
+# For uvicorn: no request may meet a connection that is just being closed for having been idle.
+SERVED: dict[str, Any] = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": 75}
+
 _MAX_BODY_BYTES = 128 * 1024 * 1024
 _FLUSH_SECONDS = 0.05
 _TEXT_BEFORE_CUT = 3
@@ -181,7 +184,8 @@ async def _whole(request: Request, run: Run) -> Response:
 
 async def _spoiled(request: Request, run: Run, directives: Directives) -> AsyncIterator[bytes]:
     """The run's frames to the client that asked for them, broken off where a directive says so."""
-    limit = int(directives.number("cut" if "cut" in directives else "eof", 0))
+    broken_off = next((name for name in ("cut", "eof", "hush") if name in directives), "eof")
+    limit = int(directives.number(broken_off, 0))
     sent = texts = 0
     async for frame in run.follow():
         if limit and sent == limit:
@@ -191,10 +195,13 @@ async def _spoiled(request: Request, run: Run, directives: Directives) -> AsyncI
         yield frame
         sent += 1
         texts += frame.startswith(b"event: response.output_text.delta")
-        if "cut" in directives and not limit and texts == _TEXT_BEFORE_CUT:
+        if broken_off != "eof" and not limit and texts == _TEXT_BEFORE_CUT:
             break
-    if "cut" in directives:
+    if broken_off == "cut":
         await _abort(request)
+    if broken_off == "hush":
+        # Until the client has had enough.
+        await asyncio.Event().wait()
 
 
 async def _resumed(root: Path, run: Run | None, response_id: str, start: int) -> AsyncIterator[bytes]:

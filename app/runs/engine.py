@@ -9,8 +9,9 @@ from uuid import UUID
 
 from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments import service as attachments
+from app.attachments.models import Attachment
 from app.attachments.schemas import log_form
-from app.db import now
+from app.db import now, patient
 from app.logs import tagged
 from app.runs import service
 from app.runs.failures import TIMEOUT, UNKNOWN_OUTCOME, explain
@@ -178,9 +179,7 @@ async def _renew(shop: Workshop, run: Run) -> None:
 async def _finish(
     shop: Workshop, run: Run, events: EventLog, turn: Turn, translator: Translator, outcome: Outcome
 ) -> None:
-    async with shop.database.tenant(run.tenant_id) as session:
-        found = await attachments.of_messages(session, [turn.origin.message_id])
-    rows = found.get(turn.origin.message_id, [])
+    rows = await _pictures_of(shop, turn)
     says_something = bool(translator.text or rows or outcome.status == RunStatus.COMPLETED)
     if says_something:
         translator.start_message()
@@ -207,6 +206,13 @@ async def _finish(
         }
         events.emit("message.completed", message=message)
     emit_end(events, ended)
+
+
+@patient
+async def _pictures_of(shop: Workshop, turn: Turn) -> list[Attachment]:
+    async with shop.database.tenant(turn.origin.tenant_id) as session:
+        found = await attachments.of_messages(session, [turn.origin.message_id])
+    return found.get(turn.origin.message_id, [])
 
 
 def emit_end(events: EventLog, run: Run) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import aliased
 from app.agents._shared.registry import Registry
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message
-from app.db import Database, after_commit, now, uuid7
+from app.db import Database, after_commit, now, patient, uuid7
 from app.errors import Conflict, NotFound
 from app.fabric import Fabric
 from app.identity.service import Actor
@@ -159,6 +159,7 @@ async def next_queued(database: Database, tenant_id: UUID, run_id: UUID) -> UUID
         )
 
 
+@patient
 async def write(database: Database, run: Run, **values: Any) -> bool:
     """Change a run that this worker still holds; False where the lease went to another attempt."""
     async with database.tenant(run.tenant_id) as session:
@@ -188,6 +189,7 @@ class Ending:
     error: RunError | None = None
 
 
+@patient
 async def end(database: Database, run: Run, ending: Ending) -> Run | None:
     """Message, usage and status in one transaction; None where another attempt holds the run."""
     async with database.tenant(run.tenant_id) as session:

@@ -101,6 +101,8 @@ async def _expired(source: Source, tenant_id: UUID, run_id: UUID) -> list[Record
 async def _unwritten(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> list[Record]:
     """The end that the rows tell and the live stream lacks, its worker having died between the two."""
     last_seq, story = await replay(source.database, tenant_id, run_id)
+    # A reader who is past the end saw a stream that was lost since: its writer's successor counted from 1 again.
+    last_seq = last_seq if after < last_seq else after + 2
     end = [one for one in story if one.type == "message.completed" or one.type in TERMINAL]
     bodies = [json.loads(one.data) for one in end]
     numbered = enumerate(zip(end, bodies, strict=True), last_seq - len(end) + 1)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from docket import ConcurrencyLimit, Perpetual
@@ -21,6 +22,7 @@ from app.runs import idempotency, service
 from app.runs.engine import HandedOver, execute
 from app.runs.log import record
 from app.runs.models import Run, RunStatus
+from app.runs.refetch import refetch
 from app.runs.schemas import RunView
 from app.runs.turn import Workshop
 from app.storage import keys
@@ -66,6 +68,7 @@ async def working(shop: Workshop) -> AsyncGenerator[None]:
         loops = [
             # Every worker looks after its own disk, and all of them after those that are lost.
             asyncio.create_task(_repeat(REPAIR_SECONDS, lambda: _repair(shop))),
+            asyncio.create_task(_repeat(REPAIR_SECONDS, partial(refetch, shop, set[UUID]()))),
             asyncio.create_task(_repeat(sweep_seconds, lambda: _sweep(shop))),
         ]
         try:
@@ -86,7 +89,8 @@ async def _repeat(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _repair(shop: Workshop) -> None:
-    await attachments.repair(shop.database, shop.store, shop.spool)
+    for row in await attachments.repair(shop.database, shop.store, shop.spool):
+        await variants.request(shop.fabric, row.tenant_id, row.id)
 
 
 def register(shop: Workshop) -> None:
@@ -143,12 +147,25 @@ def _register_reconcile(shop: Workshop) -> None:
     async def reconcile_store(
         perpetual: Perpetual = Perpetual(every=RECONCILE_EVERY, automatic=True),  # noqa: B008 - docket's way
     ) -> None:
-        try:
-            await reconcile(shop.database, shop.store, shop.spool, shop.settings, apply=True)
-        except (StorageError, Conflict) as error:
-            log.warning("store.not_reconciled", extra={"error": str(error)})
+        await _reconcile(shop)
 
     shop.fabric.docket.register(reconcile_store)
+
+
+async def _reconcile(shop: Workshop) -> None:
+    """Broken off where the worker stops: it may take long, and the next look misses nothing."""
+    work = asyncio.create_task(reconcile(shop.database, shop.store, shop.spool, shop.settings, apply=True))
+    stop = asyncio.create_task(shop.stopping.wait())
+    try:
+        await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        work.cancel()
+        stop.cancel()
+    outcome, _ = await asyncio.gather(work, stop, return_exceptions=True)
+    if isinstance(outcome, StorageError | Conflict | asyncio.CancelledError):
+        log.warning("store.not_reconciled", extra={"error": str(outcome) or "the worker stops"})
+    elif isinstance(outcome, BaseException):
+        raise outcome
 
 
 async def _execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: int | None) -> None:

@@ -36,8 +36,9 @@ log = logging.getLogger(__name__)
 
 PREVIEW_SECONDS = 2.0
 STOP_SECONDS = 5.0
-# Pictures get this long after the text has ended; what is later waits in the spool.
-SETTLE_SECONDS = 5.0
+# Pictures get this long after the text has ended. The store has its own bound, far below: this is for a database
+# that restarts, and longer than what a worker waits for that one.
+SETTLE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
