@@ -48,7 +48,7 @@ _SERVES_LINKS = ("app.attachments.links", "app.attachments.content")
 # An outside package -> the modules that may import it; a trailing dot means everything below.
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "fastapi": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS),
-    "starlette": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.gate"),
+    "starlette": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.gate", "app.offline."),
     "agents": ("app.agents._shared.", "app.runs."),
     "minio": ("app.storage.minio",),
     "google": ("app.storage.gcs",),

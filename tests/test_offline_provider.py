@@ -767,6 +767,16 @@ async def test_a_background_response_outlives_its_broken_stream(call: Caller) ->
     assert resumed[-1].type == "response.completed"
 
 
+async def test_a_stream_falls_silent_while_the_background_response_goes_on(call: Caller) -> None:
+    quick = Caller(call.client.with_options(timeout=0.3))
+    stream = await quick.open("Hello [offline: hush]", background=True)
+    created = await anext(stream)
+    with pytest.raises(APITimeoutError):
+        await _collect(stream, [])
+    resumed = [e async for e in await _resume(call, created.response.id, 0)]
+    assert resumed[-1].type == "response.completed"
+
+
 async def test_a_stream_ends_cleanly_without_its_last_event(call: Caller) -> None:
     kinds = _kinds(await call.stream("Hello [offline: eof]"))
     assert kinds[-1] == "response.output_item.done"

@@ -1,5 +1,6 @@
 """While the store is away the text still arrives; the picture follows once it is back, and is not bought twice."""
 
+# ruff: noqa: T201 - the suite prints its numbers
 import asyncio
 import hashlib
 import json
@@ -168,8 +169,11 @@ def test_a_worker_that_dies_with_its_spool_loses_no_picture(
             proxy.mode = "refuse"
             word, drawn, _ = draw_many(ada, count)
         proxy.mode = "pass"
-        with running_house(database_url, provider_url, tmp_path / "second", **settings) as house:
-            ada.http.base_url = house.base_url
+        with (
+            running_house(database_url, provider_url, tmp_path / "second", **settings) as house,
+            # The first house has closed the client that she had.
+            httpx.Client(base_url=house.base_url, headers=ada.http.headers, timeout=30) as ada.http,
+        ):
             seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
     print(f"worker and spool lost: {count} tried, {len(drawn)} kept, healed after {seconds:.1f} s")

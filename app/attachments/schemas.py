@@ -16,7 +16,10 @@ ROWS_AT_ONCE = 10
 
 
 class AttachmentFacts(BaseModel):
-    """All that is the same for every reader; `width` and `height` in pixels, `sha256` in hex."""
+    """All that is the same for every reader; `width` and `height` in pixels, `sha256` in hex.
+
+    `error` is `{code, detail}` of a failed one.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -38,6 +41,7 @@ class AttachmentFacts(BaseModel):
     revised_prompt: str | None
     options: dict[str, Any]
     parent_object_id: UUID | None
+    error: dict[str, Any] | None = None
     blurhash: str | None = None
     created_at: datetime
 

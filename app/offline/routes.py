@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.offline import files, state
-from app.offline.directives import Directives
+from app.offline.breaking import abort, disconnected, spoiled
 from app.offline.journal import abbreviated
 from app.offline.live import Run, Studio, start_run, stop_run
 from app.offline.prepare import prepare
@@ -24,8 +24,6 @@ from app.offline.wire import Json, Refused, decode, encode, file_not_found, resp
 SERVED: dict[str, Any] = {"timeout_graceful_shutdown": 1, "timeout_keep_alive": 75}
 
 _MAX_BODY_BYTES = 128 * 1024 * 1024
-_FLUSH_SECONDS = 0.05
-_TEXT_BEFORE_CUT = 3
 
 
 def create_app(state_dir: Path, pace: float = 1.0) -> FastAPI:
@@ -79,11 +77,11 @@ async def create(request: Request, root: Account) -> Response:
     ready = await asyncio.to_thread(prepare, body, root)
     directives = ready.said.directives
     if "reset" in directives:
-        return await _abort(request)
+        return await abort(request)
     run = Run(root, ready, studio.pace)
     start_run(studio, run)
     if body.get("stream"):
-        frames = _spoiled(request, run, directives)
+        frames = spoiled(request, run, directives)
         return _EventStream(frames, on_close=None if run.background else lambda: _give_up(run))
     return _json(run.response) if run.background else await _whole(request, run)
 
@@ -168,7 +166,7 @@ async def forget_requests(request: Request) -> None:
 
 async def _whole(request: Request, run: Run) -> Response:
     """The finished response in one piece; nobody waiting for it stops it."""
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(disconnected(request))
     done = asyncio.create_task(_ended(run))
     try:
         await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
@@ -178,30 +176,8 @@ async def _whole(request: Request, run: Run) -> Response:
     if not run.finished:
         await stop_run(run)
     if "cut" in run.said.directives or "eof" in run.said.directives:
-        return await _abort(request)
+        return await abort(request)
     return _json(run.response)
-
-
-async def _spoiled(request: Request, run: Run, directives: Directives) -> AsyncIterator[bytes]:
-    """The run's frames to the client that asked for them, broken off where a directive says so."""
-    broken_off = next((name for name in ("cut", "eof", "hush") if name in directives), "eof")
-    limit = int(directives.number(broken_off, 0))
-    sent = texts = 0
-    async for frame in run.follow():
-        if limit and sent == limit:
-            break
-        if "eof" in directives and frame.startswith((b"event: response.completed", b"event: response.incomplete")):
-            break
-        yield frame
-        sent += 1
-        texts += frame.startswith(b"event: response.output_text.delta")
-        if broken_off != "eof" and not limit and texts == _TEXT_BEFORE_CUT:
-            break
-    if broken_off == "cut":
-        await _abort(request)
-    if broken_off == "hush":
-        # Until the client has had enough.
-        await asyncio.Event().wait()
 
 
 async def _resumed(root: Path, run: Run | None, response_id: str, start: int) -> AsyncIterator[bytes]:
@@ -252,20 +228,6 @@ def _give_up(run: Run) -> None:
 async def _ended(run: Run) -> None:
     async for _ in run.follow(len(run.frames)):
         pass
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _abort(request: Request) -> Response:
-    """Drop the TCP connection without a goodbye; the answer returned goes nowhere."""
-    await asyncio.sleep(_FLUSH_SECONDS)
-    cycle: Any = getattr(request.receive, "__self__", None)  # uvicorn's, the only server this runs on
-    cast(asyncio.Transport, cycle.transport).abort()
-    await _disconnected(request)
-    return Response()
 
 
 async def _read_body(request: Request) -> bytes:

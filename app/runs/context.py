@@ -26,9 +26,11 @@ class Context:
 
     `past` is the whole conversation, `newer` what came after `last`, the run whose response the provider may still
     have. `newest` is the conversation's newest picture before this run, `unseen` the newest that came after `last`.
+    `parent_object_id` is the picture that an edit in this run starts from.
     """
 
     message: Message
+    parent_object_id: UUID | None
     inputs: list[Attachment]
     edited: Attachment | None
     mask: Attachment | None
@@ -37,12 +39,6 @@ class Context:
     last: Run | None
     past: list[dict[str, Any]]
     newer: list[dict[str, Any]]
-
-    @property
-    def parent_object_id(self) -> UUID | None:
-        """The picture that an edit in this run starts from."""
-        first = next(iter([*filter(None, [self.edited]), *self.inputs, *filter(None, [self.newest])]), None)
-        return first.id if first else None
 
 
 @dataclass(frozen=True)
@@ -53,22 +49,27 @@ class Way:
     previous_response_id: str | None = None
 
 
-async def load(session: AsyncSession, run: Run, *, stores: bool) -> Context:
-    """Raises NotFound where a picture that the run names was deleted meanwhile."""
+async def load(session: AsyncSession, run: Run, *, stores: bool, asked: bool) -> Context:
+    """`asked` says that an attempt before has sent the request; the pictures that it named may be gone since.
+
+    Raises NotFound where they are gone before that.
+    """
     message = await session.get_one(Message, run.input_message_id)
     last = await service.last_completed(session, run) if stores else None
-    named = [run.options.get("edit"), run.options.get("mask")]
-    wanted = [*message.input_ids, *(UUID(name) for name in named if name)]
+    edit_id, mask_id = (UUID(name) if name else None for name in (run.options.get("edit"), run.options.get("mask")))
+    sent_ids = [] if asked else message.input_ids
+    wanted = [*sent_ids, *filter(None, [] if asked else [edit_id, mask_id])]
     found = await attachments.of_ids(session, run.user_id, wanted)
-    edited, mask = (found[UUID(name)] if name else None for name in named)
+    newest = await conversations.newest_picture(session, run.conversation_id, before=message.id)
     past = await conversations.history(session, run.conversation_id, before=message.id)
     after = last.output_message_id if last else None
     return Context(
         message=message,
-        inputs=[found[object_id] for object_id in message.input_ids],
-        edited=edited,
-        mask=mask,
-        newest=await conversations.newest_picture(session, run.conversation_id, before=message.id),
+        parent_object_id=edit_id or next(iter(message.input_ids), newest.id if newest else None),
+        inputs=[found[object_id] for object_id in sent_ids],
+        edited=found.get(edit_id) if edit_id else None,
+        mask=found.get(mask_id) if mask_id else None,
+        newest=newest,
         unseen=await conversations.newest_picture(session, run.conversation_id, before=message.id, after=after),
         last=last,
         past=past,
@@ -76,9 +77,13 @@ async def load(session: AsyncSession, run: Run, *, stores: bool) -> Context:
     )
 
 
-async def ways(sender: Sender, context: Context, *, stores: bool) -> AsyncIterator[Way]:
+async def ways(sender: Sender, context: Context, *, stores: bool, asked: bool) -> AsyncIterator[Way]:
     """Each to be tried where the provider has forgotten what the one before leans on."""
     words = context.message.text
+    if asked:
+        # The answer is on its way: the words stand for a request that is not sent again.
+        yield Way([_said(words, [])])
+        return
     if context.edited is not None:
         # With other pictures beside it the edited one goes first as bytes: an id alone has no place among them.
         if stores and context.edited.kind == AttachmentKind.GENERATED and not context.inputs:
@@ -87,12 +92,12 @@ async def ways(sender: Sender, context: Context, *, stores: bool) -> AsyncIterat
         parts = await sender.parts([context.edited, *context.inputs])
         yield Way([*context.past, _said(words, parts)])
         return
-    asked = _said(words, await sender.parts(context.inputs))
+    request = _said(words, await sender.parts(context.inputs))
     if context.last is not None:
         recalled = await _recalled(sender, context, context.unseen)
-        yield Way([*context.newer, *recalled, asked], context.last.response_id)
+        yield Way([*context.newer, *recalled, request], context.last.response_id)
     recalled = await _recalled(sender, context, context.newest)
-    yield Way([*context.past, *recalled, asked])
+    yield Way([*context.past, *recalled, request])
 
 
 async def _recalled(sender: Sender, context: Context, picture: Attachment | None) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ async def _carry_out(shop: Workshop, run: Run) -> None:
             outcome = await _supervise(shop, run, turn, teller, translator)
         if outcome.status == RunStatus.CANCELLED or outcome.error == TIMEOUT:
             await turn.stop_provider()
-        await turn.settle()
+        await _settle(shop, run, turn)
         if outcome.status == RunStatus.COMPLETED:
             translator.tell_missing(turn.drawn, forced=_forced_tool(shop, run) == IMAGE_TOOL)
         await _finish(shop, run, events, turn, translator, outcome)
@@ -206,6 +206,16 @@ async def _finish(
         }
         events.emit("message.completed", message=message)
     emit_end(events, ended)
+
+
+async def _settle(shop: Workshop, run: Run, turn: Turn) -> None:
+    """A store or database that hangs may take longer than the lease, so that is renewed here as well."""
+    lease = asyncio.create_task(_renew(shop, run))
+    try:
+        await turn.settle()
+    finally:
+        lease.cancel()
+        await asyncio.gather(lease, return_exceptions=True)
 
 
 @patient

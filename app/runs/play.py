@@ -20,7 +20,8 @@ from app.agents._shared.build import build_agent
 from app.agents._shared.model import DivertingModel
 from app.agents._shared.registry import LoadedAgent, image_options, runs_in_background
 from app.agents._shared.tools import IMAGE_TOOL
-from app.runs.context import Way, is_forgotten, load, mask_option, ways
+from app.db import patient
+from app.runs.context import Context, Way, is_forgotten, load, mask_option, ways
 from app.runs.inputs import Sender
 from app.runs.models import Run
 from app.runs.told import Teller
@@ -31,13 +32,12 @@ from app.runs.turn import Turn, Workshop
 async def play(shop: Workshop, run: Run, turn: Turn, teller: Teller, translator: Translator) -> None:
     """Ask the model and tell what it answers, to the end of the turn; raises what the SDKs raise."""
     stores = shop.registry.specs[run.agent_key].spec.store
-    async with shop.database.tenant(run.tenant_id) as session:
-        context = await load(session, run, stores=stores)
+    context = await _load(shop, run, stores=stores, asked=turn.accepted)
     turn.follow_request(context)
     sender = Sender(shop.store, shop.client)
     mask = await mask_option(sender, context)
     refused: openai.APIStatusError | None = None
-    async for way in ways(sender, context, stores=stores):
+    async for way in ways(sender, context, stores=stores, asked=turn.accepted):
         try:
             await _stream(shop, run, turn, teller, translator, way, mask)
         except openai.APIStatusError as error:
@@ -49,6 +49,12 @@ async def play(shop: Workshop, run: Run, turn: Turn, teller: Teller, translator:
             return
     if refused is not None:
         raise refused
+
+
+@patient
+async def _load(shop: Workshop, run: Run, *, stores: bool, asked: bool) -> Context:
+    async with shop.database.tenant(run.tenant_id) as session:
+        return await load(session, run, stores=stores, asked=asked)
 
 
 async def _stream(

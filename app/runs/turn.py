@@ -76,7 +76,8 @@ class Turn:
             agent_key=run.calling_agent or run.agent_key,
             prompt="",
         )
-        self.accepted = False
+        # Whether the provider has begun an answer, to this attempt or one before.
+        self.accepted = told.response_id is not None
         self._told = told
         self._resumes = told.response_id
         self._response_id = told.response_id
@@ -98,7 +99,7 @@ class Turn:
         """Pictures from here on were asked for by these words; an edit among them starts from this parent."""
         self.origin = replace(self.origin, prompt=context.message.text)
         self._parent = context.parent_object_id
-        self._edits = context.edited is not None
+        self._edits = self._run.options.get("edit") is not None
 
     def resumes(self) -> str | None:
         response_id, self._resumes = self._resumes, None
