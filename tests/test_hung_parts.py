@@ -72,7 +72,6 @@ def estate(provider_url: str, tmp_path_factory: pytest.TempPathFactory) -> Gener
         settings: Json = {
             "storage_provider": "minio",
             "minio_endpoint": storage.endpoint,
-            "redis_url": redis.url,
             **minio,
         }
         url = f"http://{provider.endpoint}/v1"

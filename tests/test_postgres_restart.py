@@ -143,5 +143,6 @@ def wait_until_ended(ada: Person, run_ids: list[str]) -> Counter[str]:
                 break
             assert time.monotonic() < deadline, answer.json()
             time.sleep(0.1)
-        ended[(answer.json()["error"] or {}).get("code", answer.json()["status"])] += 1
+        run: dict[str, Any] = answer.json()
+        ended[str(run["error"]["code"] if run["error"] else run["status"])] += 1
     return ended

@@ -29,7 +29,7 @@ from tests.servers import Proxy, ProxyMode, s3_server
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 END_SECONDS = 5.0
 REPAIR_SECONDS = 60.0
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 5.0
 SPOOL_BYTES = 1_500_000
 prove = [pytest.mark.prove, pytest.mark.timeout(300)]
 
