@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from docket import Docket, Worker
 from redis.exceptions import RedisError
@@ -136,7 +136,7 @@ class Fabric:
 @asynccontextmanager
 async def open_fabric(settings: Settings, *, name: str = "easel") -> AsyncGenerator[Fabric]:
     """The fabric on `REDIS_URL`, or in this process."""
-    url = f"memory://{name}"
+    url = f"memory://{uuid4()}"
     if settings.redis_url is not None:
         given = settings.redis_url.get_secret_value()
         joint = "&" if "?" in given else "?"

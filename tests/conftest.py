@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import text
 
 from app.db import Database
@@ -128,20 +130,51 @@ def provider_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
         yield url
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_passwords() -> Generator[None]:
+    """argon2id with a hundredth of the work: hundreds sign up here, and none of these passwords is worth a guess."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.identity.credentials._passwords", PasswordHash((Argon2Hasher(time_cost=1, memory_cost=64),)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_house(
+    postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[House]:
+    """The whole service, for all tests that ask nothing special of it."""
+    directory = tmp_path_factory.mktemp("house")
+    with (
+        postgres.database(migrated_template) as database_url,
+        running_house(database_url, provider_url, directory) as house,
+    ):
+        yield house
+
+
 @pytest.fixture
-def house(database_url: str, provider_url: str, tmp_path: Path) -> Generator[House]:
+def own_house(database_url: str, provider_url: str, tmp_path: Path) -> Generator[House]:
     """The whole service with a database of its own."""
     with running_house(database_url, provider_url, tmp_path) as house:
         yield house
 
 
 @pytest.fixture
-def ada(house: House) -> Person:
-    """Somebody who uses Easel."""
-    return house.sign_up("Ada's")
+def house(shared_house: House) -> House:
+    """Where Ada and the stranger sign up; a file whose tests need it for themselves takes `own_house` in its place."""
+    return shared_house
 
 
 @pytest.fixture
-def stranger(house: House) -> Person:
+def ada(house: House) -> Generator[Person]:
+    """Somebody who uses Easel."""
+    person = house.sign_up("Ada's")
+    yield person
+    person.http.close()
+
+
+@pytest.fixture
+def stranger(house: House) -> Generator[Person]:
     """Somebody of another tenant, who may see nothing of Ada's."""
-    return house.sign_up("Stranger's")
+    person = house.sign_up("Stranger's")
+    yield person
+    person.http.close()

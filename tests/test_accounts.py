@@ -24,6 +24,11 @@ OPENS: dict[str, list[tuple[str, str]]] = {
 BODIES: dict[str, dict[str, Any]] = {"/v1/runs": {"input": "Hello"}, "/v1/api-keys": {"name": "Another", "scopes": []}}
 
 
+@pytest.fixture
+def house(own_house: House) -> House:
+    return own_house
+
+
 def test_an_address_signs_up_once_whatever_its_case(house: House, ada: Person) -> None:
     for email in (ada.email, ada.email.upper()):
         body = {"email": email, "password": "another password", "tenant_name": "Again"}

@@ -122,6 +122,7 @@ def test_turn_21_after_20_pictures_is_small(forgetful: House, own_provider: str)
     assert max(sizes) < BODY_LIMIT
 
 
+@pytest.mark.prove
 def test_turn_21_on_stored_responses_is_tiny(remembering: House, own_provider: str) -> None:
     ada = remembering.sign_up()
     first = drawn(ada, "Draw a house, number 1")

@@ -10,10 +10,15 @@ import pytest
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.db import Database, uuid7
 from app.storage import keys
-from tests.house import Person, one
+from tests.house import House, Person, one
 
 Json = dict[str, Any]
 Hang = Callable[..., list[str]]
+
+
+@pytest.fixture
+def house(own_house: House) -> House:
+    return own_house
 
 
 @pytest.fixture

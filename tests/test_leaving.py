@@ -26,6 +26,11 @@ STOP_SECONDS = 1.0
 BUSY = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
+@pytest.fixture
+def house(own_house: House) -> House:
+    return own_house
+
+
 @pytest.mark.parametrize("leavings", [8, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
 def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
     house: House, ada: Person, database_url: str, leavings: int

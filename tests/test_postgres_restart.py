@@ -22,7 +22,7 @@ RECOVERY_SECONDS = 2.0
 END_SECONDS = 40.0
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 RESTARTS = [
-    *(pytest.param(1, mode) for mode in ("fast", "immediate")),
+    pytest.param(1, "immediate"),
     *(pytest.param(10, mode, marks=[pytest.mark.prove, pytest.mark.timeout(300)]) for mode in ("fast", "immediate")),
 ]
 

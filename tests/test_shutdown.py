@@ -127,6 +127,7 @@ def numbered(events: list[Event]) -> bool:
     return [event["seq"] for event in events] == list(range(1, len(events) + 1))
 
 
+@pytest.mark.prove
 def test_the_runs_of_a_worker_that_ends_go_on_at_another(database_url: str, provider_url: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
         shared: dict[str, Any] = {**stack.enter_context(shared_parts(tmp_path)), **ROOM}

@@ -179,6 +179,7 @@ def test_a_worker_that_dies_with_its_spool_loses_no_picture(
     print(f"worker and spool lost: {count} tried, {len(drawn)} kept, healed after {seconds:.1f} s")
 
 
+@pytest.mark.prove
 def test_a_picture_that_the_provider_has_forgotten_stays_pending(
     depot: Depot,
     database_url: str,

@@ -34,6 +34,11 @@ SOON_SECONDS = 10.0
 Json = dict[str, Any]
 
 
+@pytest.fixture
+def house(own_house: House) -> House:
+    return own_house
+
+
 def test_a_drawn_picture_soon_has_three_copies_and_a_blurhash(ada: Person) -> None:
     picture = with_variants(ada, draw(ada))
     assert [(found["width"], found["height"]) for found in picture["variants"]] == [
