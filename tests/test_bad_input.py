@@ -96,7 +96,7 @@ def test_a_request_of_nobody_is_told_how_to_sign_in(house: House) -> None:
 
 
 def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: Person) -> None:
-    run = ada.start("Draw a slow house [offline: slow=1000]", agent_key="designer")
+    run = ada.start("Draw a slow house [offline: slow=5]", agent_key="designer")
     again = {"input": "And a tree", "conversation_id": run["conversation_id"]}
     told = problem(ada.http.post("/v1/runs", json=again), 409, "conversation_busy")
     assert told["run_id"] == run["id"]

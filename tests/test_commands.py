@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
+from app.cli import main
 from app.migrate import migrate
 from tests.servers import free_port
 
@@ -79,12 +81,10 @@ def test_migrate_works_through_hatch(tmp_path: Path, empty_database_url: str) ->
         assert "The database is at revision" in done.stdout
 
 
-def test_production_lists_every_missing_setting_at_once(tmp_path: Path) -> None:
-    refused = _easel(tmp_path, "serve", ENVIRONMENT="production")
-    assert refused.returncode != 0
+def test_production_lists_every_missing_setting_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = _refusal(monkeypatch, tmp_path, "serve", ENVIRONMENT="production")
     for name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "OPENAI_API_KEY", "PUBLIC_URL", "STORAGE_PROVIDER"):
-        assert name in refused.stderr
-    assert "Traceback" not in refused.stderr
+        assert name in refused
 
 
 def test_doctor_says_what_is_behind(tmp_path: Path, empty_database_url: str) -> None:
@@ -95,10 +95,23 @@ def test_doctor_says_what_is_behind(tmp_path: Path, empty_database_url: str) -> 
     assert "All parts answer." in _easel(tmp_path, "doctor", DATABASE_URL=empty_database_url).stdout
 
 
-def test_a_worker_without_redis_is_refused(tmp_path: Path) -> None:
-    refused = _easel(tmp_path, "worker")
-    assert refused.returncode != 0
-    assert "REDIS_URL" in refused.stderr
+def test_a_worker_without_redis_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "REDIS_URL" in _refusal(monkeypatch, tmp_path, "worker")
+
+
+def _refusal(monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, **variables: str) -> str:
+    """The sentence that the command ends with; run in this process, as loading everything anew takes seconds."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["easel", command])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return str(left.value.code)
 
 
 def _until_ready(url: str) -> None:

@@ -14,7 +14,7 @@ from app.agents._shared.registry import AGENTS_DIRECTORY
 from tests.house import Event, House, Person, one, running_house, running_provider
 
 BODY_LIMIT = 1024 * 1024
-TURNS = 21
+TURNS = [5, pytest.param(21, marks=pytest.mark.prove)]
 
 Json = dict[str, Any]
 
@@ -111,26 +111,27 @@ def test_a_provider_that_wants_more_than_an_id_is_sent_the_bytes(remembering: Ho
     assert [part["type"] for part in pictures_in(last_request(own_provider))] == ["input_image"]
 
 
-def test_turn_21_after_20_pictures_is_small(forgetful: House, own_provider: str) -> None:
-    ada = forgetful.sign_up()
-    first = drawn(ada, "Draw a house, number 1")
-    for number in range(2, TURNS + 1):
-        drawn(ada, f"Now change it, number {number}", conversation_id=first["conversation_id"])
-    sizes = body_sizes(own_provider)
-    print(f"bodies of turns 2 to {TURNS}, bytes: {sizes[1:]}")
-    assert len(sizes) == TURNS
+@pytest.mark.parametrize("turns", TURNS)
+def test_requests_stay_small_however_many_pictures_came_before(forgetful: House, own_provider: str, turns: int) -> None:
+    sizes = bodies_of(forgetful.sign_up(), own_provider, turns)
+    print(f"bodies of turns 2 to {turns} where nothing is stored, bytes: {sizes[1:]}")
     assert max(sizes) < BODY_LIMIT
 
 
-@pytest.mark.prove
-def test_turn_21_on_stored_responses_is_tiny(remembering: House, own_provider: str) -> None:
-    ada = remembering.sign_up()
-    first = drawn(ada, "Draw a house, number 1")
-    for number in range(2, TURNS + 1):
-        drawn(ada, f"Now change it, number {number}", conversation_id=first["conversation_id"])
-    sizes = body_sizes(own_provider)
-    print(f"bodies of turns 2 to {TURNS} with stored responses, bytes: {sizes[1:]}")
+@pytest.mark.parametrize("turns", TURNS)
+def test_requests_stay_tiny_on_stored_responses(remembering: House, own_provider: str, turns: int) -> None:
+    sizes = bodies_of(remembering.sign_up(), own_provider, turns)
+    print(f"bodies of turns 2 to {turns} on stored responses, bytes: {sizes[1:]}")
     assert max(sizes) < 8 * 1024
+
+
+def bodies_of(ada: Person, provider_url: str, turns: int) -> list[int]:
+    first = drawn(ada, "Draw a house, number 1")
+    for number in range(2, turns + 1):
+        drawn(ada, f"Now change it, number {number}", conversation_id=first["conversation_id"])
+    sizes = body_sizes(provider_url)
+    assert len(sizes) == turns
+    return sizes
 
 
 @pytest.mark.parametrize("field", ["edit", "mask", "attachments"])

@@ -263,7 +263,7 @@ def until_it_answers(base_url: str) -> None:
 
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.prove)], ids=["half", "all"])
 def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
-    service: Service, every: int, proof: Proof
+    service: Service, every: int, tmp_path: Path, proof: Proof
 ) -> None:
     ada = Person(f"http://{HOST}:{service.port}")
     loaded = ada.http.post("/v1/attachments", files={"file": saved("PNG")})  # what is loaded once is loaded now

@@ -44,7 +44,7 @@ def pair(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Pair
             yield Pair(first, second, redis.url)
 
 
-@pytest.mark.parametrize("cuts", [10, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("cuts", [5, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
 def test_a_stream_cut_anywhere_goes_on_where_it_broke(pair: Pair, cuts: int) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)

@@ -15,7 +15,7 @@ from tests.tables import rows
 POOL = 5
 STREAMS = 30
 PATIENCE_SECONDS = 1.0
-# The provider of the tests is fifty times as fast as it says: this is twenty seconds.
+# Seconds: longer than any test.
 SLOW = "Draw something slow [offline: slow=1000]"
 
 
