@@ -126,9 +126,10 @@ def test_requests_stay_tiny_on_stored_responses(remembering: House, own_provider
 
 
 def bodies_of(ada: Person, provider_url: str, turns: int) -> list[int]:
-    first = drawn(ada, "Draw a house, number 1")
+    high = {"quality": "high"}
+    first = drawn(ada, "Draw a house, number 1", image=high)
     for number in range(2, turns + 1):
-        drawn(ada, f"Now change it, number {number}", conversation_id=first["conversation_id"])
+        drawn(ada, f"Now change it, number {number}", conversation_id=first["conversation_id"], image=high)
     sizes = body_sizes(provider_url)
     assert len(sizes) == turns
     return sizes

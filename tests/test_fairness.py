@@ -38,7 +38,7 @@ def small_house(
 def test_a_tenant_with_a_long_queue_keeps_nobody_waiting(small_house: House, database_url: str, queued: int) -> None:
     many, few = small_house.sign_up("Many"), small_house.sign_up("Few")
     for _ in range(queued):
-        many.start("Draw a house [offline: slow=30]", agent_key="designer")
+        many.start("Draw a house [offline: stall]", agent_key="designer")
     took = [seconds_to_start(few) for _ in range(3)]
     ((waiting,),) = rows(database_url, "SELECT count(*) FROM runs WHERE status = 'queued'")
     print(f"{queued} runs of one tenant, {waiting} of them still waiting: another's started in {max(took):.2f} s")

@@ -261,7 +261,7 @@ def until_it_answers(base_url: str) -> None:
     raise AssertionError("the service did not start")
 
 
-@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.prove)], ids=["half", "all"])
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.prove)], ids=["a quarter", "all"])
 def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
     service: Service, every: int, tmp_path: Path, proof: Proof
 ) -> None:
@@ -298,7 +298,7 @@ def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
         f"memory +{growth / MEGABYTE:.1f} MiB, others waited {longest_wait * 1000:.0f} ms at most",
         seed=SEED,
     )
-    assert len(files) >= 40
+    assert len(files) * every >= 80
     assert stored >= {name for name, _ in (*hiding(), *odd()) if name in files}
     assert stored.isdisjoint(name for name, _ in strange())
     assert cost[slowest] <= DEAREST_SECONDS

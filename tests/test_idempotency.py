@@ -177,7 +177,7 @@ def test_a_refusal_is_not_remembered(ada: Person, name: str) -> None:
 
 def test_a_busy_conversation_is_not_remembered(ada: Person) -> None:
     key = new_key()
-    run = ada.start("Draw a slow house [offline: slow=1000]", agent_key="designer")
+    run = ada.start("Draw a slow house [offline: stall]", agent_key="designer")
     fields = {"conversation_id": run["conversation_id"], "agent_key": "assistant"}
     assert problem(post(ada, key, **fields), 409)["code"] == "conversation_busy"
     assert ada.http.put(f"/v1/runs/{run['id']}/cancellation").status_code == 202
@@ -266,7 +266,7 @@ def test_a_replayed_stream_is_the_same_runs_events(ada: Person) -> None:
 
 def test_a_replayed_stream_joins_a_run_that_goes_on(ada: Person) -> None:
     key = new_key()
-    body = {"input": "Draw a slow house [offline: slow=1000]", "agent_key": "designer"}
+    body = {"input": "Draw a slow house [offline: stall]", "agent_key": "designer"}
     run = post(ada, key, **body).json()
     with ada.http.stream("POST", "/v1/runs", json=body, headers={**STREAM, "Idempotency-Key": key}) as answer:
         assert answer.headers["x-run-id"] == run["id"]

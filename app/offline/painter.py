@@ -144,7 +144,7 @@ def _encode(image: Image.Image, order: Order) -> bytes:
         case "svg":
             return _svg(image, order)
         case _:
-            return _png(image, 1 if order.quality == "low" else 3)
+            return _png(image, 1)
 
 
 def _png(image: Image.Image, effort: int) -> bytes:
