@@ -1,6 +1,5 @@
 """A part that hangs keeps nobody waiting for long: every endpoint answers, and those that do without it as ever."""
 
-# ruff: noqa: T201 - the suite prints its numbers
 import asyncio
 import re
 import statistics
@@ -18,6 +17,7 @@ import pytest
 
 from app.migrate import migrate
 from tests.house import PASSWORD, House, Person, one, running_house
+from tests.proof import Proof
 from tests.servers import PostgresServer, Proxy, RedisServer, postgres_server, redis_server, s3_server, stopped
 
 ANSWER_SECONDS = 10.0
@@ -85,7 +85,7 @@ def estate(provider_url: str, tmp_path_factory: pytest.TempPathFactory) -> Gener
     ("part", "rounds"),
     [("postgres", 1), ("redis", 1), *(pytest.param(part, 5, marks=prove) for part in PARTS)],
 )
-def test_every_endpoint_answers_while_a_part_hangs(estate: Estate, part: str, rounds: int) -> None:
+def test_every_endpoint_answers_while_a_part_hangs(estate: Estate, part: str, rounds: int, proof: Proof) -> None:
     ada = estate.house.sign_up("Ada's")
     picture = one(ada.draw(), "attachment.created")["attachment"]
     calls = operations(ada, picture)
@@ -110,9 +110,12 @@ def test_every_endpoint_answers_while_a_part_hangs(estate: Estate, part: str, ro
         slow = statistics.median if rounds == 1 else p99
         assert slow(during) <= 2 * slow(usual) + SLACK_SECONDS
     wait_until_well(ada)
-    print(
-        f"{part} hangs: {len(calls) * rounds} calls, 0 x 500, {refused} of {len(calls)} endpoints 503, slowest "
-        f"{slowest:.1f} s, p99 of the others {p99(usual) * 1000:.0f} -> {p99(during or [0, 0]) * 1000:.0f} ms"
+    proof(
+        18,
+        f"{part} hangs",
+        tried=f"{len(calls) * rounds} calls",
+        kept=f"0 x 500, {refused} of {len(calls)} endpoints 503, slowest {slowest:.1f} s, "
+        f"p99 of the others {p99(usual) * 1000:.0f} -> {p99(during or [0, 0]) * 1000:.0f} ms",
     )
 
 

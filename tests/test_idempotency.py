@@ -23,6 +23,7 @@ from app.main import EXPOSED_HEADERS
 from app.runs import tasks
 from tests.conftest import Postgres
 from tests.house import Event, House, Person, events_of, kinds, running_house
+from tests.proof import Proof
 from tests.servers import redis_server
 from tests.tables import rows
 
@@ -64,7 +65,7 @@ def new_database_url(postgres: Postgres, migrated_template: str) -> Generator[st
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=[pytest.mark.prove, pytest.mark.timeout(300)])])
 async def test_one_key_starts_one_run_however_often_it_is_sent(
-    house: House, ada: Person, database_url: str, provider_url: str, rounds: int
+    house: House, ada: Person, database_url: str, provider_url: str, rounds: int, proof: Proof
 ) -> None:
     for _ in range(rounds):
         before = await asyncio.to_thread(runs_of, ada, database_url)
@@ -77,16 +78,14 @@ async def test_one_key_starts_one_run_however_often_it_is_sent(
         runs = await asyncio.to_thread(runs_of, ada, database_url) - before
         await asyncio.to_thread(ada.events, accepted[0].json()["id"])
         bought = await asyncio.to_thread(posts_with, provider_url, word)
-        print(
-            f"promise 5: {len(answers)} requests, {runs} run, {bought} upstream call; "
-            f"{len(accepted)} x 202 ({replays(accepted)} replayed), {len(in_flight)} x 409 in flight"
-        )
         assert (runs, bought) == (1, 1)
         assert len(accepted) + len(in_flight) == len(answers)
         assert len(accepted) - replays(accepted) == 1
         assert len({seen(answer) for answer in accepted}) == 1
         assert {problem(answer, 409)["code"] for answer in in_flight} <= {"idempotency_in_flight"}
         assert {answer.status_code for answer in answers[-LATER:]} == {202}
+    tried = f"{rounds} keys, {AT_ONCE} concurrent and {LATER} later requests each"
+    proof(5, "Idempotency-Key", tried=tried, kept=f"{rounds} with 1 run and 1 upstream call")
 
 
 def test_a_replay_is_the_first_answer_though_the_run_has_ended(ada: Person) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.house import House, Person, events_of, kinds, one, running_house
+from tests.proof import Proof
 from tests.servers import redis_server
 from tests.tables import rows
 
@@ -33,7 +34,7 @@ def house(own_house: House) -> House:
 
 @pytest.mark.parametrize("leavings", [8, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
 def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
-    house: House, ada: Person, database_url: str, leavings: int
+    house: House, ada: Person, database_url: str, leavings: int, proof: Proof
 ) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -47,9 +48,13 @@ def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
     leaked = not until(lambda: tasks_of(house) <= tasks_before, LEAK_SECONDS)
     ((working,),) = rows(database_url, f"{BUSY} AND state <> 'idle'")
     ((connections,),) = rows(database_url, BUSY)
-    print(
-        f"{leavings} disconnects (seed {seed}): {completed} runs completed, {stored} pictures stored, "
-        f"{tasks_of(house) - tasks_before} tasks more than before, {working} connections in use"
+    proof(
+        16,
+        "clients leave",
+        tried=f"{leavings} disconnects",
+        kept=f"{completed} runs completed, {stored} pictures stored, "
+        f"{max(tasks_of(house) - tasks_before, 0)} tasks leaked, {working} connections in use",
+        seed=seed,
     )
     assert (completed, stored) == (leavings, leavings), f"seed {seed}"
     assert not leaked, f"seed {seed}"

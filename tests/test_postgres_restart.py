@@ -1,6 +1,5 @@
 """Postgres restarts, or crashes and comes back, under load: what was acknowledged stands, nobody is told a 500."""
 
-# ruff: noqa: T201 - the suite prints its numbers
 import asyncio
 import random
 import threading
@@ -15,6 +14,7 @@ import pytest
 
 from app.migrate import migrate
 from tests.house import Event, House, Person, events_of, running_house
+from tests.proof import Proof
 from tests.servers import PostgresServer, postgres_server
 
 WRITERS = 8
@@ -53,7 +53,7 @@ def restarting(own_postgres: PostgresServer, provider_url: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(("rounds", "mode"), RESTARTS)
 def test_a_restart_loses_nothing_that_was_acknowledged(
-    restarting: House, own_postgres: PostgresServer, rounds: int, mode: Literal["fast", "immediate"]
+    restarting: House, own_postgres: PostgresServer, rounds: int, mode: Literal["fast", "immediate"], proof: Proof
 ) -> None:
     seed = random.randrange(2**32)
     pauses = random.Random(seed)
@@ -81,9 +81,13 @@ def test_a_restart_loses_nothing_that_was_acknowledged(
         assert [event["type"] for event in stream.events if event["type"] in TERMINAL], "a stream never ended"
     for run_id in run_ids:
         assert len([event for event in ada.events(run_id) if event["type"] in TERMINAL]) == 1
-    print(
-        f"{mode}, seed {seed}: {rounds} restarts, {len(told.statuses)} writes, {len(told.run_ids)} acknowledged,"
-        f" 0 lost, {told.statuses.count(503)} x 503, 0 x 500, recovery {max(recoveries):.2f} s, ended {dict(ended)}"
+    proof(
+        17,
+        f"Postgres restarts: {mode}",
+        tried=f"{rounds} restarts, {len(told.statuses)} writes",
+        kept=f"{len(told.run_ids)} acknowledged, 0 lost, {told.statuses.count(503)} x 503, 0 x 500, "
+        f"recovery {max(recoveries):.2f} s, ended {dict(ended)}",
+        seed=seed,
     )
 
 

@@ -1,7 +1,5 @@
 """Order in the store: what belongs to nobody is found and goes, what belongs to somebody stays."""
 
-# ruff: noqa: T201 - the suite prints its figures
-
 import asyncio
 import hashlib
 import os
@@ -35,6 +33,7 @@ from app.storage import keys
 from app.storage.service import open_store
 from app.storage.store import StorageError, Store
 from tests.house import House, Person, one
+from tests.proof import Proof
 from tests.servers import GcsServer, Proxy, S3Server, free_port, gcs_server, s3_server
 
 NO_GRACE = timedelta(0)
@@ -219,7 +218,7 @@ async def test_what_was_planted_is_found_and_nothing_else(yard: Yard) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("settings", ["memory", "minio"], indirect=True)
 @pytest.mark.parametrize(("ingests", "sweeps"), [(100, 5), pytest.param(1_000, 20, marks=pytest.mark.prove)])
-async def test_no_sweep_touches_what_is_being_stored(yard: Yard, ingests: int, sweeps: int) -> None:
+async def test_no_sweep_touches_what_is_being_stored(yard: Yard, ingests: int, sweeps: int, proof: Proof) -> None:
     planted = orphans_of(yard.origin.tenant_id, 10)
     await yard.put(*planted)
     drawn: list[Attachment] = []
@@ -230,7 +229,13 @@ async def test_no_sweep_touches_what_is_being_stored(yard: Yard, ingests: int, s
         drawn += await drawing
     objects, rows = await yard.objects(), await yard.rows()
     deleted = {row.storage_key for row in drawn} - objects
-    print(f"promise 20: {len(drawn)} ingests during {sweeps} sweeps, {len(deleted)} live objects deleted")
+    tried = f"{len(drawn)} ingests during {sweeps} sweeps"
+    proof(
+        20,
+        f"reconcile and ingest, {type(yard.store).__name__}",
+        tried=tried,
+        kept=f"{len(deleted)} live objects deleted",
+    )
     assert deleted == set()
     assert {rows[row.id] for row in drawn} == {(AttachmentStatus.STORED, None)}
     assert [told(report).pop(Kind.ORPHAN, None) for report in reports[:2]] == [(10, 10, 0), (10, 0, 10)]

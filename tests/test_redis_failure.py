@@ -1,6 +1,5 @@
 """Redis dies and comes back, with or without what it knew: no accepted run is lost, none is paid for twice."""
 
-# ruff: noqa: T201 - the suite prints its numbers
 import json
 import time
 import uuid
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.house import Person, running_house
+from tests.proof import Proof
 from tests.servers import free_port, redis_server
 
 DELIVERY_SECONDS = 30.0
@@ -34,6 +34,7 @@ def test_redis_dies_and_comes_back(
     tmp_path: Path,
     count: int,
     away_seconds: float,
+    proof: Proof,
     *,
     persistent: bool,
 ) -> None:
@@ -73,9 +74,11 @@ def test_redis_dies_and_comes_back(
     for (run_id, _), paid in zip(runs, posts, strict=True):
         assert ended.get(run_id) != "completed" or paid == 1
     assert set(ended.values()) == {"completed"}
-    print(
-        f"redis away {back - began:.1f} s, {'data kept' if persistent else 'data lost'}: {len(runs)} tried, "
-        f"{len(accepted)} accepted, {len(ended)} kept, {max(posts)} POST each, delivered after {seconds:.1f} s"
+    proof(
+        19,
+        f"Redis dies, {'data kept' if persistent else 'data lost'}",
+        tried=f"{len(runs)} runs, {back - began:.1f} s away",
+        kept=f"{len(accepted)} accepted, {len(ended)} ended, {max(posts)} POST each, all within {seconds:.1f} s",
     )
 
 

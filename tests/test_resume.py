@@ -1,7 +1,5 @@
 """Promise 15: a stream that was cut anywhere goes on where it broke, at any process, and is never silent for long."""
 
-# ruff: noqa: T201 - the suite prints its numbers and its seed
-
 import json
 import random
 import time
@@ -17,6 +15,7 @@ from redis import Redis
 
 from app.runs import stream
 from tests.house import Event, House, Person, kinds, running_house
+from tests.proof import Proof
 from tests.servers import Proxy, redis_server
 
 SETTLED = ("run.completed", "run.failed", "run.cancelled")
@@ -45,7 +44,7 @@ def pair(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Pair
 
 
 @pytest.mark.parametrize("cuts", [5, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
-def test_a_stream_cut_anywhere_goes_on_where_it_broke(pair: Pair, cuts: int) -> None:
+def test_a_stream_cut_anywhere_goes_on_where_it_broke(pair: Pair, cuts: int, proof: Proof) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     ada = pair.first.sign_up()
@@ -65,7 +64,7 @@ def test_a_stream_cut_anywhere_goes_on_where_it_broke(pair: Pair, cuts: int) -> 
             kept += without_links(seen) == without_links(whole) and [e["seq"] for e in seen] == [
                 *range(1, len(seen) + 1)
             ]
-    print(f"cut {cuts} streams (seed {seed}): {broken} broke before their end, {kept} of {cuts} are identical")
+    proof(15, "streams cut and resumed", tried=f"{cuts} cuts, {broken} before the end", kept=f"{kept}", seed=seed)
     assert kept == cuts, f"seed {seed}"
     assert broken >= cuts * 0.8, f"seed {seed}"
 
@@ -159,7 +158,7 @@ def test_after_the_last_event_there_is_nothing_more_at_any_process(pair: Pair) -
     ],
 )
 def test_a_silent_stream_still_says_something(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, silence: float, at_most: float, every: float | None
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, silence: float, at_most: float, every: float | None, proof: Proof
 ) -> None:
     if every is not None:
         monkeypatch.setattr(stream, "HEARTBEAT_SECONDS", every)
@@ -181,6 +180,7 @@ def test_a_silent_stream_still_says_something(
             if now - began > silence:
                 break
         assert client.put(f"/v1/runs/{run_id}/cancellation").status_code == 202
-    print(f"{comments} comments in {silence:g} s of silence, the longest gap {max(gaps):.2f} s of {at_most:g} s")
+    kept = f"{comments} comments, the longest gap {max(gaps):.2f} s of {at_most:g} s"
+    proof(15, "heartbeats", tried=f"{silence:g} s of silence", kept=kept)
     assert comments >= silence / at_most
     assert max(gaps) <= at_most

@@ -1,7 +1,5 @@
 """Promise 14: a process that is told to end says so to its readers, hands over its runs, and is gone in seconds."""
 
-# ruff: noqa: T201 - the suite prints its numbers
-
 import asyncio
 import hashlib
 import json
@@ -15,6 +13,7 @@ import httpx
 import pytest
 
 from tests.house import Easel, Event, Person, kinds, one, running_house, shared_parts, starting_easel
+from tests.proof import Proof
 
 EXIT_SECONDS = 5.0
 IDLE_EXIT_SECONDS = 3.0
@@ -34,7 +33,7 @@ TOWN: list[tuple[Literal["serve", "worker"], str]] = [
     [(10, 6), pytest.param(50, 30, marks=[pytest.mark.prove, pytest.mark.timeout(300)])],
 )
 async def test_the_streams_and_runs_of_an_api_that_ends_go_on_at_another(
-    database_url: str, provider_url: str, tmp_path: Path, streams: int, drawing_seconds: int
+    database_url: str, provider_url: str, tmp_path: Path, streams: int, drawing_seconds: int, proof: Proof
 ) -> None:
     with ExitStack() as stack:
         shared: dict[str, Any] = {**stack.enter_context(shared_parts(tmp_path)), **ROOM}
@@ -58,10 +57,12 @@ async def test_the_streams_and_runs_of_an_api_that_ends_go_on_at_another(
         paid = [posts_with(provider_url, word) for word in words]
         handed = ending.log.read_text().count("run.handed_over")
         idle_status, idle_seconds = staying.terminate()
-    print(
-        f"{streams} streams: {drained} told of the draining and ended cleanly; exit {status} after {seconds:.2f} s; "
-        f"{handed} runs handed over, {completed} completed; {intact} resumed with nothing lost or doubled; "
-        f"{sum(paid)} paid requests; the idle one: exit {idle_status} after {idle_seconds:.2f} s"
+    proof(
+        14,
+        "SIGTERM of an API",
+        tried=f"{streams} streams, {handed} runs handed over",
+        kept=f"{drained} drained, {intact} resumed whole, {completed} completed, {sum(paid)} paid requests, "
+        f"exit {status} after {seconds:.2f} s, idle {idle_status} after {idle_seconds:.2f} s",
     )
     assert (status, drained, intact, completed) == (0, streams, streams, streams)
     assert paid == [1] * streams
@@ -128,7 +129,9 @@ def numbered(events: list[Event]) -> bool:
 
 
 @pytest.mark.prove
-def test_the_runs_of_a_worker_that_ends_go_on_at_another(database_url: str, provider_url: str, tmp_path: Path) -> None:
+def test_the_runs_of_a_worker_that_ends_go_on_at_another(
+    database_url: str, provider_url: str, tmp_path: Path, proof: Proof
+) -> None:
     with ExitStack() as stack:
         shared: dict[str, Any] = {**stack.enter_context(shared_parts(tmp_path)), **ROOM}
         workers = [
@@ -149,9 +152,11 @@ def test_the_runs_of_a_worker_that_ends_go_on_at_another(database_url: str, prov
         told = [ada.events(run_id) for run_id in runs]
         handed = workers[0].log.read_text().count("run.handed_over")
         idle_status, idle_seconds = workers[1].terminate()
-    print(
-        f"a worker with {handed} of {len(runs)} runs: exit {status} after {seconds:.2f} s; "
-        f"an idle one: exit {idle_status} after {idle_seconds:.2f} s"
+    proof(
+        14,
+        "SIGTERM of a worker",
+        tried=f"{len(runs)} runs, {handed} handed over",
+        kept=f"exit {status} after {seconds:.2f} s, idle {idle_status} after {idle_seconds:.2f} s",
     )
     assert handed > 0
     assert (status, seconds <= EXIT_SECONDS) == (0, True)
@@ -168,7 +173,9 @@ def wait_for_start(person: Person, run_id: str) -> None:
 
 @pytest.mark.prove
 @pytest.mark.timeout(300)
-def test_two_apis_and_two_workers_share_everything(database_url: str, provider_url: str, tmp_path: Path) -> None:
+def test_two_apis_and_two_workers_share_everything(
+    database_url: str, provider_url: str, tmp_path: Path, proof: Proof
+) -> None:
     with ExitStack() as stack:
         shared: dict[str, Any] = {**stack.enter_context(shared_parts(tmp_path)), **ROOM, "tenant_concurrency": 8}
         town = [
@@ -187,8 +194,8 @@ def test_two_apis_and_two_workers_share_everything(database_url: str, provider_u
         whole = sum(hashlib.sha256(httpx.get(one["url"]).content).hexdigest() == one["sha256"] for one in pictures)
         paid = [posts_with(provider_url, word) for word in words]
         exits = [easel.terminate() for easel in town]
-    print(f"{len(runs)} runs at four processes: {whole} pictures whole, {sum(paid)} paid requests")
-    print("exits: " + ", ".join(f"{status} after {seconds:.2f} s" for status, seconds in exits))
+    kept = f"{whole} pictures whole, {sum(paid)} paid requests, exits after {max(end for _, end in exits):.2f} s"
+    proof(14, "two APIs and two workers", tried=f"{len(runs)} runs", kept=kept)
     assert [kinds(events)[-1] for events in told] == ["run.completed"] * len(runs)
     assert all(numbered(events) for events in told)
     assert (whole, paid) == (len(runs), [1] * len(runs))

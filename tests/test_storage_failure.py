@@ -1,6 +1,5 @@
 """While the store is away the text still arrives; the picture follows once it is back, and is not bought twice."""
 
-# ruff: noqa: T201 - the suite prints its numbers
 import asyncio
 import hashlib
 import json
@@ -24,6 +23,7 @@ from sqlalchemy import text
 from app.attachments import spool
 from app.db import Database
 from tests.house import Event, House, Person, events_of, kinds, one, running_house
+from tests.proof import Proof
 from tests.servers import Proxy, ProxyMode, s3_server
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
@@ -132,7 +132,7 @@ def test_a_store_that_is_away_delays_the_picture_and_nothing_else(
     ("mode", "count"),
     [("hang", 4), *(pytest.param(mode, 40, marks=prove) for mode in ("refuse", "hang", "503", "reset_mid"))],
 )
-def test_many_pictures_survive_an_outage(depot: Depot, provider_url: str, mode: str, count: int) -> None:
+def test_many_pictures_survive_an_outage(depot: Depot, provider_url: str, mode: str, count: int, proof: Proof) -> None:
     """The spool is full after the first of them: the others come again from the provider."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool, "MAX_BYTES", SPOOL_BYTES)
@@ -141,11 +141,14 @@ def test_many_pictures_survive_an_outage(depot: Depot, provider_url: str, mode: 
         depot.outage.end()
         seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
-    print(f"{mode}: {count} tried, {len(drawn)} kept, text ended {slowest:.1f} s late, healed after {seconds:.1f} s")
+    kept = f"{len(drawn)}, the text {slowest:.1f} s late, healed after {seconds:.1f} s"
+    proof(8, f"storage: {mode}", tried=f"{count} pictures", kept=kept)
 
 
 @pytest.mark.parametrize("count", [pytest.param(20, marks=prove)])
-def test_a_full_disk_loses_no_picture(depot: Depot, provider_url: str, tmp_path: Path, count: int) -> None:
+def test_a_full_disk_loses_no_picture(
+    depot: Depot, provider_url: str, tmp_path: Path, count: int, proof: Proof
+) -> None:
     with full_disk(tmp_path / "spool"):
         depot.outage.begin("refuse")
         word, drawn, _ = draw_many(depot.house.sign_up("Ada's"), count)
@@ -153,12 +156,12 @@ def test_a_full_disk_loses_no_picture(depot: Depot, provider_url: str, tmp_path:
         depot.outage.end()
         seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
-    print(f"full disk: {count} tried, {len(drawn)} kept, healed after {seconds:.1f} s")
+    proof(8, "storage away, disk full", tried=f"{count} pictures", kept=f"{len(drawn)}, healed after {seconds:.1f} s")
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=prove)])
 def test_a_worker_that_dies_with_its_spool_loses_no_picture(
-    database_url: str, provider_url: str, tmp_path: Path, count: int
+    database_url: str, provider_url: str, tmp_path: Path, count: int, proof: Proof
 ) -> None:
     with s3_server(tmp_path / "s3") as s3, Proxy(s3.endpoint) as proxy:
         minio = {"minio_access_key": s3.access_key, "minio_secret_key": s3.secret_key, "minio_secure": False}
@@ -176,7 +179,8 @@ def test_a_worker_that_dies_with_its_spool_loses_no_picture(
         ):
             seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
-    print(f"worker and spool lost: {count} tried, {len(drawn)} kept, healed after {seconds:.1f} s")
+    kept = f"{len(drawn)}, healed after {seconds:.1f} s"
+    proof(8, "storage away, worker and spool lost", tried=f"{count} pictures", kept=kept)
 
 
 @pytest.mark.prove

@@ -1,7 +1,5 @@
 """Promise 2: a transaction has the role and the tenant it was opened for, also after others were cancelled."""
 
-# ruff: noqa: T201 - the suite prints its number and its seed
-
 import asyncio
 import random
 from collections.abc import AsyncGenerator
@@ -17,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.conversations.models import Conversation
 from app.db import APP_ROLE, IDENTITY_ROLE, Database, uuid7
 from app.identity.models import Membership, Role, Tenant, User
+from tests.proof import Proof
 
 CANCELLED_SHARE = 0.3
 CONCURRENCY = 8
@@ -69,7 +68,7 @@ async def test_a_transaction_of_nobody_raises(database: Database) -> None:
     [(500, 10, 2), pytest.param(10_000, 50, 5, marks=[pytest.mark.prove, pytest.mark.timeout(600)])],
 )
 async def test_cancelled_transactions_leave_nothing_behind(
-    database_url: str, transactions: int, tenants: int, pool_size: int
+    database_url: str, transactions: int, tenants: int, pool_size: int, proof: Proof
 ) -> None:
     seed = random.randrange(2**32)
     database = Database(database_url, pool_size=pool_size)
@@ -79,7 +78,8 @@ async def test_cancelled_transactions_leave_nothing_behind(
         idle = await idle_in_transaction(database)
     finally:
         await database.close()
-    print(f"promise 2: {done} of {transactions} ended, {wrong} wrong rows, {idle} idle in transaction (seed {seed})")
+    kept = f"{done} ended, {wrong} wrong rows, {idle} idle in transaction"
+    proof(2, "cancelled transactions", tried=f"{transactions} transactions, {tenants} tenants", kept=kept, seed=seed)
     assert 0 < done < transactions
     assert (wrong, idle) == (0, 0)
 
