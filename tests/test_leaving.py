@@ -32,6 +32,16 @@ def house(own_house: House) -> House:
     return own_house
 
 
+def test_the_stream_of_a_deleted_conversation_ends(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.runs.stream.HEARTBEAT_SECONDS", 0.3)
+    run = ada.start("Draw a house [offline: stall]", agent_key="designer")
+    with ada.http.stream("GET", f"/v1/runs/{run['id']}/events") as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if line == "event: run.started")
+        assert ada.http.delete(f"/v1/conversations/{run['conversation_id']}").status_code == 204
+        assert "event: run.completed" not in list(lines)
+
+
 @pytest.mark.parametrize("leavings", [8, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
 def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
     house: House, ada: Person, database_url: str, leavings: int, proof: Proof

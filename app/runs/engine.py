@@ -202,7 +202,7 @@ async def _finish(
             "text": translator.text,
             "attachments": [log_form(row) for row in rows],
             "run_id": str(run.id),
-            "created_at": ended.finished_at,
+            "created_at": RunView.model_validate(ended).model_dump(mode="json")["finished_at"],
         }
         events.emit("message.completed", message=message)
     emit_end(events, ended)

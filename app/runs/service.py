@@ -1,7 +1,7 @@
 """A run's life in the database: created, claimed, ended; every worker's write is fenced by its attempt."""
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -192,12 +192,13 @@ class Ending:
 @patient
 async def end(database: Database, run: Run, ending: Ending) -> Run | None:
     """Message, usage and status in one transaction; None where another attempt holds the run."""
+    finished_at = now()
     async with database.tenant(run.tenant_id) as session:
         held = await fenced(
             session,
             run,
             status=ending.status,
-            finished_at=now(),
+            finished_at=finished_at,
             last_seq=ending.last_seq,
             usage=ending.usage,
             error=ending.error.as_dict() if ending.error else None,
@@ -206,13 +207,13 @@ async def end(database: Database, run: Run, ending: Ending) -> Run | None:
         if not held:
             return None
         if ending.says_something:
-            session.add(_answer(run, ending.text))
+            session.add(_answer(run, ending.text, finished_at))
         session.add_all(_ledger(run, ending))
         await session.flush()
         return await session.get(Run, run.id, populate_existing=True)
 
 
-def _answer(run: Run, text: str) -> Message:
+def _answer(run: Run, text: str, created_at: datetime) -> Message:
     return Message(
         id=run.output_message_id,
         tenant_id=run.tenant_id,
@@ -220,6 +221,7 @@ def _answer(run: Run, text: str) -> Message:
         run_id=run.id,
         role="assistant",
         text=text,
+        created_at=created_at,
     )
 
 

@@ -14,7 +14,7 @@ from app.attachments.links import Links
 from app.attachments.schemas import log_form
 from app.conversations.models import Message
 from app.db import Database
-from app.errors import CONNECTION_FAULTS
+from app.errors import CONNECTION_FAULTS, NotFound
 from app.fabric import FABRIC_AWAY, Fabric, Record
 from app.runs.log import TERMINAL, for_reader, record
 from app.runs.models import Run
@@ -41,10 +41,13 @@ class Source:
 
 
 async def frames(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[bytes]:
-    """SSE frames of the events numbered past `after`, until the terminal one. Holds no database connection."""
+    """SSE frames of the events numbered past `after`, until the terminal one or until the run is deleted.
+
+    Holds no database connection.
+    """
     yield CONNECTED
     found = await _patiently(_expired(source, tenant_id, run_id))
-    while True:
+    while found is not None:
         for one in found:
             yield await for_reader(one, source.links)
             after = one.seq
@@ -56,9 +59,8 @@ async def frames(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> A
             return
         if not found:
             yield HEARTBEAT
-            found = await _patiently(
-                _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
-            )
+            look = _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
+            found = await _patiently(look)
 
 
 async def _next(source: Source, run_id: UUID, after: int) -> list[Record]:
@@ -77,11 +79,13 @@ async def _next(source: Source, run_id: UUID, after: int) -> list[Record]:
         await asyncio.gather(read, drain, return_exceptions=True)
 
 
-async def _patiently(look: Awaitable[list[Record]]) -> list[Record]:
-    """What the rows tell; nothing while the database is away, as a later look will do."""
+async def _patiently(look: Awaitable[list[Record]]) -> list[Record] | None:
+    """What the rows tell; nothing while the database is away, as a later look will do. None where the run is gone."""
     try:
         async with asyncio.timeout(LOOK_SECONDS):
             return await look
+    except NotFound:
+        return None
     except (*CONNECTION_FAULTS, SQLAlchemyError, TimeoutError):
         return []
 
@@ -112,11 +116,13 @@ async def _unwritten(source: Source, tenant_id: UUID, run_id: UUID, after: int) 
 async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> tuple[int, list[Record]]:
     """The number of an ended run's last event, and a short, complete account of the run from its rows.
 
-    The account is numbered from 1; it is empty while the run goes on.
+    The account is numbered from 1; it is empty while the run goes on. Raises NotFound where there is no such run.
     """
     async with database.tenant(tenant_id) as session:
         run = await session.get(Run, run_id)
-        if run is None or not run.status.ended:
+        if run is None:
+            raise NotFound("run")
+        if not run.status.ended:
             return 0, []
         message = await session.scalar(select(Message).where(Message.id == run.output_message_id))
         rows = (await attachments.of_messages(session, [run.output_message_id])) if run.output_message_id else {}
@@ -130,7 +136,7 @@ async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> tuple[int
             "text": message.text,
             "attachments": forms,
             "run_id": str(run.id),
-            "created_at": message.created_at.isoformat(),
+            "created_at": view["finished_at"],
         }
         story.append(("message.started", {"message_id": str(message.id)}))
         story.extend(("attachment.created", {"attachment": form}) for form in forms if form["status"] == "stored")
