@@ -150,6 +150,8 @@ class Database:
             max_overflow=0,
             pool_timeout=POOL_WAIT_SECONDS,
             pool_pre_ping=True,
+            # What people write, and secrets' hashes, have no place in the log of an error.
+            hide_parameters=True,
         )
         self._late: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)

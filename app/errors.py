@@ -122,6 +122,13 @@ def not_blank(text: str) -> str:
     """For `AfterValidator(not_blank)`: at least one character that is not white space."""
     if not text.strip():
         raise ValueError("write at least one character that is not white space")
+    return storable(text)
+
+
+def storable(text: str) -> str:
+    """For `AfterValidator(storable)`: nothing that Postgres keeps out of a text."""
+    if "\0" in text:
+        raise ValueError("leave out the character U+0000")
     return text
 
 

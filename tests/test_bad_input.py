@@ -36,6 +36,7 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
     "unknown field": ({"colour": "red"}, "invalid_request", "colour", "'red'", "not permitted"),
     "empty input": ({"input": ""}, "invalid_request", "input", "''", "at least 1"),
     "blank input": ({"input": " \n "}, "invalid_request", "input", r"' \n '", "at least one character"),
+    "input no database takes": ({"input": "a\0b"}, "invalid_request", "input", r"'a\x00b'", "U+0000"),
     "long input": ({"input": "x" * 32_001}, "invalid_request", "input", "'xxx", "at most 32000"),
     "no input": ({"input": None}, "invalid_request", "input", "None", "string"),
 }

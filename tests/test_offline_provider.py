@@ -777,6 +777,15 @@ async def test_a_stream_falls_silent_while_the_background_response_goes_on(call:
     assert resumed[-1].type == "response.completed"
 
 
+async def test_a_character_that_databases_refuse_is_in_the_text_and_the_revised_prompt(call: Caller) -> None:
+    events = await call.stream(f"{CAT} [offline: nul]", {})
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    response = events[-1].response
+    (picture,) = [item for item in response.output if item.type == "image_generation_call"]
+    assert "\0" in text
+    assert "\0" in picture.revised_prompt
+
+
 async def test_a_stream_ends_cleanly_without_its_last_event(call: Caller) -> None:
     kinds = _kinds(await call.stream("Hello [offline: eof]"))
     assert kinds[-1] == "response.output_item.done"

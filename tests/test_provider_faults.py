@@ -71,6 +71,7 @@ FAULTS = {
     "no_text": Ending(pictures=1),
     "text_only": Ending(),
     "refusal": Ending(),
+    "nul": Ending(pictures=1),
     "duplicate_seq": Ending(pictures=1),
     "no_seq": Ending(pictures=1),
     **dict.fromkeys(BREAKS, Ending(pictures=1)),

@@ -170,6 +170,9 @@ async def repair(database: Database, store: Store, spool: Spool) -> list[Attachm
             continue
         try:
             await store.put(row.storage_key, await spool.read(waiting), mime_type=row.mime_type)
+        except FileNotFoundError:
+            # Another process of this machine was first.
+            continue
         except StorageError:
             return repaired
         await mark_stored(database, waiting.tenant_id, row.id)

@@ -34,7 +34,7 @@ class Spool:
 
     def _write(self, name: str, data: bytes) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        used = sum(waiting.path.stat().st_size for waiting in self.waiting())
+        used = sum(_size(waiting.path) for waiting in self.waiting())
         if used + len(data) > MAX_BYTES:
             raise OSError(f"the spool is full: {used} bytes wait for the store")
         draft = self._directory / f".{name}"
@@ -61,3 +61,11 @@ class Spool:
 
     async def drop(self, waiting: Waiting) -> None:
         await asyncio.to_thread(waiting.path.unlink, missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """In bytes; nothing once the repair has stored what it held."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -4,6 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
+from pydantic import AfterValidator
 from sqlalchemy import select
 
 from app.attachments.links import CurrentStore, ReaderLinks
@@ -11,7 +12,7 @@ from app.attachments.schemas import views
 from app.conversations import service
 from app.conversations.models import Conversation, Message
 from app.conversations.schemas import ConversationChange, ConversationView, MessageView
-from app.errors import id_of
+from app.errors import id_of, storable
 from app.identity.actor import ChatReader, ChatWriter, TenantSession
 from app.paging import Page, PageQuery, fetch_page
 
@@ -25,7 +26,7 @@ async def list_conversations(
     actor: ChatReader,
     session: TenantSession,
     query: Annotated[PageQuery, Depends()],
-    q: Annotated[str | None, Query(max_length=200)] = None,
+    q: Annotated[Annotated[str, AfterValidator(storable)] | None, Query(max_length=200)] = None,
 ) -> Page[ConversationView]:
     """Newest first; `q` finds titles that contain it."""
     statement = select(Conversation).where(Conversation.user_id == actor.user_id)

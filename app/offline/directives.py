@@ -46,6 +46,7 @@ DIRECTIVES: dict[str, str] = {
     "two": "two pictures in one response",
     "words": "=N: the text has N words",
     "call": "=NAME: a call of that function, whether it was offered or not",
+    "nul": "the text holds the character U+0000, and so does the revised prompt",
     "text_only": "no picture, even when one is forced",
     "no_text": "no message after the picture",
     "no_usage": "no `tool_usage`",

@@ -183,7 +183,8 @@ def _drawing(
         mask=mask,
     )
     action = "edit" if sources else "generate"
-    return Drawing(order, action, quality, size, options.model, _revised(prompt, action))
+    revised = _revised(prompt, action) + "\0" * ("nul" in said.directives)
+    return Drawing(order, action, quality, size, options.model, revised)
 
 
 def _auto_size(words: frozenset[str], sources: tuple[bytes, ...], index: int) -> str:
@@ -246,6 +247,8 @@ def _heard(said: Conversation) -> str:
 
 
 def _sized(said: Conversation, text: str) -> str:
+    if "nul" in said.directives:
+        text += "\0"
     if "words" not in said.directives:
         return text
     words = text.split()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from app.attachments.schemas import log_form
 from app.db import now, patient
 from app.logs import tagged
 from app.runs import service
-from app.runs.failures import TIMEOUT, UNKNOWN_OUTCOME, explain
+from app.runs.failures import AGENT_GONE, TIMEOUT, UNKNOWN_OUTCOME, explain
 from app.runs.log import EventLog
 from app.runs.models import Run, RunStatus
 from app.runs.play import play
@@ -30,6 +31,10 @@ SIGNAL_WAIT_SECONDS = 15.0
 WATCH_RETRY_SECONDS = 1.0
 # What a worker that stops waits for its runs to end by themselves.
 GRACE_SECONDS = 1.5
+# A run that has lost so many workers is what kills them.
+MOST_ATTEMPTS = 20
+# Failures after which the provider may still be at work.
+LEFT_OPEN = frozenset({"upstream_timeout", "upstream_disconnected", "upstream_unreadable", "internal_error"})
 
 
 @dataclass(frozen=True)
@@ -46,17 +51,18 @@ class HandedOver(Exception):
         self.attempt = attempt
 
 
-async def execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None) -> None:
-    """Claim the run and see it to its end; returns at once where it is not to be had.
+async def execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None) -> bool:
+    """Claim the run and see it to its end; False, at once, where it is not to be had.
 
     A run that a worker lost goes on with the answer that the provider was already asked for. Raises HandedOver.
     """
     lease_seconds = shop.settings.run_lease_seconds
     run = await service.claim(shop.database, tenant_id, run_id, lease_seconds=lease_seconds, lost_attempt=lost_attempt)
     if run is None:
-        return
+        return False
     with tagged(tenant_id=tenant_id, run_id=run_id):
         await _carry_out(shop, run)
+    return True
 
 
 async def _carry_out(shop: Workshop, run: Run) -> None:
@@ -68,11 +74,13 @@ async def _carry_out(shop: Workshop, run: Run) -> None:
     teller = Teller(events.emit, told)
     translator = Translator(teller, message_id=str(run.output_message_id), told=told)
     try:
-        if run.calling_turn and not resumable:
+        if run.agent_key not in shop.registry.specs:
+            outcome = Outcome(RunStatus.FAILED, AGENT_GONE)
+        elif (run.calling_turn and not resumable) or run.attempt > MOST_ATTEMPTS:
             outcome = Outcome(RunStatus.FAILED, UNKNOWN_OUTCOME)
         else:
             outcome = await _supervise(shop, run, turn, teller, translator)
-        if outcome.status == RunStatus.CANCELLED or outcome.error == TIMEOUT:
+        if outcome.status == RunStatus.CANCELLED or (outcome.error and outcome.error.code in LEFT_OPEN):
             await turn.stop_provider()
         await _settle(shop, run, turn)
         if outcome.status == RunStatus.COMPLETED:
@@ -80,13 +88,25 @@ async def _carry_out(shop: Workshop, run: Run) -> None:
         await _finish(shop, run, events, turn, translator, outcome)
     except LeaseLost:
         log.warning("run.lease_lost")
+        if await service.is_deleted(shop.database, run):
+            await turn.stop_provider()
     except HandedOver:
-        turn.abandon()
+        await _put_down(turn)
         await events.flush()
         await service.hand_over(shop.database, run)
         log.info("run.handed_over")
         raise
     await events.flush()
+
+
+async def _put_down(turn: Turn) -> None:
+    """What the next attempt is sent again may be left as it is; anything else is stored now or never."""
+    if turn.resumable:
+        turn.abandon()
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            await turn.settle()
 
 
 def _tell_of_the_start(events: EventLog, run: Run) -> None:
@@ -111,6 +131,7 @@ async def _supervise(shop: Workshop, run: Run, turn: Turn, teller: Teller, trans
         await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if drain.done():
             await asyncio.wait({playing, stop, lease}, timeout=GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            await _until_named(turn)
         if playing.done():
             return _outcome(playing)
         if lease.done():
@@ -124,6 +145,13 @@ async def _supervise(shop: Workshop, run: Run, turn: Turn, teller: Teller, trans
         for task in watched:
             task.cancel()
         await asyncio.gather(*watched, return_exceptions=True)
+
+
+async def _until_named(turn: Turn) -> None:
+    """Without the answer's name nobody could go on with it: that is worth another moment."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            await turn.nothing_asked.wait()
 
 
 def _outcome(playing: asyncio.Task[None]) -> Outcome:
@@ -183,13 +211,14 @@ async def _finish(
     says_something = bool(translator.text or rows or outcome.status == RunStatus.COMPLETED)
     if says_something:
         translator.start_message()
+    loaded = shop.registry.specs.get(run.agent_key)
     ending = Ending(
         status=outcome.status,
         text=translator.text,
         says_something=says_something,
         last_seq=events.seq + 1 + says_something,
         usage=dict(turn.usage),
-        model=shop.registry.specs[run.agent_key].model,
+        model=loaded.model if loaded else "",
         error=outcome.error,
     )
     ended = await service.end(shop.database, run, ending)

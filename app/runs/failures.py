@@ -50,6 +50,7 @@ BY_STATUS = {
 
 STORAGE = RunError("storage_unavailable", "The picture store does not answer: try again in a moment.", True)
 PICTURE_GONE = RunError("attachment_not_found", "A picture that this run names was deleted.", False)
+AGENT_GONE = RunError("unknown_agent", "The agent of this run is no longer there: ask another one.", False)
 TIMEOUT = RunError("upstream_timeout", "The provider stopped answering: try again.", True)
 
 

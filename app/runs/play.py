@@ -19,7 +19,6 @@ from agents import (
 from app.agents._shared.build import build_agent
 from app.agents._shared.model import DivertingModel
 from app.agents._shared.registry import LoadedAgent, image_options, runs_in_background
-from app.agents._shared.tools import IMAGE_TOOL
 from app.db import patient
 from app.runs.context import Context, Way, is_forgotten, load, mask_option, ways
 from app.runs.inputs import Sender
@@ -70,7 +69,8 @@ async def _stream(
     streamed = Runner.run_streamed(
         _build(shop, run, turn, loaded, mask),
         cast(list[TResponseInputItem], way.items),
-        max_turns=max(loaded.spec.max_turns - run.calling_turn, 1),
+        # An answer that is gone on with counts once more.
+        max_turns=max(loaded.spec.max_turns - run.calling_turn + turn.accepted, 1),
         previous_response_id=way.previous_response_id,
         auto_previous_response_id=loaded.spec.store,
         run_config=RunConfig(tracing_disabled=True),
@@ -91,7 +91,6 @@ def _build(shop: Workshop, run: Run, turn: Turn, loaded: LoadedAgent, mask: Mapp
         return image_options(shop.settings, agent, run.options["image"])
 
     background = partial(runs_in_background, shop.settings)
-    turn.asked_options = options(loaded) if IMAGE_TOOL in loaded.spec.tool_keys else {}
     return build_agent(
         shop.registry,
         loaded.spec.key,

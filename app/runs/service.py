@@ -36,7 +36,8 @@ class RunError:
     retryable: bool
 
     def as_dict(self) -> dict[str, Any]:
-        return {"code": self.code, "message": self.message, "retryable": self.retryable}
+        # The message may quote the provider; Postgres keeps this one character out.
+        return {"code": self.code, "message": self.message.replace("\0", ""), "retryable": self.retryable}
 
 
 async def create(
@@ -140,6 +141,11 @@ async def claim(
     async with database.tenant(tenant_id) as session:
         claimed = await session.scalars(update(Run).where(Run.id == run_id, *free).values(values).returning(Run))
         return claimed.one_or_none()
+
+
+async def is_deleted(database: Database, run: Run) -> bool:
+    async with database.tenant(run.tenant_id) as session:
+        return await session.get(Run, run.id) is None
 
 
 async def hand_over(database: Database, run: Run) -> None:

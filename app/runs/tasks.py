@@ -170,12 +170,13 @@ async def _reconcile(shop: Workshop) -> None:
 
 async def _execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: int | None) -> None:
     try:
-        await execute(shop, tenant_id, run_id, lost_attempt)
+        executed = await execute(shop, tenant_id, run_id, lost_attempt)
     except HandedOver as handed:
         await _enqueue(shop.fabric, tenant_id, run_id, handed.attempt)
         return
-    later = now() + timedelta(seconds=shop.settings.stream_ttl_seconds)
-    await shop.fabric.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
+    if executed:
+        later = now() + timedelta(seconds=shop.settings.stream_ttl_seconds)
+        await shop.fabric.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
     waiting = await service.next_queued(shop.database, tenant_id, run_id)
     if waiting is not None:
         await _enqueue(shop.fabric, tenant_id, waiting, behind=run_id)

@@ -14,7 +14,8 @@ class Told:
     """`text` and `message_started` are of responses before `response_id`, `counts` of that one.
 
     `counts` goes by the sequence number of the provider's event that each event of ours came from. `announced` and
-    `previews` are pictures, which tell of themselves at moments of their own.
+    `previews` are pictures, which tell of themselves at moments of their own, `failed` those that could not be kept,
+    with the code of the reason; `drew` says that a picture was begun in a response before.
     """
 
     seq: int = 0
@@ -24,6 +25,8 @@ class Told:
     counts: Counter[int] = field(default_factory=Counter[int])
     announced: set[str] = field(default_factory=set[str])
     previews: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
+    failed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    drew: bool = False
 
 
 def read(records: Iterable[Record], response_id: str | None) -> Told:
@@ -34,8 +37,10 @@ def read(records: Iterable[Record], response_id: str | None) -> Told:
         source, _, number = record.mark.rpartition(":")
         if source and source == response_id:
             told.counts[int(number)] += 1
-        elif record.type in ("image.partial", "attachment.created"):
+        elif record.type in ("image.partial", "attachment.created", "attachment.failed"):
             _read_picture(told, record.type, json.loads(record.data))
+        elif record.type == "tool.started":
+            told.drew = told.drew or json.loads(record.data)["name"] == "image_generation"
         elif record.type == "text.delta":
             told.text += json.loads(record.data)["delta"]
         elif record.type == "message.started":
@@ -48,6 +53,8 @@ def _read_picture(told: Told, kind: str, event: dict[str, Any]) -> None:
         told.previews.add((event["tool_call_id"], event["index"]))
     elif kind == "attachment.created":
         told.announced.add(event["attachment"]["tool_call_id"])
+    else:
+        told.failed.add((event["tool_call_id"], event["code"]))
 
 
 class Teller:

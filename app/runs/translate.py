@@ -33,6 +33,7 @@ class Translator:
         self._message_id = message_id
         self._parts: dict[str, list[str]] = {"": [told.text]} if told.text else {}
         self._message_started = told.message_started
+        self._drew_before = told.drew
         self._tools: dict[str, str] = {}
         self._failed: set[str] = set()
 
@@ -67,7 +68,7 @@ class Translator:
             if call_id not in drawn and call_id not in self._failed:
                 detail = "The provider began this picture and never sent it: try again."
                 self._attachment_failed(call_id, "image_missing", detail, retryable=True)
-        if forced and not begun:
+        if forced and not begun and not self._drew_before:
             detail = "A picture was asked for, but the model answered without drawing one; its text may say why."
             self._attachment_failed(None, "image_not_drawn", detail, retryable=True)
 
@@ -87,6 +88,8 @@ class Translator:
 
     def _text(self, item_id: str, delta: str) -> None:
         self.start_message()
+        # Models do say it, and Postgres keeps it out of a text.
+        delta = delta.replace("\0", "")
         parts = self._parts.setdefault(item_id, [])
         if not parts and len(self._parts) > 1 and self.text:
             self._emit("text.delta", message_id=self._message_id, delta="\n\n")

@@ -13,7 +13,8 @@ from openai import AsyncOpenAI
 from openai.types.responses import Response
 
 from app.agents._shared.model import WirePartial, WirePicture
-from app.agents._shared.registry import Registry
+from app.agents._shared.registry import Registry, image_options
+from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments import service as attachments
 from app.attachments import variants
 from app.attachments.models import Attachment, AttachmentStatus
@@ -82,7 +83,10 @@ class Turn:
         self._resumes = told.response_id
         self._response_id = told.response_id
         self._open = told.response_id is not None
-        self.asked_options: dict[str, Any] = {}
+        # Clear from a request to the name of its answer.
+        self.nothing_asked = asyncio.Event()
+        self.nothing_asked.set()
+        self._asked_options = _asked_options(shop, run, self.origin.agent_key)
         self._parent: UUID | None = None
         self._edits = False
         self._shop = shop
@@ -110,6 +114,8 @@ class Turn:
         self._calls += 1
         # Pictures from here on are this agent's.
         self.origin = replace(self.origin, agent_key=agent_key)
+        self._asked_options = _asked_options(self._shop, self._run, agent_key)
+        self.nothing_asked.clear()
         await self._write(
             calling_turn=self._calls,
             calling_agent=agent_key,
@@ -123,6 +129,12 @@ class Turn:
         self.accepted = self._open = True
         self._response_id = response_id
         await self._write(response_id=response_id)
+        self.nothing_asked.set()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another attempt could go on with the provider's answer."""
+        return self._run.background and self._response_id is not None and self.nothing_asked.is_set()
 
     async def stop_provider(self) -> None:
         """End an answer that the provider would finish, and charge for, without us."""
@@ -148,7 +160,8 @@ class Turn:
         self.drawn.add(picture.tool_call_id)
         if picture.tool_call_id in self._told.announced:
             return
-        self._pictures.append(self._start(self._keep(picture)))
+        # As they are now: the next call may be another agent's.
+        self._pictures.append(self._start(self._keep(picture, self.origin, self._asked_options)))
 
     def ended(self, response: Response) -> None:
         self._open = False
@@ -208,9 +221,9 @@ class Turn:
             height=facts.height,
         )
 
-    async def _keep(self, wire: WirePicture) -> None:
+    async def _keep(self, wire: WirePicture, origin: Origin, asked: dict[str, Any]) -> None:
         try:
-            row = await self._store(wire)
+            row = await self._store(wire, origin, asked)
         except UnreadableImage as error:
             log.warning("image.unreadable", extra={"tool_call_id": wire.tool_call_id, "error": str(error)})
             # Told at the end of the turn: the provider's last event may yet bring it whole.
@@ -228,15 +241,15 @@ class Turn:
         if row.status == AttachmentStatus.STORED:
             await variants.request(self._shop.fabric, row.tenant_id, row.id)
 
-    async def _store(self, wire: WirePicture) -> Attachment:
+    async def _store(self, wire: WirePicture, origin: Origin, asked: dict[str, Any]) -> Attachment:
         shop = self._shop
         data = await decode(wire.base64)
         examined = await examine(data)
-        wanted = self.asked_options.get("output_format")
+        wanted = asked.get("output_format")
         if wanted and examined.facts.mime_type != _mime_type(wanted):
             got = {"asked": wanted, "got": examined.facts.mime_type, "tool_call_id": wire.tool_call_id}
             log.warning("image.other_type", extra=got)
-        options = {**self.asked_options, **wire.options}
+        options = {**asked, **wire.options}
         parent = self._parent if self._edits or options.get("action") == "edit" else None
         picture = Picture(
             wire.tool_call_id, data, examined.facts, examined.sha256, wire.revised_prompt, options, parent
@@ -246,8 +259,8 @@ class Turn:
                 f"The picture has {len(data) / 1024**2:.1f} MB; IMAGE_OUTPUT_MAX_MB allows "
                 f"{shop.settings.image_output_max_mb:g} MB."
             )
-            return await attachments.refuse(shop.database, self.origin, picture, Refusal("image_too_large", detail))
-        return await attachments.ingest(shop.database, shop.store, shop.spool, self.origin, picture)
+            return await attachments.refuse(shop.database, origin, picture, Refusal("image_too_large", detail))
+        return await attachments.ingest(shop.database, shop.store, shop.spool, origin, picture)
 
     def _announce(self, tool_call_id: str, row: Attachment) -> None:
         if row.status == AttachmentStatus.STORED:
@@ -262,6 +275,8 @@ class Turn:
     def _announce_failure(
         self, tool_call_id: str, object_id: str | None, code: str, detail: str, *, retryable: bool
     ) -> None:
+        if (tool_call_id, code) in self._told.failed:
+            return
         self._events.emit(
             "attachment.failed",
             tool_call_id=tool_call_id,
@@ -270,6 +285,14 @@ class Turn:
             detail=detail,
             retryable=retryable,
         )
+
+
+def _asked_options(shop: Workshop, run: Run, agent_key: str) -> dict[str, Any]:
+    """What the agent's image tool is asked for; nothing of an agent that has none."""
+    loaded = shop.registry.specs.get(agent_key)
+    if loaded is None or IMAGE_TOOL not in loaded.spec.tool_keys:
+        return {}
+    return image_options(shop.settings, loaded, run.options["image"])
 
 
 def _mime_type(output_format: str) -> str:

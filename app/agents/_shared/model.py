@@ -28,6 +28,9 @@ from openai.types.responses.response_output_item import ImageGenerationCall
 from app.agents._shared.registry import LoadedAgent
 
 TAKE_UP_TRIES = 5
+# With the pauses between them a minute: as long as a network may be away before a paid answer is given up.
+CONNECT_TRIES = 16
+MOST_PAUSE_SECONDS = 5.0
 RETRY_AFTER_MOST_SECONDS = 20
 
 
@@ -131,6 +134,9 @@ class DivertingModel(OpenAIResponsesModel):
         after = omit if place.sequence_number is None else place.sequence_number
         try:
             stream = await self._provider.responses.retrieve(response_id, stream=True, starting_after=after)
+        except (openai.RateLimitError, openai.ConflictError) as error:
+            # Looking again costs nothing: what is busy now is asked later, like what does not answer.
+            raise openai.APIConnectionError(request=error.request) from error
         except openai.NotFoundError:
             raise UpstreamEnded("upstream_outcome_unknown", "The provider no longer has the response.") from None
         async with stream:
@@ -172,7 +178,8 @@ class DivertingModel(OpenAIResponsesModel):
             return
         self._seen.add(mark)
         extra = item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True)
-        revised_prompt = extra.pop("revised_prompt", None)
+        # Postgres keeps this one character out of a text.
+        revised_prompt = (extra.pop("revised_prompt", None) or "").replace("\0", "") or None
         self._watch.picture(WirePicture(item.id, base64, revised_prompt, extra))
 
 
@@ -202,12 +209,18 @@ class Place:
     def pause_after(self, broken: Exception) -> float | None:
         """Seconds to wait before the stream is taken up again; None where that is no use."""
         self._breaks += 1
-        # Silence has lasted long enough by itself: what is silent twice is given up.
-        allowed = 1 if isinstance(broken, openai.APITimeoutError) else TAKE_UP_TRIES
+        match broken:
+            case openai.APITimeoutError():
+                # Silence has lasted long enough by itself: what is silent twice is given up.
+                allowed = 1
+            case openai.APIConnectionError() | openai.InternalServerError():
+                allowed = CONNECT_TRIES
+            case _:
+                allowed = TAKE_UP_TRIES
         lost = self.response_id is None or (self._read and self.sequence_number is None)
         if lost or self._breaks > allowed:
             return None
-        return 0.1 * 2**self._breaks
+        return min(0.1 * 2**self._breaks, MOST_PAUSE_SECONDS)
 
 
 def _retry_after(error: openai.RateLimitError) -> float | None:
