@@ -1,6 +1,7 @@
 """What every test may ask for: a real Postgres, and a migrated database of one's own in it."""
 
 import asyncio
+import logging
 import tempfile
 import uuid
 import warnings
@@ -87,6 +88,8 @@ def _running_postgres() -> Generator[Postgres]:
             yield postgres
         finally:
             server.cleanup()
+            # The package logs once more as the process ends, when pytest has closed what that would be written to.
+            logging.raiseExceptions = False
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ async def test_four_migrations_at_once_all_succeed(empty_database_url: str) -> N
     assert await in_processes([empty_database_url] * 4) == [0] * 4
 
 
+@pytest.mark.prove
 async def test_four_databases_of_a_new_server_can_be_migrated_at_once(new_postgres: "Postgres") -> None:
     names = [f"easel_{number}" for number in range(4)]
     await asyncio.to_thread(new_postgres.execute, *(f"CREATE DATABASE {name}" for name in names))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.house import kinds, one, running_house
 from tests.servers import redis_server, s3_server
@@ -15,6 +16,7 @@ from tests.servers import redis_server, s3_server
 BIN = Path(sys.executable).parent
 
 
+@pytest.mark.prove
 def test_a_worker_process_executes_what_the_api_accepts(database_url: str, provider_url: str, tmp_path: Path) -> None:
     for name in ("redis", "s3", "api"):
         (tmp_path / name).mkdir()

@@ -102,7 +102,9 @@ class Outage:
         self.proxy.mode = "pass"
 
 
-@pytest.mark.parametrize("mode", ["refuse", "hang", "503", "reset_mid"])
+@pytest.mark.parametrize(
+    "mode", ["refuse", "hang", *(pytest.param(mode, marks=prove) for mode in ("503", "reset_mid"))]
+)
 def test_a_store_that_is_away_delays_the_picture_and_nothing_else(
     depot: Depot, provider_url: str, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
