@@ -132,7 +132,7 @@ def test_a_store_that_is_away_delays_the_picture_and_nothing_else(
 
 @pytest.mark.parametrize(
     ("mode", "count"),
-    [("hang", 4), *(pytest.param(mode, 40, marks=prove) for mode in ("refuse", "hang", "503", "reset_mid"))],
+    [("hang", 4), *(pytest.param(mode, 15, marks=prove) for mode in ("refuse", "hang", "503", "reset_mid"))],
 )
 def test_many_pictures_survive_an_outage(depot: Depot, provider_url: str, mode: str, count: int, proof: Proof) -> None:
     """The spool is full after the first of them: the others come again from the provider."""

@@ -26,7 +26,7 @@ from app.storage.store import StorageError, Store
 log = logging.getLogger(__name__)
 
 # The text's end waits no longer for a store that does not answer.
-PUT_SECONDS = 4.0
+PUT_SECONDS = 3.0
 # What the provider takes as an input picture.
 INPUT_TYPES = ("image/png", "image/jpeg", "image/webp")
 # What would end the quotes of a search, or open a tag, which the parser takes for no word.
