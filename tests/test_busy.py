@@ -3,7 +3,6 @@
 import json
 import time
 import uuid
-from collections.abc import Generator
 from itertools import pairwise
 from typing import Any
 
@@ -11,26 +10,9 @@ import httpx
 import pytest
 
 from app.runs import stream
-from tests.conftest import Postgres
-from tests.house import Event, House, Person, events_of, kinds, one, running_house
+from tests.house import Event, Person, events_of, kinds, one
 
 SLOW = "Draw a house [offline: slow=1.5]"
-
-
-@pytest.fixture(scope="module")
-def shared_house(
-    postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[House]:
-    with (
-        postgres.database(migrated_template) as database_url,
-        running_house(database_url, provider_url, tmp_path_factory.mktemp("busy")) as house,
-    ):
-        yield house
-
-
-@pytest.fixture
-def ada(shared_house: House) -> Person:
-    return shared_house.sign_up("Ada's")
 
 
 def test_a_busy_conversation_is_refused_with_the_run_that_keeps_it_busy(ada: Person) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import uuid
-from collections.abc import Generator
 from datetime import date
 from typing import Any
 
@@ -11,26 +10,9 @@ import pytest
 
 from app.agents._shared.registry import load_registry
 from app.settings import Settings
-from tests.conftest import Postgres
-from tests.house import Event, House, Person, kinds, one, running_house
+from tests.house import Event, Person, kinds, one
 
 Json = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def shared_house(
-    postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[House]:
-    with (
-        postgres.database(migrated_template) as database_url,
-        running_house(database_url, provider_url, tmp_path_factory.mktemp("pictures")) as house,
-    ):
-        yield house
-
-
-@pytest.fixture
-def ada(shared_house: House) -> Person:
-    return shared_house.sign_up("Ada's")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import random
 import uuid
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,16 +80,11 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def shared_house(
+def house(
     postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[House]:
     """One service for all faults: what one leaves behind must not harm the next."""
-    with (
-        postgres.database(migrated_template) as database_url,
-        running_house(
-            database_url, provider_url, tmp_path_factory.mktemp("faults"), upstream_idle_seconds=IDLE_SECONDS
-        ) as house,
-    ):
+    with _impatient_house(postgres, migrated_template, provider_url, tmp_path_factory, background=True) as house:
         yield house
 
 
@@ -96,19 +92,26 @@ def shared_house(
 def house_without_background(
     postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[House]:
-    directory = tmp_path_factory.mktemp("breaks")
+    with _impatient_house(postgres, migrated_template, provider_url, tmp_path_factory, background=False) as house:
+        yield house
+
+
+@contextmanager
+def _impatient_house(
+    postgres: Postgres, template: str, provider_url: str, directories: pytest.TempPathFactory, *, background: bool
+) -> Generator[House]:
+    """It gives up a silent provider after `IDLE_SECONDS`."""
+    settings: dict[str, Any] = {"upstream_background": background, "upstream_idle_seconds": IDLE_SECONDS}
     with (
-        postgres.database(migrated_template) as database_url,
-        running_house(
-            database_url, provider_url, directory, upstream_background=False, upstream_idle_seconds=IDLE_SECONDS
-        ) as house,
+        postgres.database(template) as database_url,
+        running_house(database_url, provider_url, directories.mktemp("faults"), **settings) as house,
     ):
         yield house
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_provider_ends_the_run_once(shared_house: House, provider_url: str, fault: str) -> None:
-    assert_borne(shared_house, provider_url, fault, FAULTS[fault])
+def test_a_fault_of_the_provider_ends_the_run_once(house: House, provider_url: str, fault: str) -> None:
+    assert_borne(house, provider_url, fault, FAULTS[fault])
 
 
 @pytest.mark.parametrize("fault", BREAKS)
@@ -121,14 +124,14 @@ def test_an_answer_that_nobody_finishes_is_given_up(
 @pytest.mark.prove
 @pytest.mark.timeout(600)
 def test_every_fault_ends_a_run_once_in_any_order(
-    shared_house: House, house_without_background: House, provider_url: str, proof: Proof
+    house: House, house_without_background: House, provider_url: str, proof: Proof
 ) -> None:
-    cases = [(shared_house, *case) for case in FAULTS.items()]
+    cases = [(house, *case) for case in FAULTS.items()]
     cases += [(house_without_background, *case) for case in BREAKS.items()]
     seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
     random.Random(seed).shuffle(cases)
-    for house, fault, expected in cases:
-        assert_borne(house, provider_url, fault, expected)
+    for place, fault, expected in cases:
+        assert_borne(place, provider_url, fault, expected)
     tried = f"{len(FAULTS)} faults in background mode, {len(BREAKS)} without"
     proof(6, "upstream faults", tried=tried, kept=f"{len(cases)} with one end and no second purchase", seed=seed)
 
@@ -143,15 +146,15 @@ def assert_borne(house: House, provider_url: str, fault: str, expected: Ending) 
     assert_next_turn_works(ada, events)
 
 
-def test_a_refusal_is_read_as_text(shared_house: House) -> None:
-    events = shared_house.sign_up("Ada's").draw("Draw a house [offline: refusal]")
+def test_a_refusal_is_read_as_text(house: House) -> None:
+    events = house.sign_up("Ada's").draw("Draw a house [offline: refusal]")
     text = "".join(event["delta"] for event in events if event["type"] == "text.delta")
     assert text
     assert one(events, "message.completed")["message"]["text"] == text
 
 
-def test_a_picture_of_another_type_is_stored_as_what_it_is(shared_house: House) -> None:
-    events = shared_house.sign_up("Ada's").draw("Draw a house [offline: wrong_type]")
+def test_a_picture_of_another_type_is_stored_as_what_it_is(house: House) -> None:
+    events = house.sign_up("Ada's").draw("Draw a house [offline: wrong_type]")
     attachment = one(events, "attachment.created")["attachment"]
     assert attachment["mime_type"] == "image/jpeg"
     assert attachment["filename"].endswith(".jpg")

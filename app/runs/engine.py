@@ -34,7 +34,16 @@ GRACE_SECONDS = 1.5
 # A run that has lost so many workers is what kills them.
 MOST_ATTEMPTS = 20
 # Failures after which the provider may still be at work.
-LEFT_OPEN = frozenset({"upstream_timeout", "upstream_disconnected", "upstream_unreadable", "internal_error"})
+LEFT_OPEN = frozenset(
+    {
+        "upstream_timeout",
+        "upstream_disconnected",
+        "upstream_unreadable",
+        "upstream_outcome_unknown",
+        "unknown_agent",
+        "internal_error",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -234,7 +243,7 @@ async def _finish(
             "created_at": RunView.model_validate(ended).model_dump(mode="json")["finished_at"],
         }
         events.emit("message.completed", message=message)
-    emit_end(events, ended)
+    _emit_end(events, ended)
 
 
 async def _settle(shop: Workshop, run: Run, turn: Turn) -> None:
@@ -254,7 +263,7 @@ async def _pictures_of(shop: Workshop, turn: Turn) -> list[Attachment]:
     return found.get(turn.origin.message_id, [])
 
 
-def emit_end(events: EventLog, run: Run) -> None:
+def _emit_end(events: EventLog, run: Run) -> None:
     fields: dict[str, Any] = {"run": RunView.model_validate(run).model_dump(mode="json")}
     if run.error is not None:
         fields["error"] = run.error

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, cast
 from uuid import UUID
@@ -154,14 +153,14 @@ class Turn:
         if (partial.tool_call_id, partial.index) in self._told.previews:
             return
         tasks = self._previews.setdefault(partial.tool_call_id, [])
-        tasks.append(self._start(self._show(partial, before=tasks[-1] if tasks else None)))
+        tasks.append(asyncio.create_task(self._show(partial, before=tasks[-1] if tasks else None)))
 
     def picture(self, picture: WirePicture) -> None:
         self.drawn.add(picture.tool_call_id)
         if picture.tool_call_id in self._told.announced:
             return
         # As they are now: the next call may be another agent's.
-        self._pictures.append(self._start(self._keep(picture, self.origin, self._asked_options)))
+        self._pictures.append(asyncio.create_task(self._keep(picture, self.origin, self._asked_options)))
 
     def ended(self, response: Response) -> None:
         self._open = False
@@ -175,9 +174,6 @@ class Turn:
         image = cast(dict[str, Any], extra.get("image_gen") or {})
         self.usage["image_input_tokens"] += int(image.get("input_tokens") or 0)
         self.usage["image_output_tokens"] += int(image.get("output_tokens") or 0)
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.create_task(work)
 
     def abandon(self) -> None:
         """Leave what is under way to the next attempt, which will be sent the same pictures."""
