@@ -132,6 +132,13 @@ def test_once_the_sent_picture_is_deleted_it_means_the_one_before(ada: Person) -
     assert drawn(ada, "Make it red", **talk)["parent_object_id"] == first["object_id"]
 
 
+def test_a_narrow_picture_that_has_no_smaller_copy_is_recalled_as_it_is(ada: Person, provider: str) -> None:
+    sent = upload(ada, noise(200, 800))
+    failed = ada.draw("Look at this [offline: failed]", attachments=ids_of([sent]))
+    drawn(ada, "Make it red", conversation_id=one(failed, "run.created")["run"]["conversation_id"])
+    assert [part["image_url"] for part in pictures_in(last_request(provider))] == [data_url_of(sent)]
+
+
 def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider: str, tmp_path: Path) -> None:
     folder = tmp_path / "agents" / "designer"
     shutil.copytree(AGENTS_DIRECTORY / "designer", folder)

@@ -22,6 +22,10 @@ MACHINES = [("/wo", "rk/"), ("/fa", "rm/"), ("/ro", "ot/"), (".py", "env")]
 FOREIGN_NAMES = re.compile("|".join(re.escape(first + second) for first, second in REGISTRIES + MACHINES))
 
 
+# `tests/test_x.py::test_y` in a paper: the file, and the test where one is named.
+NAMED = re.compile(r"`((?:app|docs|migrations|tests)/[\w/.]+)(?:::(\w+))?`")
+
+
 def test_the_example_environment_names_every_setting_and_no_other() -> None:
     assert sorted(_example()) == sorted(name.upper() for name in Settings.model_fields)
 
@@ -48,6 +52,18 @@ def test_no_file_names_a_package_registry_or_a_machine() -> None:
         if FOREIGN_NAMES.search(line)
     ]
     assert named == []
+
+
+def test_the_files_and_tests_that_the_papers_name_are_there() -> None:
+    papers = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    named = [found for paper in papers for found in NAMED.findall(paper.read_text())]
+    assert named
+    missing = [path for path, test in named if not _has(ROOT / path, test)]
+    assert missing == []
+
+
+def _has(path: Path, test: str) -> bool:
+    return path.exists() and (not test or f"def {test}(" in path.read_text())
 
 
 def test_foreign_names_are_noticed() -> None:

@@ -40,8 +40,8 @@ class Sender:
             data, mime_type = await self._store.get(str(row.variants[-1]["storage_key"])), thumbnails.MIME_TYPE
         else:
             data, mime_type = await self._store.get(row.storage_key), row.mime_type
-            if len(data) > SMALL_BYTES:
-                copies = (await thumbnails.make_copies(data)).copies
+            # A narrow one has no copies.
+            if len(data) > SMALL_BYTES and (copies := (await thumbnails.make_copies(data)).copies):
                 data, mime_type = copies[-1].data, thumbnails.MIME_TYPE
         return _image(await _data_url(data, mime_type))
 
