@@ -62,7 +62,11 @@ async def load(session: AsyncSession, run: Run, *, stores: bool, asked: bool) ->
     found = await attachments.of_ids(session, run.user_id, wanted)
     newest = await conversations.newest_picture(session, run.conversation_id, before=message.id)
     past = await conversations.history(session, run.conversation_id, before=message.id)
-    after = last.output_message_id if last else None
+    unseen, newer = None, list[dict[str, Any]]()
+    if last is not None:
+        talk, after = run.conversation_id, last.output_message_id
+        unseen = await conversations.newest_picture(session, talk, before=message.id, after=after)
+        newer = await conversations.history(session, talk, before=message.id, after=after)
     return Context(
         message=message,
         parent_object_id=edit_id or next(iter(message.input_ids), newest.id if newest else None),
@@ -70,10 +74,10 @@ async def load(session: AsyncSession, run: Run, *, stores: bool, asked: bool) ->
         edited=found.get(edit_id) if edit_id else None,
         mask=found.get(mask_id) if mask_id else None,
         newest=newest,
-        unseen=await conversations.newest_picture(session, run.conversation_id, before=message.id, after=after),
+        unseen=unseen,
         last=last,
         past=past,
-        newer=await conversations.history(session, run.conversation_id, before=message.id, after=after),
+        newer=newer,
     )
 
 
