@@ -21,10 +21,10 @@ from app.errors import AppError
 from app.main import agents_of, create_app, open_workshop, reconcile_store, work
 from app.migrate import is_current
 from app.migrate import migrate as run_migrations
-from app.offline.routes import SERVED
-from app.offline.routes import create_app as create_offline
 from app.settings import Settings, SettingsError, load_settings
 from app.storage.store import StorageError
+from offline.routes import SERVED
+from offline.routes import create_app as create_offline
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
 

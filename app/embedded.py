@@ -68,7 +68,7 @@ def running_database(settings: Settings) -> Generator[str]:
 def _offline_provider(settings: Settings) -> Generator[str]:
     port = free_port()
     state = settings.data_dir.resolve() / "offline"
-    command = [sys.executable, "-m", "app.offline", "--port", str(port), "--state", str(state)]
+    command = [sys.executable, "-m", "offline", "--port", str(port), "--state", str(state)]
     log_path = settings.data_dir / "offline.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log_file:

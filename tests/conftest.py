@@ -17,8 +17,8 @@ from sqlalchemy import text
 
 from app.db import Database
 from app.migrate import migrate
-from tests.house import House, Person, running_house, running_provider
-from tests.proof import Proof
+from tests.app_server import ApiUser, AppServer, running_provider, running_server
+from tests.results import Results
 
 with warnings.catch_warnings():
     # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
@@ -37,11 +37,11 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def proof() -> Generator[Proof]:
+def results() -> Generator[Results]:
     """Takes down what a suite has tried and kept."""
-    proof = Proof()
-    yield proof
-    proof.write()
+    results = Results()
+    yield results
+    results.write()
 
 
 class Postgres:
@@ -146,42 +146,42 @@ def quick_passwords() -> Generator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_house(
+def shared_server(
     postgres: Postgres, migrated_template: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[House]:
+) -> Generator[AppServer]:
     """The whole service, for all tests that ask nothing special of it."""
-    directory = tmp_path_factory.mktemp("house")
+    directory = tmp_path_factory.mktemp("server")
     with (
         postgres.database(migrated_template) as database_url,
-        running_house(database_url, provider_url, directory) as house,
+        running_server(database_url, provider_url, directory) as server,
     ):
-        yield house
+        yield server
 
 
 @pytest.fixture
-def own_house(database_url: str, provider_url: str, tmp_path: Path) -> Generator[House]:
+def own_server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
     """The whole service with a database of its own."""
-    with running_house(database_url, provider_url, tmp_path) as house:
-        yield house
+    with running_server(database_url, provider_url, tmp_path) as server:
+        yield server
 
 
 @pytest.fixture
-def house(shared_house: House) -> House:
-    """Where Ada and the stranger sign up; a file whose tests need it for themselves takes `own_house` in its place."""
-    return shared_house
+def server(shared_server: AppServer) -> AppServer:
+    """Where Ada and the stranger sign up; a file whose tests need it for themselves takes `own_server` in its place."""
+    return shared_server
 
 
 @pytest.fixture
-def ada(house: House) -> Generator[Person]:
+def ada(server: AppServer) -> Generator[ApiUser]:
     """Somebody who uses Easel."""
-    person = house.sign_up("Ada's")
-    yield person
-    person.http.close()
+    user = server.sign_up("Ada's")
+    yield user
+    user.http.close()
 
 
 @pytest.fixture
-def stranger(house: House) -> Generator[Person]:
+def stranger(server: AppServer) -> Generator[ApiUser]:
     """Somebody of another tenant, who may see nothing of Ada's."""
-    person = house.sign_up("Stranger's")
-    yield person
-    person.http.close()
+    user = server.sign_up("Stranger's")
+    yield user
+    user.http.close()

@@ -6,7 +6,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from tests.house import House, Person, kinds
+from tests.app_server import ApiUser, AppServer, kinds
 
 MEGABYTE = 1024 * 1024
 
@@ -43,7 +43,7 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED_RUNS)
-def test_an_impossible_run_is_refused_by_field_given_and_allowed(ada: Person, name: str) -> None:
+def test_an_impossible_run_is_refused_by_field_given_and_allowed(ada: ApiUser, name: str) -> None:
     fields, code, field, given, allowed = REFUSED_RUNS[name]
     answer = ada.http.post("/v1/runs", json={"input": "Draw a house", "agent_key": "designer", **fields})
     told = problem(answer, 422, code)
@@ -55,7 +55,7 @@ def test_an_impossible_run_is_refused_by_field_given_and_allowed(ada: Person, na
     nothing_written(ada)
 
 
-def test_an_unknown_conversation_is_not_there(ada: Person) -> None:
+def test_an_unknown_conversation_is_not_there(ada: ApiUser) -> None:
     for conversation_id in ("01890000-0000-7000-8000-000000000000", "mine"):
         body = {"input": "Hi", "conversation_id": conversation_id}
         told = problem(ada.http.post("/v1/runs", json=body), 404, "not_found")
@@ -63,14 +63,14 @@ def test_an_unknown_conversation_is_not_there(ada: Person) -> None:
     nothing_written(ada)
 
 
-def test_a_body_that_is_no_json_is_refused(ada: Person) -> None:
+def test_a_body_that_is_no_json_is_refused(ada: ApiUser) -> None:
     for content in (b'{"input": "Hi"', b"input=Hi", b"\xff\xfe", b"[]", b'"Hi"', b""):
         answer = ada.http.post("/v1/runs", content=content, headers={"Content-Type": "application/json"})
         assert problem(answer, 422, "invalid_request")["errors"], content
     nothing_written(ada)
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_by_its_length(ada: Person) -> None:
+def test_a_body_that_says_it_is_too_large_is_refused_by_its_length(ada: ApiUser) -> None:
     body = {"input": "Hi", "image": {"size": "x" * MEGABYTE}}
     told = problem(ada.http.post("/v1/runs", json=body), 413, "too_large")
     assert str(MEGABYTE) in told["detail"]
@@ -78,7 +78,7 @@ def test_a_body_that_says_it_is_too_large_is_refused_by_its_length(ada: Person) 
     nothing_written(ada)
 
 
-def test_a_body_that_turns_out_too_large_is_refused_alike(ada: Person) -> None:
+def test_a_body_that_turns_out_too_large_is_refused_alike(ada: ApiUser) -> None:
     def chunks() -> Iterator[bytes]:
         yield b'{"input": "'
         for _ in range(17):
@@ -91,12 +91,12 @@ def test_a_body_that_turns_out_too_large_is_refused_alike(ada: Person) -> None:
     nothing_written(ada)
 
 
-def test_a_request_of_nobody_is_told_how_to_sign_in(house: House) -> None:
-    told = problem(house.anyone().post("/v1/runs", json={"input": "Hi"}), 401, "unauthenticated")
+def test_a_request_of_nobody_is_told_how_to_sign_in(server: AppServer) -> None:
+    told = problem(server.anyone().post("/v1/runs", json={"input": "Hi"}), 401, "unauthenticated")
     assert "Authorization: Bearer" in told["detail"]
 
 
-def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: Person) -> None:
+def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: ApiUser) -> None:
     run = ada.start("Draw a slow house [offline: slow=5]", agent_key="designer")
     again = {"input": "And a tree", "conversation_id": run["conversation_id"]}
     told = problem(ada.http.post("/v1/runs", json=again), 409, "conversation_busy")
@@ -112,7 +112,7 @@ def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: Person) -> No
 @pytest.mark.parametrize(
     ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "ten"), ("cursor", "next"), ("cursor", "")]
 )
-def test_a_page_that_cannot_be_is_refused_by_its_name(ada: Person, path: str, name: str, value: str) -> None:
+def test_a_page_that_cannot_be_is_refused_by_its_name(ada: ApiUser, path: str, name: str, value: str) -> None:
     told = problem(ada.http.get(path, params={name: value}), 422, "invalid_request")
     (fault,) = told["errors"]
     assert (fault["field"], fault["given"]) == (name, repr(value))
@@ -123,16 +123,16 @@ def test_a_page_that_cannot_be_is_refused_by_its_name(ada: Person, path: str, na
     ("field", "value"),
     [("email", "not an address"), ("password", "short"), ("tenant_name", " "), ("tenant_name", "x" * 201)],
 )
-def test_a_sign_up_that_cannot_be_is_refused_by_field(house: House, field: str, value: str) -> None:
+def test_a_sign_up_that_cannot_be_is_refused_by_field(server: AppServer, field: str, value: str) -> None:
     body = {"email": "ada@example.com", "password": "correct horse battery", "tenant_name": "Ada's", field: value}
-    answer = house.anyone().post("/v1/signup", json=body)
+    answer = server.anyone().post("/v1/signup", json=body)
     (fault,) = problem(answer, 422, "invalid_request")["errors"]
     assert fault["field"] == field
     assert fault["message"]
     assert field != "password" or value not in answer.text
 
 
-def test_an_address_or_method_that_does_not_exist_is_a_problem_too(ada: Person) -> None:
+def test_an_address_or_method_that_does_not_exist_is_a_problem_too(ada: ApiUser) -> None:
     problem(ada.http.get("/v1/nowhere"), 404, "not_found")
     assert problem(ada.http.put("/v1/conversations"), 405)["title"]
 
@@ -151,6 +151,6 @@ def problem(answer: httpx.Response, status: int, code: str | None = None) -> dic
     return told
 
 
-def nothing_written(person: Person) -> None:
-    assert person.http.get("/v1/conversations").json() == {"data": [], "next_cursor": None}
-    assert person.http.get("/v1/attachments").json()["data"] == []
+def nothing_written(user: ApiUser) -> None:
+    assert user.http.get("/v1/conversations").json() == {"data": [], "next_cursor": None}
+    assert user.http.get("/v1/attachments").json()["data"] == []

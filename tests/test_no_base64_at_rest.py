@@ -11,7 +11,7 @@ import httpx
 import pytest
 import redis
 
-from tests.house import House, Person, one, running_house
+from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.servers import RedisServer, redis_server
 from tests.tables import every_value
 
@@ -29,13 +29,13 @@ def redis_of_our_own(tmp_path: Path) -> Generator[RedisServer]:
 
 
 @pytest.fixture
-def house(database_url: str, provider_url: str, tmp_path: Path, redis_of_our_own: RedisServer) -> Generator[House]:
-    with running_house(database_url, provider_url, tmp_path, redis_url=redis_of_our_own.url) as house:
-        yield house
+def server(database_url: str, provider_url: str, tmp_path: Path, redis_of_our_own: RedisServer) -> Generator[AppServer]:
+    with running_server(database_url, provider_url, tmp_path, redis_url=redis_of_our_own.url) as server:
+        yield server
 
 
 def test_a_big_picture_leaves_no_bytes_outside_the_store(
-    ada: Person,
+    ada: ApiUser,
     database_url: str,
     provider_url: str,
     redis_of_our_own: RedisServer,

@@ -1,0 +1,63 @@
+"""Token counts: the published grid for pictures, plain estimates for the rest."""
+
+import io
+from collections.abc import Sequence
+from math import ceil
+
+from PIL import Image
+
+from offline.script import Drawing
+from offline.wire import Json
+
+_TOKENS_PER_PARTIAL = 100
+# The side, in patches, of a picture's longer edge. 2.6 has no published grid: 2.5's stands in for it.
+_GRID = {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}
+_GRID_OF_2 = {"low": 16, "medium": 48, "high": 96}
+
+
+def image_tokens(model: str, quality: str, size: tuple[int, int]) -> int:
+    """Output tokens of one picture, without previews."""
+    long, short = max(size), min(size)
+    newer = "-2.5-" in model or "-2.6-" in model
+    side = (_GRID if newer else _GRID_OF_2)[quality]
+    other = round(side * short / long)  # Python rounds halves to even, as the published formula does
+    return ceil(side * other * (2_000_000 + long * short) / 4_000_000)
+
+
+def image_usage(drawings: Sequence[tuple[Drawing, int]]) -> Json:
+    """`tool_usage.image_gen`: the sum over (drawing, previews sent)."""
+    text = sum(_words(drawing.order.prompt) for drawing, _ in drawings)
+    given = sum(_input_tokens(picture) for drawing, _ in drawings for picture in drawing.order.sources)
+    made = sum(
+        image_tokens(drawing.model, drawing.quality, drawing.order.pixels) + _TOKENS_PER_PARTIAL * previews
+        for drawing, previews in drawings
+    )
+    return {
+        "input_tokens": text + given,
+        "input_tokens_details": {"image_tokens": given, "text_tokens": text},
+        "output_tokens": made,
+        "output_tokens_details": {"image_tokens": made, "text_tokens": 0},
+        "total_tokens": text + given + made,
+    }
+
+
+def text_usage(said: list[str], answered: str | None) -> Json:
+    """`usage` of the response itself."""
+    given = 8 + sum(_words(text) for text in said)
+    made = 4 + _words(answered or "")
+    return {
+        "input_tokens": given,
+        "input_tokens_details": {"cache_write_tokens": 0, "cached_tokens": 0},
+        "output_tokens": made,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": given + made,
+    }
+
+
+def _words(text: str) -> int:
+    return ceil(len(text) / 4)
+
+
+def _input_tokens(picture: bytes) -> int:
+    with Image.open(io.BytesIO(picture)) as image:
+        return min(1536, ceil(image.width / 32) * ceil(image.height / 32))

@@ -1,0 +1,243 @@
+"""The whole service on loopback, and the people who use it, for tests that speak HTTP."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import httpx
+import uvicorn
+
+from app.agents._shared.registry import load_registry
+from app.cli import Server
+from app.embedded import Parts
+from app.settings import Settings
+from offline.routes import SERVED
+from offline.routes import create_app as create_offline
+from tests.servers import free_port, redis_server, s3_server
+
+Event = dict[str, Any]
+START_SECONDS = 20.0
+PROCESS_START_SECONDS = 60.0
+PASSWORD = "correct horse battery"
+
+
+class ApiUser:
+    """Somebody signed up, with a tenant of their own."""
+
+    def __init__(self, base_url: str, tenant_name: str = "Acme") -> None:
+        self.base_url = base_url
+        self.http = httpx.Client(base_url=base_url, timeout=30)
+        self.email = f"{secrets.token_hex(6)}@example.com"
+        body = {"email": self.email, "password": PASSWORD, "tenant_name": tenant_name}
+        answer = self.http.post("/v1/signup", json=body)
+        assert answer.status_code == 201, answer.text
+        self.signed_up = cast(dict[str, Any], answer.json())
+        self.http.headers["Authorization"] = f"Bearer {self.signed_up['access_token']}"
+
+    def ask(self, text: str, **fields: Any) -> list[Event]:
+        """All events of a new run, to its end."""
+        body = {"input": text, **fields}
+        with self.http.stream("POST", "/v1/runs", json=body, headers={"Accept": "text/event-stream"}) as answer:
+            if answer.is_error:
+                answer.read()
+            assert answer.status_code == 200, answer.text
+            return list(events_of(answer))
+
+    def draw(self, text: str = "Draw a red house", **fields: Any) -> list[Event]:
+        # The lowest quality is drawn in half the time.
+        image = {"quality": "low", **fields.pop("image", {})}
+        return self.ask(text, agent_key="designer", image=image, **fields)
+
+    def start(self, text: str, **fields: Any) -> dict[str, Any]:
+        """A new run, not waited for."""
+        answer = self.http.post("/v1/runs", json={"input": text, **fields})
+        assert answer.status_code == 202, answer.text
+        return cast(dict[str, Any], answer.json())
+
+    def events(self, run_id: str, *, after: int = 0) -> list[Event]:
+        with self.http.stream("GET", f"/v1/runs/{run_id}/events", params={"after": after}) as answer:
+            return list(events_of(answer))
+
+    def at(self, base_url: str) -> httpx.Client:
+        """The same person at another process."""
+        return httpx.Client(
+            base_url=base_url, headers={"Authorization": self.http.headers["Authorization"]}, timeout=30
+        )
+
+    def messages(self, conversation_id: str) -> list[dict[str, Any]]:
+        answer = self.http.get(f"/v1/conversations/{conversation_id}/messages")
+        assert answer.status_code == 200, answer.text
+        return cast(list[dict[str, Any]], answer.json()["data"])
+
+
+def events_of(answer: httpx.Response) -> Iterator[Event]:
+    for line in answer.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [str(event["type"]) for event in events]
+
+
+def one(events: list[Event], kind: str) -> Event:
+    """The only event of its kind."""
+    (found,) = [event for event in events if event["type"] == kind]
+    return found
+
+
+class AppServer:
+    """A running server and the clients that talk to it."""
+
+    def __init__(self, uvicorn_server: Server, base_url: str, settings: Settings) -> None:
+        self.uvicorn = uvicorn_server
+        self.base_url = base_url
+        self.settings = settings
+        self._clients: list[httpx.Client] = []
+
+    def sign_up(self, tenant_name: str = "Acme") -> ApiUser:
+        user = ApiUser(self.base_url, tenant_name)
+        self._clients.append(user.http)
+        return user
+
+    def anyone(self) -> httpx.Client:
+        """A client without credentials."""
+        client = httpx.Client(base_url=self.base_url, timeout=30)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@contextmanager
+def running_server(
+    database_url: str,
+    provider_url: str,
+    directory: Path,
+    *,
+    agents: Path | None = None,
+    **settings: Any,
+) -> Generator[AppServer]:
+    """The API with its worker, on a free port of loopback; `agents` is a folder of agents in place of the shipped."""
+    given: dict[str, Any] = {"data_dir": directory, "database_url": database_url, **settings}
+    chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
+    port = free_port()
+    uvicorn_server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
+    if agents is not None:
+        uvicorn_server.app.state.registry = load_registry(chosen, agents)
+    with _in_thread(uvicorn_server):
+        server = AppServer(uvicorn_server, f"http://127.0.0.1:{port}", chosen)
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+@contextmanager
+def shared_parts(directory: Path) -> Generator[dict[str, Any]]:
+    """The settings of processes that share one Redis and one S3 server of their own."""
+    with redis_server(directory / "redis") as redis, s3_server(directory / "s3") as s3:
+        yield {
+            "redis_url": redis.url,
+            "storage_provider": "minio",
+            "minio_endpoint": s3.endpoint,
+            "minio_access_key": s3.access_key,
+            "minio_secret_key": s3.secret_key,
+            "minio_secure": False,
+            "secret_key": "signs the links of every process",
+        }
+
+
+@dataclass(frozen=True)
+class EaselProcess:
+    """A process of the `easel` command; a worker has no `base_url`."""
+
+    process: subprocess.Popen[bytes]
+    base_url: str
+    log: Path
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + PROCESS_START_SECONDS
+        while not self._ready():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, "easel took too long to start"
+            time.sleep(0.05)
+
+    def _ready(self) -> bool:
+        if not self.base_url:
+            return "worker.started" in self.log.read_text()
+        try:
+            return httpx.get(f"{self.base_url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def terminate(self) -> tuple[int, float]:
+        """Its exit status, and the seconds from SIGTERM to its end."""
+        began = time.monotonic()
+        self.process.terminate()
+        return self.process.wait(20), time.monotonic() - began
+
+
+@contextmanager
+def starting_easel(
+    command: Literal["serve", "worker"],
+    database_url: str,
+    provider_url: str,
+    directory: Path,
+    settings: Mapping[str, Any],
+) -> Generator[EaselProcess]:
+    """`easel serve` or `easel worker` with these settings alone, not waited for."""
+    directory.mkdir(parents=True)
+    port = free_port()
+    environment = {name.upper(): str(value) for name, value in settings.items()}
+    environment |= {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DATABASE_URL": database_url}
+    environment |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
+    options = ["--port", str(port)] if command == "serve" else []
+    log = directory / "log"
+    with log.open("wb") as errors:
+        program = Path(sys.executable).parent / "easel"
+        process = subprocess.Popen([program, command, *options], cwd=directory, env=environment, stderr=errors)
+    try:
+        yield EaselProcess(process, f"http://127.0.0.1:{port}" if command == "serve" else "", log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def running_provider(directory: Path) -> Generator[str]:
+    """The offline provider at fifty times its usual pace; its base URL."""
+    port = free_port()
+    app = create_offline(directory, pace=0.02)
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, **SERVED)
+    with _in_thread(uvicorn.Server(config)):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def _in_thread(server: uvicorn.Server) -> Generator[None]:
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            assert time.monotonic() < deadline, "the server took too long to start"
+            time.sleep(0.01)
+        yield
+    finally:
+        if isinstance(server, Server):
+            server.drain()
+        server.should_exit = True
+        thread.join(15)

@@ -1,0 +1,276 @@
+"""Promises 10 and 11: what a link opens, for how long, and what guards the bytes on their way to a browser."""
+
+# ruff: noqa: T201 - the suite prints its figures
+
+import base64
+import json
+import secrets
+from collections.abc import Generator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+import redis
+
+from app.attachments.links import SERVED_TYPES
+from app.db import now
+from tests.app_server import ApiUser, AppServer, one, running_server
+from tests.attachment_rows import insert_attachment
+from tests.servers import RedisServer, S3Server, redis_server, s3_server
+from tests.tables import every_value
+
+DATA = secrets.token_bytes(1000)
+LONGEST_SECONDS = 300
+Json = dict[str, Any]
+
+GUARDS = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "default-src 'none'; sandbox",
+    "cross-origin-resource-policy": "cross-origin",
+    "referrer-policy": "no-referrer",
+}
+# A type a row might claim -> the type it is served as, and how.
+TYPES = {
+    "image/png": ("image/png", "inline"),
+    "image/jpeg": ("image/jpeg", "inline"),
+    "image/webp": ("image/webp", "inline"),
+    "image/gif": ("image/gif", "attachment"),
+    "image/svg+xml": ("image/svg+xml", "attachment"),
+    "text/html": ("application/octet-stream", "attachment"),
+    "application/xhtml+xml": ("application/octet-stream", "attachment"),
+    "text/javascript": ("application/octet-stream", "attachment"),
+    "image/png, text/html": ("application/octet-stream", "attachment"),
+    "IMAGE/PNG": ("application/octet-stream", "attachment"),
+    "": ("application/octet-stream", "attachment"),
+}
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Generator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_app(database_url: str, provider_url: str, tmp_path: Path, s3: S3Server) -> Generator[AppServer]:
+    with running_server(database_url, provider_url, tmp_path, **_on(s3)) as server:
+        yield server
+
+
+@pytest.fixture(params=["own", "s3"])
+def either(request: pytest.FixtureRequest) -> AppServer:
+    """A house whose links are its own, and one whose links are those of an S3 server."""
+    return cast(AppServer, request.getfixturevalue("server" if request.param == "own" else "s3_app"))
+
+
+async def test_every_object_is_served_under_guard_as_a_type_we_know(server: AppServer, ada: ApiUser) -> None:
+    answers = 0
+    for claimed, (served, how) in TYPES.items():
+        inserted = await insert_attachment(server, ada, DATA, mime_type=claimed, filename="a.html")
+        for address in (inserted["url"], f"/v1/attachments/{inserted['object_id']}/content"):
+            whole = ada.http.get(address)
+            etag = whole.headers["ETag"]
+            others = [
+                ada.http.head(address),
+                ada.http.get(address, headers={"Range": "bytes=5-9"}),
+                ada.http.get(address, headers={"If-None-Match": etag}),
+            ]
+            assert [answer.status_code for answer in (whole, *others)] == [200, 200, 206, 304]
+            for answer in (whole, *others):
+                assert answer.headers.items() >= GUARDS.items()
+                assert answer.headers["Content-Disposition"] == f'{how}; filename="a.html"'
+                assert answer.headers.get("Content-Type") == (None if answer.status_code == 304 else served)
+                answers += 1
+    assert {served for served, _ in TYPES.values()} == SERVED_TYPES | {"application/octet-stream"}
+    print(f"promise 10: own object responses under guard: {answers} of {answers}")
+
+
+async def test_a_stores_link_pins_type_and_disposition_and_the_way_to_it_is_never_cached(s3_app: AppServer) -> None:
+    ada = s3_app.sign_up()
+    for claimed, (served, how) in TYPES.items():
+        inserted = await insert_attachment(s3_app, ada, DATA, mime_type=claimed, filename="a.html")
+        redirect = ada.http.get(f"/v1/attachments/{inserted['object_id']}/content")
+        assert (redirect.status_code, redirect.headers["Cache-Control"]) == (307, "no-store")
+        head = ada.http.head(f"/v1/attachments/{inserted['object_id']}/content")
+        assert (head.status_code, head.headers["Content-Length"], head.headers["Content-Type"]) == (200, "1000", served)
+        for link in (inserted["url"], redirect.headers["Location"]):
+            answer = httpx.get(link)
+            assert (answer.status_code, answer.content) == (200, DATA)
+            assert (answer.headers["Content-Type"], answer.headers["Content-Disposition"].split(";")[0]) == (
+                served,
+                how,
+            )
+    print(f"promise 10: a store's links with pinned type and disposition: {2 * len(TYPES)} of {2 * len(TYPES)}")
+
+
+async def test_a_link_reads_one_object_for_minutes_and_does_nothing_else(either: AppServer) -> None:
+    ada, stranger = either.sign_up(), either.sign_up("Stranger's")
+    mine = await insert_attachment(either, ada, DATA, mime_type="image/png", filename="a.png")
+    theirs = await insert_attachment(either, stranger, b"theirs", mime_type="image/png", filename="a.png")
+    url = mine["url"]
+    lifetime = datetime.fromisoformat(mine["url_expires_at"]) - now()
+    assert timedelta(0) < lifetime <= timedelta(seconds=LONGEST_SECONDS)
+    forged = _forged_own(url, theirs["url"]) if _is_own(url) else _forged_s3(url, theirs["url"])
+    attempts = [*((method, url) for method in ("PUT", "POST", "DELETE", "PATCH")), *(("GET", link) for link in forged)]
+    for method, link in attempts:
+        assert link != url or method != "GET"
+        answer = httpx.request(method, link, content=b"overwritten" if method != "GET" else None)
+        assert answer.status_code // 100 == 4, (method, link, answer.status_code)
+    assert httpx.get(url).content == DATA
+    assert httpx.get(theirs["url"]).content == b"theirs"
+    print(f"promise 11: abuse of a link refused: {len(attempts)} of {len(attempts)}")
+
+
+async def test_after_a_delete_no_link_works(either: AppServer) -> None:
+    ada = either.sign_up()
+    inserted = await insert_attachment(either, ada, DATA, mime_type="image/png", filename="a.png")
+    content = f"/v1/attachments/{inserted['object_id']}/content"
+    again = ada.http.get(f"/v1/attachments/{inserted['object_id']}").json()["url"]
+    etag = httpx.get(again).headers["ETag"]
+    assert ada.http.delete(f"/v1/attachments/{inserted['object_id']}").status_code == 204
+    assert [httpx.get(link).status_code for link in (inserted["url"], again)] == [404, 404]
+    assert httpx.get(again, headers={"If-None-Match": etag}).status_code == 404
+    assert [ada.http.request(method, content).status_code for method in ("GET", "HEAD")] == [404, 404]
+
+
+@pytest.mark.parametrize("storage", ["own", "s3"])
+def test_a_conversation_read_a_day_later_shows_every_picture_though_no_link_was_kept(
+    storage: str,
+    request: pytest.FixtureRequest,
+    database_url: str,
+    provider_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = _on(request.getfixturevalue("s3")) if storage == "s3" else {}
+    monkeypatch.setattr("app.runs.stream.HEARTBEAT_SECONDS", 0.2)
+    with (
+        redis_server(tmp_path / "redis") as broker,
+        running_server(database_url, provider_url, tmp_path, redis_url=broker.url, **settings) as server,
+    ):
+        ada = server.sign_up()
+        told = [ada.draw("Draw a red house")]
+        conversation_id = one(told[0], "run.created")["run"]["conversation_id"]
+        told += [ada.draw(f"Draw a {thing}", conversation_id=conversation_id) for thing in ("cat", "robot")]
+        old = [one(events, "attachment.created")["attachment"] for events in told]
+        run_ids = [one(events, "run.created")["run"]["id"] for events in told]
+        assert_no_link_lies_in(broker, database_url, old)
+
+        if storage == "own":  # an S3 server goes by a clock of its own; its links' end has a test in the contract
+            for later, status in (
+                (timedelta(seconds=240), 200),
+                (timedelta(seconds=301), 404),
+                (timedelta(days=1), 404),
+            ):
+                monkeypatch.setattr("app.attachments.links.now", lambda later=later: now() + later)
+                assert [httpx.get(each["url"]).status_code for each in old] == [status] * len(old)
+        logged = [one(ada.events(run_id), "attachment.created")["attachment"] for run_id in run_ids]
+        forget_streams(broker)
+        replayed = [one(ada.events(run_id), "attachment.created")["attachment"] for run_id in run_ids]
+        read = [each for message in ada.messages(conversation_id) for each in message["attachments"]]
+        for again in (logged, replayed, read):
+            assert {each["object_id"] for each in again} == {each["object_id"] for each in old}
+            assert not {each["url"] for each in again} & {each["url"] for each in old} or storage == "s3"
+            for each in again:
+                assert len(httpx.get(each["url"]).content) == each["size_bytes"]
+                content = ada.http.get(f"/v1/attachments/{each['object_id']}/content", follow_redirects=True)
+                assert len(content.content) == each["size_bytes"]
+        print(f"promise 11: pictures shown a day later: {len(read)} of {len(old)}")
+
+
+def assert_no_link_lies_in(broker: RedisServer, database_url: str, attachments: list[Json]) -> None:
+    """Neither in a row of any table nor in the event log; the object's key does, so the look finds what is there."""
+    values = [value for column in every_value(database_url).values() for value in column]
+    with cast(Any, redis.Redis).from_url(broker.url) as client:
+        client.config_set("rdbcompression", "no")
+        logged = [client.dump(name) for name in client.scan_iter("easel:run:*")]
+    for name, stored in (("rows", values), ("events", logged)):
+        assert any(attachments[0]["object_id"].encode() in value for value in stored), name
+        kept = [value for value in stored if b"X-Amz-Signature" in value or b"/v1/files/" in value]
+        assert kept == []
+        print(f"promise 11: {name} that hold a link: {len(kept)} of {len(stored)}")
+
+
+def forget_streams(broker: RedisServer) -> None:
+    with cast(Any, redis.Redis).from_url(broker.url) as client:
+        assert client.delete(*client.scan_iter("easel:run:*"))
+
+
+def _forged_own(url: str, theirs: str) -> list[str]:
+    """What somebody who holds a link, and somebody else's, may make of them."""
+    base, _, token = url.rpartition("/")
+    payload, mac = token.split(".")
+    their_payload, their_mac = theirs.rpartition("/")[2].split(".")
+    key, filename, mime_type, expires = _facts(payload)
+    rewritten = [
+        _written(_facts(their_payload)[0], filename, mime_type, expires),
+        _written(key.replace("uploads", "images"), filename, mime_type, expires),
+        _written("../secret_key", filename, mime_type, expires),
+        _written(key, "a.html", mime_type, expires),
+        _written(key, filename, "text/html", expires),
+        _written(key, filename, mime_type, expires + LONGEST_SECONDS),
+        their_payload,
+        f"{payload}=",
+        f"{payload[:10]}!{payload[10:]}",
+        "",
+    ]
+    signatures = [their_mac, mac[:-1], mac.upper(), f"{mac} ", f"{mac}.{mac}", _other(mac, 0), _other(mac, -1), "", "é"]
+    tokens = [*(f"{text}.{mac}" for text in rewritten), *(f"{payload}.{text}" for text in signatures), payload, "null"]
+    return [f"{base}/{token}" for token in tokens]
+
+
+def _forged_s3(url: str, theirs: str) -> list[str]:
+    parts, other = urlsplit(url), urlsplit(theirs)
+    signature, their_signature = (parse_qs(each.query)["X-Amz-Signature"][0] for each in (parts, other))
+    bucket, _, key = parts.path[1:].partition("/")
+    assert parse_qs(parts.query)["X-Amz-Expires"] == [str(LONGEST_SECONDS)]
+    paths = [other.path, f"/{bucket}/{key.replace('uploads', 'images')}", f"/{bucket}/", "/"]
+    changes = [
+        (signature, their_signature),
+        (signature, _other(signature, 0)),
+        (signature, _other(signature, -1)),
+        (f"&X-Amz-Signature={signature}", ""),
+        ("X-Amz-Expires=300", "X-Amz-Expires=3000"),
+        ("response-content-type=image%2Fpng", "response-content-type=text%2Fhtml"),
+        ("response-content-type=image%2Fpng&", ""),
+        ("response-content-disposition=inline", "response-content-disposition=attachment"),
+        ("host", "host%3Brange"),
+        (parts.query, ""),
+        (parts.query, other.query),
+    ]
+    changed = [url.replace(old, new) for old, new in changes]
+    return [*(parts._replace(path=path).geturl() for path in paths), *changed]
+
+
+def _facts(payload: str) -> list[Any]:
+    return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+
+
+def _written(*facts: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(facts).encode()).decode().rstrip("=")
+
+
+def _other(text: str, index: int) -> str:
+    """The hexadecimal text with another digit there."""
+    digits = list(text)
+    digits[index] = "0" if digits[index] != "0" else "1"
+    return "".join(digits)
+
+
+def _is_own(url: str) -> bool:
+    return "/v1/files/" in url
+
+
+def _on(s3: S3Server) -> Json:
+    """The settings of a house that keeps its pictures there, in a bucket of its own."""
+    return {
+        "storage_provider": "minio",
+        "minio_endpoint": s3.endpoint,
+        "minio_access_key": s3.access_key,
+        "minio_secret_key": s3.secret_key,
+        "minio_secure": False,
+        "storage_bucket": f"easel-{secrets.token_hex(6)}",
+    }

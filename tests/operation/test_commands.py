@@ -1,0 +1,136 @@
+"""The `easel` command as an operator types it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from app.cli import main
+from app.migrate import migrate
+from tests.servers import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def _environment(directory: Path, **variables: str) -> dict[str, str]:
+    return {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(directory),
+        "DATA_DIR": str(directory / "var"),
+        **variables,
+    }
+
+
+def _easel(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "easel", *arguments],
+        env=_environment(directory, **variables),
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_demo_saves_a_picture_and_leaves_no_process(tmp_path: Path) -> None:
+    done = _easel(tmp_path, "demo", "a gray tabby cat hugging an otter with an orange scarf")
+    assert done.returncode == 0, done.stderr
+    (picture,) = (tmp_path / "var").glob("designer-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "offline provider" in done.stdout
+    assert _processes_of(tmp_path) == []
+
+
+def test_serve_ends_on_sigterm_and_leaves_no_process(tmp_path: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [BIN / "easel", "serve", "--port", str(port)],
+        env=_environment(tmp_path),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _until_ready(f"http://127.0.0.1:{port}/readyz")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert _processes_of(tmp_path) == []
+
+
+def test_migrate_works_through_hatch(tmp_path: Path, empty_database_url: str) -> None:
+    environment = _environment(tmp_path, DATABASE_URL=empty_database_url)
+    for _ in range(2):
+        done = subprocess.run(
+            [BIN / "hatch", "run", "migrate"],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "The database is at revision" in done.stdout
+
+
+def test_production_lists_every_missing_setting_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = _refusal(monkeypatch, tmp_path, "serve", ENVIRONMENT="production")
+    for name in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY", "OPENAI_API_KEY", "PUBLIC_URL", "STORAGE_PROVIDER"):
+        assert name in refused
+
+
+def test_doctor_says_what_is_behind(tmp_path: Path, empty_database_url: str) -> None:
+    behind = _easel(tmp_path, "doctor", DATABASE_URL=empty_database_url)
+    assert behind.returncode != 0
+    assert "just migrate" in behind.stderr
+    asyncio.run(migrate(empty_database_url))
+    assert "All parts answer." in _easel(tmp_path, "doctor", DATABASE_URL=empty_database_url).stdout
+
+
+def test_a_worker_without_redis_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "REDIS_URL" in _refusal(monkeypatch, tmp_path, "worker")
+
+
+def _refusal(monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, **variables: str) -> str:
+    """The sentence that the command ends with; run in this process, as loading everything anew takes seconds."""
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr(sys, "argv", ["easel", command])
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return str(left.value.code)
+
+
+def _until_ready(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the service did not become ready")
+
+
+def _processes_of(directory: Path) -> list[str]:
+    """Processes that still name the directory on their command line."""
+    found: list[str] = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(directory) in line:
+            found.append(line)
+    return found

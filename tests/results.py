@@ -1,0 +1,56 @@
+"""What the full-size suites found, as one table in `docs/proof.md`."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PATH = Path(__file__).parent.parent / "docs" / "proof.md"
+HEAD = """# What was tried, and what held
+
+`./just prove` writes this table; `./just test` runs the same suites smaller.
+
+| promise | suite | tried | kept | seed |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Proved:
+    """One line: of `tried` cases `kept` held, both with their unit."""
+
+    promise: int
+    suite: str
+    tried: str
+    kept: str
+    seed: str
+
+    def __str__(self) -> str:
+        return f"| {self.promise} | {self.suite} | {self.tried} | {self.kept} | {self.seed} |"
+
+
+class Results:
+    """Collects lines while the suites run."""
+
+    def __init__(self) -> None:
+        self.lines: list[Proved] = []
+
+    def __call__(self, promise: int, suite: str, *, tried: str, kept: str, seed: object = "-") -> None:
+        """`promise` is its number, `suite` a few words that name the line."""
+        line = Proved(promise, suite, tried, kept, str(seed))
+        self.lines.append(line)
+        print(line)  # noqa: T201 - pytest shows it with -s, and where a test fails
+
+    def write(self) -> None:
+        """Into the table, in place of what the same suites found before; only where all was run in full."""
+        if not self.lines or "EASEL_PROVE" not in os.environ:
+            return
+        known = [_parse(line) for line in PATH.read_text().splitlines()[6:]] if PATH.exists() else []
+        fresh = {(line.promise, line.suite) for line in self.lines}
+        kept = [line for line in known if (line.promise, line.suite) not in fresh]
+        lines = sorted([*kept, *self.lines], key=lambda line: (line.promise, line.suite))
+        PATH.write_text(HEAD + "".join(f"{line}\n" for line in lines))
+
+
+def _parse(line: str) -> Proved:
+    promise, suite, tried, kept, seed = (cell.strip() for cell in line.strip("|").split("|"))
+    return Proved(int(promise), suite, tried, kept, seed)

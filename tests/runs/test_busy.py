@@ -1,0 +1,143 @@
+"""What becomes of a run whose conversation has another one open: refused, queued behind it, or started in its place."""
+
+import json
+import time
+import uuid
+from itertools import pairwise
+from typing import Any
+
+import httpx
+import pytest
+
+from app.runs import stream
+from tests.app_server import ApiUser, Event, events_of, kinds, one
+
+SLOW = "Draw a house [offline: slow=1.5]"
+
+
+def test_a_busy_conversation_is_refused_with_the_run_that_keeps_it_busy(ada: ApiUser) -> None:
+    running = ada.start(SLOW, agent_key="designer")
+    answer = ada.http.post("/v1/runs", json={"input": "And?", "conversation_id": running["conversation_id"]})
+    assert answer.status_code == 409
+    assert (answer.json()["code"], answer.json()["run_id"]) == ("conversation_busy", running["id"])
+    assert len(ada.messages(running["conversation_id"])) == 1
+    stop(ada, running)
+
+
+def test_queued_runs_follow_one_another_and_each_goes_on_from_the_last(ada: ApiUser, provider_url: str) -> None:
+    word = f"w{uuid.uuid4().hex}"
+    first = ada.start(f"Draw a house called {word}", agent_key="designer")
+    queued = [queue(ada, first, f"Draw boat {number} for {word}") for number in range(3)]
+    assert [run["status"] for run in queued] == ["queued"] * 3
+    told = [ada.events(run["id"]) for run in [first, *queued]]
+    assert [kinds(events)[-1] for events in told] == ["run.completed"] * 4
+    for before, after in pairwise(told):
+        assert before[-1]["run"]["finished_at"] <= one(after, "run.started")["run"]["started_at"]
+    assert [message["role"] for message in ada.messages(first["conversation_id"])] == ["user", "assistant"] * 4
+    previous = [body.get("previous_response_id") for body in asked_with(provider_url, word)]
+    assert previous[0] is None
+    assert len(set(previous)) == 4
+
+
+def test_a_queued_run_sees_the_answer_that_it_waited_for(ada: ApiUser, provider_url: str) -> None:
+    word = f"w{uuid.uuid4().hex}"
+    first = ada.start(f"What is {word}? [offline: words=20]")
+    second = queue(ada, first, f"Say {word} again")
+    ada.events(second["id"])
+    heard = one(ada.events(first["id"]), "message.completed")["message"]["text"]
+    last = asked_with(provider_url, word)[-1]
+    assert last.get("previous_response_id") or heard in json.dumps(last["input"], ensure_ascii=False)
+
+
+def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: ApiUser) -> None:
+    first = ada.start(SLOW, agent_key="designer")
+    second, third = queue(ada, first, "Draw a boat"), queue(ada, first, "Draw a tree")
+    with ada.http.stream("GET", f"/v1/runs/{second['id']}/events") as answer:
+        events = events_of(answer)
+        assert next(events)["type"] == "run.created"
+        began = time.monotonic()
+        stop(ada, second)
+        assert kinds(list(events)) == ["run.cancelled"]
+        assert time.monotonic() - began < 1
+    assert ada.http.get(f"/v1/runs/{first['id']}").json()["status"] == "running"
+    assert kinds(ada.events(third["id"]))[-1] == "run.completed"
+    assert kinds(ada.events(first["id"]))[-1] == "run.completed"
+
+
+def test_a_run_that_interrupts_takes_the_place_of_the_running_one_and_its_finished_pictures_stay(ada: ApiUser) -> None:
+    first = ada.start("Draw a house [offline: two] [offline: slow=1.5]", agent_key="designer")
+    wait_for(ada, first, "attachment.created")
+    second = ada.ask("Draw a boat", conversation_id=first["conversation_id"], if_busy="interrupt")
+    assert kinds(second)[-1] == "run.completed"
+    stopped = ada.events(first["id"])
+    assert kinds(stopped)[-2:] == ["message.completed", "run.cancelled"]
+    (kept,) = one(stopped, "message.completed")["message"]["attachments"]
+    assert httpx.get(kept["url"]).status_code == 200
+    assert stopped[-1]["run"]["finished_at"] <= one(second, "run.started")["run"]["started_at"]
+
+
+def test_a_run_that_interrupts_ends_those_that_are_queued_as_well(ada: ApiUser) -> None:
+    first = ada.start(SLOW, agent_key="designer")
+    wait_for(ada, first, "tool.started")
+    queued = [queue(ada, first, "Draw a boat"), queue(ada, first, "Draw a tree")]
+    last = ada.ask("Draw a cat", conversation_id=first["conversation_id"], if_busy="interrupt")
+    assert kinds(last)[-1] == "run.completed"
+    assert kinds(ada.events(first["id"]))[-1] == "run.cancelled"
+    for run in queued:
+        assert kinds(ada.events(run["id"])) == ["run.created", "run.cancelled"]
+
+
+def test_a_queued_stream_waits_and_then_delivers(ada: ApiUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "HEARTBEAT_SECONDS", 0.1)
+    first = ada.start(SLOW, agent_key="designer")
+    body = {"input": "Draw a boat", "conversation_id": first["conversation_id"], "if_busy": "queue"}
+    with ada.http.stream("POST", "/v1/runs", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        lines = list(answer.iter_lines())
+    told = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert told[:2] == ["run.created", "run.started"]
+    assert told[-1] == "run.completed"
+    waiting = lines[: lines.index("event: run.started")]
+    assert sum(line.startswith(":") for line in waiting) >= 5
+
+
+def test_a_failed_run_lets_the_next_go_on(ada: ApiUser) -> None:
+    first = ada.start("Draw a house [offline: slow=0.5] [offline: failed=late]", agent_key="designer")
+    second = queue(ada, first, "Draw a boat")
+    assert kinds(ada.events(first["id"]))[-1] == "run.failed"
+    began = time.monotonic()
+    assert kinds(ada.events(second["id"]))[-1] == "run.completed"
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=[pytest.mark.prove, pytest.mark.timeout(300)])])
+def test_no_run_is_forgotten_that_is_queued_as_the_one_before_ends(ada: ApiUser, rounds: int) -> None:
+    last = ada.start("Hello [offline: words=1]")
+    began = time.monotonic()
+    for _ in range(rounds):
+        last = queue(ada, last, "Hello [offline: words=1]")
+        with ada.http.stream("GET", f"/v1/runs/{last['id']}/events") as answer:
+            # Right after the text, the run is at its end.
+            next(event for event in events_of(answer) if event["type"] == "text.delta")
+    assert kinds(ada.events(last["id"]))[-1] == "run.completed"
+    # The sweep, which finds what was forgotten, comes after five seconds.
+    assert time.monotonic() - began < rounds * 0.5
+
+
+def queue(user: ApiUser, first: dict[str, Any], text: str) -> dict[str, Any]:
+    return user.start(text, conversation_id=first["conversation_id"], if_busy="queue")
+
+
+def stop(user: ApiUser, run: dict[str, Any]) -> None:
+    assert user.http.put(f"/v1/runs/{run['id']}/cancellation").status_code == 202
+
+
+def wait_for(user: ApiUser, run: dict[str, Any], kind: str) -> Event:
+    with user.http.stream("GET", f"/v1/runs/{run['id']}/events") as answer:
+        return next(event for event in events_of(answer) if event["type"] == kind)
+
+
+def asked_with(provider_url: str, word: str) -> list[dict[str, Any]]:
+    """What the provider was asked for with that word in it, oldest first."""
+    requests: list[dict[str, Any]] = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    posts = [request["body"] for request in requests if request["path"] == "/v1/responses"]
+    return [body for body in posts if word in json.dumps(body)]

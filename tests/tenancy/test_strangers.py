@@ -1,0 +1,273 @@
+"""Promise 3: whoever calls with somebody else's id hears what they would hear of an id that never was.
+
+Every operation of the API has its line in MATRIX; one without a line, or with an id that its line does not name, fails.
+"""
+
+import re
+import secrets
+import uuid
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, cast
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.app_server import ApiUser, AppServer, one
+
+Schema = dict[str, Any]
+Operation = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How an operation is called; `{name}` in a value of query or body stands for the id of that name."""
+
+    public: bool = False
+    query: tuple[tuple[str, str], ...] = ()
+    body: tuple[tuple[str, str | list[str]], ...] = ()
+    files: tuple[tuple[str, bytes], ...] = ()
+
+
+def picture(mode: str = "L", size: tuple[int, int] = (8, 8)) -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# In an order in which the owner's own calls all succeed: what removes something comes last.
+MATRIX: dict[Operation, Call] = {
+    ("POST", "/v1/signup"): Call(public=True),
+    ("POST", "/v1/tokens"): Call(public=True),
+    ("POST", "/v1/tokens/refresh"): Call(public=True),
+    ("GET", "/livez"): Call(public=True),
+    ("GET", "/readyz"): Call(public=True),
+    ("GET", "/metrics"): Call(public=True),
+    ("GET", "/v1/files/{token}"): Call(public=True),
+    ("GET", "/v1/me"): Call(),
+    ("GET", "/v1/agents"): Call(),
+    ("GET", "/v1/api-keys"): Call(),
+    ("POST", "/v1/api-keys"): Call(body=(("name", "A key"),)),
+    ("GET", "/v1/attachments"): Call(),
+    ("POST", "/v1/attachments"): Call(files=(("file", picture()),)),
+    ("GET", "/v1/attachments/{object_id}"): Call(),
+    ("GET", "/v1/attachments/{object_id}/content"): Call(),
+    ("GET", "/v1/conversations"): Call(),
+    ("GET", "/v1/conversations/{conversation_id}"): Call(),
+    ("GET", "/v1/conversations/{conversation_id}/messages"): Call(),
+    ("PATCH", "/v1/conversations/{conversation_id}"): Call(body=(("title", "Mine now"),)),
+    ("GET", "/v1/runs/{run_id}"): Call(),
+    ("GET", "/v1/runs/{run_id}/events"): Call(),
+    ("PUT", "/v1/runs/{run_id}/cancellation"): Call(),
+    ("POST", "/v1/runs"): Call(
+        body=(
+            ("input", "Hello"),
+            ("conversation_id", "{conversation_id}"),
+            ("attachments", ["{attachments}"]),
+            ("edit", "{edit}"),
+            ("mask", "{mask}"),
+        )
+    ),
+    ("DELETE", "/v1/attachments/{object_id}"): Call(),
+    ("DELETE", "/v1/conversations/{conversation_id}"): Call(),
+    ("DELETE", "/v1/api-keys/{key_id}"): Call(),
+    ("DELETE", "/v1/tokens/current"): Call(),
+}
+
+# Ids that name nothing: positions of pages, and the tenant, which has tests of its own.
+NOT_IDS = {"cursor", "x-tenant-id"}
+MALFORMED = ("not-an-id", "0", f"{uuid.UUID(int=7)}x", "null")
+
+
+def test_every_operation_is_in_the_matrix_with_every_id_it_takes(server: AppServer) -> None:
+    schema = server.uvicorn.app.openapi()
+    for method, path in operations(schema):
+        call = MATRIX.get((method, path))
+        assert call is not None, f"{method} {path} has no line in MATRIX"
+        assert ids_of(path, call) == ids_in(schema, method, path), f"MATRIX names other ids than {method} {path} takes"
+    assert MATRIX.keys() == set(operations(schema)), "MATRIX has a line for an operation that is gone"
+
+
+def test_a_strangers_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
+    server: AppServer, ada: ApiUser, stranger: ApiUser
+) -> None:
+    own, theirs = belongings_of(ada), belongings_of(stranger)
+    for (method, path), call in MATRIX.items():
+        for name in sorted(ids_of(path, call)):
+            refused = send(stranger.http, method, path, call, {**theirs, name: own[name]})
+            assert refused.status_code == 404, f"{method} {path} with {name}: {refused.status_code} {refused.text}"
+            for other in (str(uuid.uuid4()), *MALFORMED):
+                absent = send(stranger.http, method, path, call, {**theirs, name: other})
+                assert told(absent) == told(refused), f"{method} {path} with {name}={other}"
+    assert_untouched(ada, own)
+
+
+def test_ada_herself_is_not_refused(ada: ApiUser) -> None:
+    own = belongings_of(ada)
+    for (method, path), call in MATRIX.items():
+        if not call.public:
+            answer = send(ada.http, method, path, call, own)
+            assert answer.is_success or answer.is_redirect, f"{method} {path}: {answer.status_code} {answer.text}"
+
+
+def test_nobody_is_let_in_but_where_the_door_is_public(server: AppServer, ada: ApiUser) -> None:
+    own = belongings_of(ada)
+    nobody = server.anyone()
+    for (method, path), call in MATRIX.items():
+        answer = send(nobody, method, path, call, own)
+        if call.public:
+            assert answer.status_code != 401, f"{method} {path}"
+        else:
+            assert answer.status_code == 401, f"{method} {path}: {answer.status_code} {answer.text}"
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert nobody.get(f"/v1/files/{own['object_id']}").status_code == 404
+    assert_untouched(ada, own)
+
+
+def test_another_tenants_name_in_the_header_opens_nothing(ada: ApiUser, stranger: ApiUser) -> None:
+    own = belongings_of(ada)
+    key = stranger.http.post("/v1/api-keys", json={"name": "Mine"}).json()["key"]
+    for bearer in (stranger.signed_up["access_token"], key):
+        for (method, path), call in MATRIX.items():
+            if call.public:
+                continue
+            answers = [
+                send(
+                    stranger.http, method, path, call, own, Authorization=f"Bearer {bearer}", **{"X-Tenant-Id": tenant}
+                )
+                for tenant in (ada.signed_up["tenant"]["id"], str(uuid.uuid4()), *MALFORMED)
+            ]
+            assert answers[0].status_code == 404, f"{method} {path}: {answers[0].status_code} {answers[0].text}"
+            assert len({told(answer) for answer in answers}) == 1, f"{method} {path}"
+    assert_untouched(ada, own)
+
+
+@pytest.mark.parametrize("kind", ["access_token", "key"])
+def test_a_tampered_or_truncated_credential_is_refused(server: AppServer, ada: ApiUser, kind: str) -> None:
+    real = ada.signed_up["access_token"] if kind == "access_token" else make_key(ada)["key"]
+    assert status_with(server, real) == 200
+    swapped = "A" if real[-10] != "A" else "B"
+    for wrong in (
+        f"{real[:-10]}{swapped}{real[-9:]}",
+        real[:-1],
+        f"{real}A",
+        real.swapcase(),
+        real.split("_")[-1],
+        secrets.token_urlsafe(32),
+        "x",
+        "ö".encode().decode("latin-1"),
+    ):
+        assert status_with(server, wrong) == 401, wrong
+
+
+def test_a_refresh_token_is_no_access_token(server: AppServer, ada: ApiUser) -> None:
+    assert status_with(server, ada.signed_up["refresh_token"]) == 401
+    assert status_with(server, ada.signed_up["refresh_token"].replace("_rt_", "_at_")) == 401
+
+
+def test_a_revoked_key_is_refused_with_the_next_request(server: AppServer, ada: ApiUser) -> None:
+    made = make_key(ada)
+    assert status_with(server, made["key"]) == 200
+    assert ada.http.delete(f"/v1/api-keys/{made['id']}").status_code == 204
+    assert status_with(server, made["key"]) == 401
+
+
+def test_a_signed_out_token_is_refused_with_the_next_request(server: AppServer, ada: ApiUser) -> None:
+    assert ada.http.delete("/v1/tokens/current").status_code == 204
+    assert status_with(server, ada.signed_up["access_token"]) == 401
+
+
+def operations(schema: Schema) -> list[Operation]:
+    return [(method.upper(), path) for path, methods in schema["paths"].items() for method in methods]
+
+
+def ids_of(path: str, call: Call) -> set[str]:
+    """The names of the ids that a call is made with."""
+    values = [path, *(str(value) for _, value in (*call.query, *call.body))]
+    return {name for value in values for name in re.findall(r"\{(\w+)\}", value)} - {"token"}
+
+
+def ids_in(schema: Schema, method: str, path: str) -> set[str]:
+    """The names of the ids that an operation takes, by its schema: all that has the format uuid."""
+    operation = schema["paths"][path][method.lower()]
+    taken = {given["name"] for given in operation.get("parameters", []) if _holds_id(schema, given["schema"])}
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        fields = _resolved(schema, content["schema"]).get("properties", {})
+        taken |= {name for name, field in fields.items() if _holds_id(schema, field)}
+    return {name for name in taken if name.lower() not in NOT_IDS}
+
+
+def _holds_id(schema: Schema, part: Schema) -> bool:
+    part = _resolved(schema, part)
+    inner: list[Schema] = [*part.get("anyOf", []), *([part["items"]] if "items" in part else [])]
+    return part.get("format") == "uuid" or any(_holds_id(schema, one_of_them) for one_of_them in inner)
+
+
+def _resolved(schema: Schema, part: Schema) -> Schema:
+    name = part.get("$ref")
+    return part if name is None else cast(Schema, schema["components"]["schemas"][name.rpartition("/")[2]])
+
+
+def belongings_of(user: ApiUser) -> dict[str, str]:
+    """The ids of one finished run, its conversation and picture, two pictures sent, and a key."""
+    events = user.draw("Draw a red house")
+    run = one(events, "run.created")["run"]
+    drawn = one(events, "attachment.created")["attachment"]
+    return {
+        "run_id": run["id"],
+        "conversation_id": run["conversation_id"],
+        "object_id": drawn["object_id"],
+        "edit": drawn["object_id"],
+        "attachments": sent(user, picture()),
+        "mask": sent(user, picture("RGBA", (drawn["width"], drawn["height"]))),
+        "key_id": make_key(user)["id"],
+        "token": "not-a-link",
+    }
+
+
+def make_key(user: ApiUser) -> dict[str, Any]:
+    answer = user.http.post("/v1/api-keys", json={"name": "A key"})
+    assert answer.status_code == 201, answer.text
+    return cast(dict[str, Any], answer.json())
+
+
+def sent(user: ApiUser, data: bytes) -> str:
+    answer = user.http.post("/v1/attachments", files={"file": ("a.png", data)})
+    assert answer.status_code == 201, answer.text
+    return cast(str, answer.json()["object_id"])
+
+
+def send(
+    client: httpx.Client, method: str, path: str, call: Call, ids: dict[str, str], **headers: str
+) -> httpx.Response:
+    query = {name: value.format_map(ids) for name, value in call.query}
+    body = {
+        name: [one_of_them.format_map(ids) for one_of_them in value]
+        if isinstance(value, list)
+        else value.format_map(ids)
+        for name, value in call.body
+    }
+    files = {name: ("a.png", data) for name, data in call.files}
+    return client.request(
+        method, path.format_map(ids), params=query or None, json=body or None, files=files or None, headers=headers
+    )
+
+
+def told(answer: httpx.Response) -> tuple[int, str, bytes]:
+    """All of an answer but its request_id."""
+    body = re.sub(rb'"request_id":"[^"]*"', b"", answer.content)
+    return answer.status_code, answer.headers["content-type"], body
+
+
+def assert_untouched(user: ApiUser, own: dict[str, str]) -> None:
+    assert user.http.get(f"/v1/conversations/{own['conversation_id']}").json()["title"] == "Draw a red house"
+    assert len(user.messages(own["conversation_id"])) == 2
+    assert user.http.get(f"/v1/attachments/{own['object_id']}").json()["status"] == "stored"
+    assert user.http.get(f"/v1/runs/{own['run_id']}").json()["status"] == "completed"
+    assert own["key_id"] in [key["id"] for key in user.http.get("/v1/api-keys").json()["data"]]
+
+
+def status_with(server: AppServer, credential: str) -> int:
+    header = b"Bearer " + credential.encode()
+    return server.anyone().get("/v1/me", headers={b"Authorization": header}).status_code

@@ -1,0 +1,211 @@
+"""Promise 4: API and worker processes die at any moment, and every picture that was paid for is there, once."""
+
+import hashlib
+import json
+import os
+import random
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app_server import ApiUser, Event, events_of, kinds, one
+from tests.processes import Processes, running_processes
+from tests.results import Results
+from tests.servers import redis_server, s3_server
+from tests.tables import rows
+
+TERMINAL = ("run.completed", "run.failed", "run.cancelled")
+APIS, WORKERS = 2, 2
+# Runs at a time; each takes about half a second.
+CLIENTS = 6
+SECONDS_BETWEEN_KILLS = 0.4
+PATIENCE_SECONDS = 60.0
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Cluster:
+    """Processes that come and go; `urls` are of the APIs that were alive last."""
+
+    processes: Processes
+    objects: Path
+    database_url: str
+    provider_url: str
+    workers: list[int] = field(default_factory=list[int])
+    apis: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+
+    def populate(self) -> None:
+        while len(self.workers) < WORKERS:
+            self.workers.append(self.processes.worker())
+        while len(self.apis) < APIS:
+            self.apis.append(self.processes.api())
+
+    def kill_one(self, chance: random.Random) -> None:
+        if chance.random() < 0.75:
+            self.processes.kill(self.workers.pop(chance.randrange(len(self.workers))))
+        else:
+            self.processes.kill(self.apis.pop(chance.randrange(len(self.apis)))[0])
+        self.populate()
+
+
+@pytest.fixture
+def cluster(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Cluster]:
+    with redis_server(tmp_path / "redis") as redis, s3_server(tmp_path / "s3") as s3:
+        variables = {
+            "DATABASE_URL": database_url,
+            "OPENAI_API_KEY": "sk-test",
+            "OPENAI_BASE_URL": provider_url,
+            "REDIS_URL": redis.url,
+            "EMBEDDED_WORKER": "false",
+            "STORAGE_PROVIDER": "minio",
+            "MINIO_ENDPOINT": s3.endpoint,
+            "MINIO_ACCESS_KEY": s3.access_key,
+            "MINIO_SECRET_KEY": s3.secret_key,
+            "MINIO_SECURE": "false",
+            "RUN_LEASE_SECONDS": "2",
+            "LOG_LEVEL": "warning",
+        }
+        with running_processes(tmp_path / "processes", variables) as processes:
+            cluster = Cluster(processes, tmp_path / "s3" / "easel", database_url, provider_url)
+            cluster.populate()
+            yield cluster
+
+
+@dataclass
+class Told:
+    """What a client that always comes back has seen of its run."""
+
+    word: str
+    run_id: str = ""
+    events: list[Event] = field(default_factory=list[Event])
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.prove)])
+@pytest.mark.timeout(900)
+def test_no_picture_is_lost_or_bought_twice_whoever_dies(cluster: Cluster, kills: int, results: Results) -> None:
+    seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
+    ada = ApiUser(cluster.apis[0][1])
+    told, stop = list[Told](), threading.Event()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(keep_asking, cluster, ada, stop, seed + number, told) for number in range(CLIENTS)]
+        chance = random.Random(seed)
+        for _ in range(kills):
+            time.sleep(chance.random() * 2 * SECONDS_BETWEEN_KILLS)
+            cluster.kill_one(chance)
+        stop.set()
+        for client in clients:
+            client.result()
+    posts = posts_by_word(cluster.provider_url)
+    unknown = [mine for mine in told if outcome(mine) == "upstream_outcome_unknown"]
+    saved = [mine for mine in told if mine not in unknown]
+    bought_twice = [mine.word for mine in told if posts[mine.word] > 1]
+    results(
+        4,
+        "SIGKILL of APIs and workers",
+        tried=f"{kills} kills, {len(told)} runs",
+        kept=f"{len(saved)} completed, {len(unknown)} of unknown outcome, {len(bought_twice)} bought twice",
+        seed=seed,
+    )
+    assert {outcome(mine) for mine in saved} == {"run.completed"}
+    assert bought_twice == []
+    assert len(unknown) <= max(2, kills // 10)
+    for mine in told:
+        assert_told_once(mine)
+    assert_stored_once(cluster, saved)
+    ada.http.close()
+
+
+def keep_asking(cluster: Cluster, ada: ApiUser, stop: threading.Event, seed: int, told: list[Told]) -> None:
+    chance = random.Random(seed)
+    while not stop.is_set():
+        mine = Told(f"w{uuid.uuid4().hex}")
+        told.append(mine)
+        slow = chance.choice(["0.2", "0.6"])
+        ask(cluster, ada, mine, f"Draw a house called {mine.word} [offline: slow={slow}] [offline: words=60]")
+        follow(cluster, ada, mine)
+
+
+def ask(cluster: Cluster, ada: ApiUser, mine: Told, text: str) -> None:
+    """Post until one of the APIs says that it was accepted."""
+    key = str(uuid.uuid4())
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    headers = {"Authorization": ada.http.headers["Authorization"], "Idempotency-Key": key}
+    while time.monotonic() < deadline:
+        for _, url in list(cluster.apis):
+            with suppress(httpx.TransportError):
+                body = {"input": text, "agent_key": "designer"}
+                answer = httpx.post(f"{url}/v1/runs", json=body, headers=headers, timeout=5)
+                if answer.status_code == 202:
+                    mine.run_id = answer.json()["id"]
+                    return
+                assert answer.status_code in (409, 503), answer.text
+    pytest.fail("nobody accepted the run")
+
+
+def follow(cluster: Cluster, ada: ApiUser, mine: Told) -> None:
+    """Read to the terminal event, from wherever the stream broke off."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        for _, url in list(cluster.apis):
+            headers = {"Authorization": ada.http.headers["Authorization"]}
+            if mine.events:
+                headers["Last-Event-ID"] = str(mine.events[-1]["seq"])
+            with (
+                suppress(httpx.TransportError),
+                httpx.stream("GET", f"{url}/v1/runs/{mine.run_id}/events", headers=headers, timeout=20) as answer,
+            ):
+                for event in events_of(answer):
+                    mine.events.append(event)
+                    if event["type"] in TERMINAL:
+                        return
+    pytest.fail(f"run {mine.run_id} did not end: {kinds(mine.events)[-3:]}")
+
+
+def outcome(told: Told) -> str:
+    last = told.events[-1]
+    return str(last["error"]["code"]) if last["type"] == "run.failed" else str(last["type"])
+
+
+def assert_told_once(told: Told) -> None:
+    """No gap, no double, one end, and the pieces of text are the text."""
+    assert [event["seq"] for event in told.events] == list(range(1, len(told.events) + 1))
+    assert [kind for kind in kinds(told.events) if kind in TERMINAL] == [kinds(told.events)[-1]]
+    if kinds(told.events)[-1] == "run.completed":
+        text = "".join(event["delta"] for event in told.events if event["type"] == "text.delta")
+        assert text == one(told.events, "message.completed")["message"]["text"]
+        assert kinds(told.events).count("attachment.created") == 1
+
+
+def assert_stored_once(cluster: Cluster, completed: list[Told]) -> None:
+    """Each run's picture has one row and one whole object, and there are no objects besides."""
+    announced = {one(told.events, "attachment.created")["attachment"]["object_id"] for told in completed}
+    found = rows(
+        cluster.database_url, "SELECT id::text, run_id, sha256, storage_key FROM attachments WHERE status = 'stored'"
+    )
+    assert len({run_id for _, run_id, _, _ in found}) == len(found)
+    assert announced <= {object_id for object_id, _, _, _ in found}
+    for _, _, sha256, key in found:
+        assert hashlib.sha256((cluster.objects / key).read_bytes()).hexdigest() == sha256
+    objects = {str(path.relative_to(cluster.objects)) for path in cluster.objects.rglob("*") if path.is_file()}
+    assert {key for key in objects if "/images/" in key} == {key for _, _, _, key in found}
+
+
+def posts_by_word(provider_url: str) -> Counter[str]:
+    seen: list[Json] = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    counted: Counter[str] = Counter()
+    for request in seen:
+        if (request["method"], request["path"]) == ("POST", "/v1/responses"):
+            text = json.dumps(request["body"]["input"])
+            counted.update({word.strip('",.]}') for word in text.split() if word.startswith("w") and len(word) > 32})
+    return counted
