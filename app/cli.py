@@ -150,7 +150,7 @@ def _serving(settings: Settings, parts: Parts) -> Generator[str]:
 
 @cli.command()
 def doctor() -> None:
-    """Check settings, agents, database, fabric and storage; say what is wrong and how to mend it."""
+    """Check settings, agents, database, broker and storage; say what is wrong and how to mend it."""
     settings = _start("error")
     registry = agents_of(settings)
     typer.echo(f"agents: {', '.join(sorted(registry.specs))}")
@@ -165,7 +165,7 @@ def doctor() -> None:
 
 async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
     async with open_workshop(settings, parts, registry, asyncio.Event()) as shop:
-        await shop.fabric.ping()
+        await shop.broker.ping()
         if not await is_current(shop.database):
             raise SettingsError("The database's schema is behind: run `just migrate`.")
         typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")

@@ -20,11 +20,11 @@ from app.attachments import content
 from app.attachments import routes as attachments
 from app.attachments.reconcile import Report, reconcile
 from app.attachments.spool import Spool
+from app.broker import BROKER_UNAVAILABLE, Broker, open_broker
 from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
 from app.errors import Unavailable, install_handlers
-from app.fabric import FABRIC_AWAY, Fabric, open_fabric
 from app.gate import Gate
 from app.migrate import is_current
 from app.runs import routes as runs
@@ -50,7 +50,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.parts = parts
     app.state.registry = registry or agents_of(settings)
     app.state.draining = asyncio.Event()
-    install_handlers(app, (*FABRIC_AWAY, StorageError))
+    install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
     app.add_middleware(Gate, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
@@ -83,7 +83,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     parts, registry = cast(Parts, app.state.parts), cast(Registry, app.state.registry)
     stopping = cast(asyncio.Event, app.state.draining)
     async with open_workshop(settings, parts, registry, stopping) as shop:
-        app.state.database, app.state.fabric, app.state.store = shop.database, shop.fabric, shop.store
+        app.state.database, app.state.broker, app.state.store = shop.database, shop.broker, shop.store
         async with AsyncExitStack() as stack:
             if settings.embedded_worker:
                 await stack.enter_async_context(tasks.working(shop))
@@ -108,7 +108,7 @@ async def open_workshop(
         store = open_store(settings)
         stack.push_async_callback(store.close)
         await store.prepare(create_bucket=not settings.production)
-        fabric = await stack.enter_async_context(open_fabric(settings))
+        broker = await stack.enter_async_context(open_broker(settings))
         client = AsyncOpenAI(
             api_key=parts.provider_key,
             base_url=parts.provider_url,
@@ -117,7 +117,7 @@ async def open_workshop(
         )
         stack.push_async_callback(client.close)
         spool = Spool(settings.data_dir / "spool")
-        shop = Workshop(settings, database, fabric, store, spool, registry, client, stopping)
+        shop = Workshop(settings, database, broker, store, spool, registry, client, stopping)
         tasks.register(shop)
         yield shop
 
@@ -160,7 +160,7 @@ async def readyz(
     """503 while the schema is behind or a part does not answer."""
     if not await is_current(database):
         raise Unavailable("The database's schema is behind: run `just migrate`.", code="schema_behind")
-    await cast(Fabric, request.app.state.fabric).ping()
+    await cast(Broker, request.app.state.broker).ping()
     return {"status": "ready"}
 
 

@@ -11,9 +11,9 @@ from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment, AttachmentKind
 from app.attachments.schemas import AttachmentView, view, views
+from app.broker import Broker
 from app.db import Database, database
 from app.errors import Invalid, id_of
-from app.fabric import Fabric
 from app.identity.actor import AttachmentReader, AttachmentWriter, CurrentSettings, TenantSession
 from app.paging import Page, PageQuery, fetch_page
 
@@ -33,8 +33,8 @@ async def upload_attachment(
 ) -> AttachmentView:
     """Keep a picture: decoded, set upright and written anew, so that nothing but its pixels is stored."""
     form = uploads.Form(request.headers.get("content-type", ""), _body_of(request))
-    fabric = cast(Fabric, request.app.state.fabric)
-    row = await uploads.take(database, fabric, links.store, settings, actor, form)
+    broker = cast(Broker, request.app.state.broker)
+    row = await uploads.take(database, broker, links.store, settings, actor, form)
     response.headers["Location"] = f"/v1/attachments/{row.id}"
     return await view(row, links)
 

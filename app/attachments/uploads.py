@@ -20,9 +20,9 @@ from sqlalchemy import delete, update
 
 from app.attachments import variants
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
+from app.broker import Broker
 from app.db import Database, after_commit, uuid7
 from app.errors import AppError, FieldError, Invalid, TooLarge, Unavailable
-from app.fabric import Fabric
 from app.identity.service import Actor
 from app.images import sanitise
 from app.images.inspect import UnreadableImage
@@ -77,7 +77,7 @@ class Form:
 
 
 async def take(
-    database: Database, fabric: Fabric, store: Store, settings: Settings, actor: Actor, form: Form
+    database: Database, broker: Broker, store: Store, settings: Settings, actor: Actor, form: Form
 ) -> Attachment:
     """The row of the form's picture, stored: type and size are the bytes', of the name only its words are kept.
 
@@ -98,7 +98,7 @@ async def take(
             await _forget(database, store, row)
             raise Unavailable("The picture store does not answer; nothing was kept. Send the picture again.") from None
     async with database.tenant(actor.tenant_id) as session:
-        after_commit(session, partial(variants.request, fabric, actor.tenant_id, row.id))
+        after_commit(session, partial(variants.request, broker, actor.tenant_id, row.id))
         await session.execute(update(Attachment).where(Attachment.id == row.id).values(status=AttachmentStatus.STORED))
     row.status = AttachmentStatus.STORED
     return row

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import select, update
 
 from app.attachments.models import Attachment, AttachmentStatus
+from app.broker import Broker
 from app.db import Database, now
-from app.fabric import Fabric
 from app.images import thumbnails
 from app.images.inspect import UnreadableImage
 from app.images.thumbnails import Copy
@@ -25,11 +25,11 @@ MISSED_AFTER = timedelta(minutes=1)
 MISSED_AT_ONCE = 100
 
 
-async def request(fabric: Fabric, tenant_id: UUID, object_id: UUID) -> None:
-    await fabric.enqueue(MAKE, str(tenant_id), str(object_id), key=f"variants:{object_id}")
+async def request(broker: Broker, tenant_id: UUID, object_id: UUID) -> None:
+    await broker.enqueue(MAKE, str(tenant_id), str(object_id), key=f"variants:{object_id}")
 
 
-async def request_missed(database: Database, fabric: Fabric) -> None:
+async def request_missed(database: Database, broker: Broker) -> None:
     """Ask again for stored pictures that nobody has tried, the oldest first."""
     async with database.identity() as session:
         found = await session.execute(
@@ -44,7 +44,7 @@ async def request_missed(database: Database, fabric: Fabric) -> None:
         )
         rows = found.all()
     for row in rows:
-        await request(fabric, row.tenant_id, row.id)
+        await request(broker, row.tenant_id, row.id)
 
 
 async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUID) -> None:

@@ -76,8 +76,8 @@ async def execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: i
 
 async def _carry_out(shop: Workshop, run: Run) -> None:
     resumable = run.background and run.response_id is not None
-    told = read(await shop.fabric.fence(run.id, run.attempt), run.response_id if resumable else None)
-    events = EventLog(shop.fabric, run.id, run.attempt, seq=told.seq)
+    told = read(await shop.broker.fence(run.id, run.attempt), run.response_id if resumable else None)
+    events = EventLog(shop.broker, run.id, run.attempt, seq=told.seq)
     _tell_of_the_start(events, run)
     turn = Turn(shop, run, events, told)
     teller = Teller(events.emit, told)
@@ -121,7 +121,7 @@ async def _put_down(turn: Turn) -> None:
 def _tell_of_the_start(events: EventLog, run: Run) -> None:
     view = RunView.model_validate(run)
     if events.seq == 0:
-        # The API wrote this one already, unless the fabric was away then: its number keeps it single.
+        # The API wrote this one already, unless the broker was away then: its number keeps it single.
         queued = view.model_copy(update={"status": RunStatus.QUEUED, "started_at": None})
         events.emit("run.created", run=queued.model_dump(mode="json"))
     if events.seq == 1:
@@ -194,7 +194,7 @@ async def _stopped(shop: Workshop, run: Run) -> None:
                 current = await session.get(Run, run.id)
             if current is None or current.cancel_requested_at is not None:
                 return
-            await shop.fabric.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+            await shop.broker.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
         except Exception:
             # A part that is away for a moment must not look like someone's wish to stop.
             log.warning("run.watch_failed", exc_info=True)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from app.attachments.links import Grant, Links
 from app.attachments.schemas import from_log
-from app.fabric import Fabric, Record
+from app.broker import Broker, Record
 
 LINKED = frozenset({"attachment.created", "message.completed", "image.partial"})
 TERMINAL = frozenset({"run.completed", "run.failed", "run.cancelled"})
@@ -29,12 +29,12 @@ def record(run_id: UUID, seq: int, kind: str, fields: dict[str, Any], mark: str 
 class EventLog:
     """Numbers events without gaps and writes them in batches, never making the turn wait.
 
-    While the fabric is away they wait in memory; once a later attempt writes, they are dropped.
+    While the broker is away they wait in memory; once a later attempt writes, they are dropped.
     """
 
-    def __init__(self, fabric: Fabric, run_id: UUID, attempt: int, *, seq: int = 0) -> None:
+    def __init__(self, broker: Broker, run_id: UUID, attempt: int, *, seq: int = 0) -> None:
         self.seq = seq
-        self._fabric = fabric
+        self._broker = broker
         self._run_id = run_id
         self._attempt = attempt
         self._queue: list[Record] = []
@@ -49,7 +49,7 @@ class EventLog:
     async def _write(self) -> None:
         while batch := self._queue[:WRITE_BATCH]:
             try:
-                held = await self._fabric.append(self._run_id, batch, attempt=self._attempt)
+                held = await self._broker.append(self._run_id, batch, attempt=self._attempt)
             except Exception:
                 log.warning("events.not_written", extra={"run_id": str(self._run_id)}, exc_info=True)
                 await asyncio.sleep(RETRY_SECONDS)

@@ -123,5 +123,5 @@ async def _store(shop: Workshop, row: Attachment, base64: str) -> bool:
     await shop.store.put(row.storage_key, picture.data, mime_type=row.mime_type)
     await attachments.mark_stored(shop.database, row.tenant_id, row.id)
     log.info("image.refetched", extra={"tenant_id": str(row.tenant_id), "object_id": str(row.id)})
-    await variants.request(shop.fabric, row.tenant_id, row.id)
+    await variants.request(shop.broker, row.tenant_id, row.id)
     return True

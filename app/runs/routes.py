@@ -10,9 +10,9 @@ from pydantic import AfterValidator
 
 from app.agents._shared.registry import Registry
 from app.attachments.links import ReaderLinks
+from app.broker import Broker
 from app.db import Database, after_commit, database
 from app.errors import id_of
-from app.fabric import Fabric
 from app.identity.actor import ChatReader, ChatWriter, CurrentSettings, TenantSession
 from app.runs import idempotency, service, tasks
 from app.runs.idempotency import Answer, visible_ascii
@@ -33,25 +33,25 @@ STREAM_DOCS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def fabric_of(request: Request) -> Fabric:
-    return cast(Fabric, request.app.state.fabric)
+def broker_of(request: Request) -> Broker:
+    return cast(Broker, request.app.state.broker)
 
 
 def registry_of(request: Request) -> Registry:
     return cast(Registry, request.app.state.registry)
 
 
-CurrentFabric = Annotated[Fabric, Depends(fabric_of)]
+CurrentBroker = Annotated[Broker, Depends(broker_of)]
 CurrentRegistry = Annotated[Registry, Depends(registry_of)]
 
 
 def source_of(
     request: Request,
     database: Annotated[Database, Depends(database, scope="function")],
-    fabric: CurrentFabric,
+    broker: CurrentBroker,
     links: ReaderLinks,
 ) -> Source:
-    return Source(database, fabric, links, cast(asyncio.Event, request.app.state.draining))
+    return Source(database, broker, links, cast(asyncio.Event, request.app.state.draining))
 
 
 @router.post("", status_code=202, response_model=RunView, responses=STREAM_DOCS)
@@ -72,9 +72,9 @@ async def start_run(
     """
     answer = await idempotency.recall(session, actor, START, idempotency_key, body)
     if answer is None:
-        run = await service.create(session, source.fabric, settings, registry, actor, body)
+        run = await service.create(session, source.broker, settings, registry, actor, body)
         view = RunView.model_validate(run)
-        after_commit(session, lambda: tasks.launch(source.fabric, actor.tenant_id, view))
+        after_commit(session, lambda: tasks.launch(source.broker, actor.tenant_id, view))
         headers = {"Location": f"/v1/runs/{run.id}", "X-Run-Id": str(run.id)}
         answer = Answer(run.id, 202, headers, view.model_dump_json())
         await idempotency.remember(session, actor, START, idempotency_key, body, answer)
@@ -112,6 +112,6 @@ async def _events(source: Source, run: Run, position: int, headers: dict[str, st
 
 
 @router.put("/{run_id}/cancellation", status_code=202)
-async def cancel_run(run_id: RunId, actor: ChatWriter, session: TenantSession, fabric: CurrentFabric) -> RunView:
+async def cancel_run(run_id: RunId, actor: ChatWriter, session: TenantSession, broker: CurrentBroker) -> RunView:
     """Stop the run; pictures that are finished stay. A run that has ended answers as it is."""
-    return RunView.model_validate(await service.cancel(session, fabric, actor, run_id))
+    return RunView.model_validate(await service.cancel(session, broker, actor, run_id))

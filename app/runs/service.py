@@ -10,11 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.agents._shared.registry import Registry
+from app.broker import Broker
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message
 from app.db import Database, after_commit, now, patient, uuid7
 from app.errors import Conflict, NotFound
-from app.fabric import Fabric
 from app.identity.service import Actor
 from app.runs.checks import check_options, check_pictures
 from app.runs.log import record
@@ -41,13 +41,13 @@ class RunError:
 
 
 async def create(
-    session: AsyncSession, fabric: Fabric, settings: Settings, registry: Registry, actor: Actor, asked: NewRun
+    session: AsyncSession, broker: Broker, settings: Settings, registry: Registry, actor: Actor, asked: NewRun
 ) -> Run:
     """The run, its user message and, where none was named, a new conversation."""
     conversation = None
     if asked.conversation_id is not None:
         conversation = await conversations.get(session, actor, asked.conversation_id, lock=True)
-        await _make_way(session, fabric, conversation.id, asked.if_busy)
+        await _make_way(session, broker, conversation.id, asked.if_busy)
     agent_key = asked.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
     check_options(settings, registry, agent_key, asked)
     await check_pictures(session, actor, asked)
@@ -56,7 +56,7 @@ async def create(
     return await _insert(session, actor, conversation, agent_key, asked)
 
 
-async def _make_way(session: AsyncSession, fabric: Fabric, conversation_id: UUID, if_busy: IfBusy) -> None:
+async def _make_way(session: AsyncSession, broker: Broker, conversation_id: UUID, if_busy: IfBusy) -> None:
     found = await session.scalars(
         select(Run).where(Run.conversation_id == conversation_id, Run.status.in_(OPEN)).order_by(Run.id)
     )
@@ -70,7 +70,7 @@ async def _make_way(session: AsyncSession, fabric: Fabric, conversation_id: UUID
         )
     if if_busy == "interrupt":
         for run in open_runs:
-            await _cancel(session, fabric, run)
+            await _cancel(session, broker, run)
 
 
 async def _insert(
@@ -246,15 +246,15 @@ def _ledger(run: Run, ending: Ending) -> list[UsageEntry]:
     ]
 
 
-async def cancel(session: AsyncSession, fabric: Fabric, actor: Actor, run_id: UUID) -> Run:
+async def cancel(session: AsyncSession, broker: Broker, actor: Actor, run_id: UUID) -> Run:
     """End a run that waits; tell the worker of one that does not. An ended run stays as it is."""
     run = await get(session, actor, run_id)
-    await _cancel(session, fabric, run)
+    await _cancel(session, broker, run)
     await session.refresh(run)
     return run
 
 
-async def _cancel(session: AsyncSession, fabric: Fabric, run: Run) -> None:
+async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
     created = record(run.id, 1, "run.created", {"run": RunView.model_validate(run).model_dump(mode="json")})
     waiting = await session.scalars(
         update(Run)
@@ -266,12 +266,12 @@ async def _cancel(session: AsyncSession, fabric: Fabric, run: Run) -> None:
     if ended := waiting.one_or_none():
         end_record = record(run.id, 2, "run.cancelled", {"run": RunView.model_validate(ended).model_dump(mode="json")})
         # With the first, which may be on its way yet from another process: it could not be written after the second.
-        after_commit(session, lambda: fabric.append(run.id, [created, end_record]))
+        after_commit(session, lambda: broker.append(run.id, [created, end_record]))
         return
     await session.execute(
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
     )
-    after_commit(session, lambda: fabric.signal(run.id))
+    after_commit(session, lambda: broker.signal(run.id))
 
 
 async def last_completed(session: AsyncSession, run: Run) -> Run | None:

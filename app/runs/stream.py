@@ -1,4 +1,4 @@
-"""A run's events as SSE: live from the fabric, or a short replay from the rows once the stream has expired."""
+"""A run's events as SSE: live from the broker, or a short replay from the rows once the stream has expired."""
 
 import asyncio
 import json
@@ -12,10 +12,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.attachments import service as attachments
 from app.attachments.links import Links
 from app.attachments.schemas import log_form
+from app.broker import BROKER_UNAVAILABLE, Broker, Record
 from app.conversations.models import Message
 from app.db import Database
 from app.errors import CONNECTION_FAULTS, NotFound
-from app.fabric import FABRIC_AWAY, Fabric, Record
 from app.runs.log import TERMINAL, for_reader, record
 from app.runs.models import Run
 from app.runs.schemas import RunView
@@ -35,7 +35,7 @@ class Source:
     """Where a reader's events come from."""
 
     database: Database
-    fabric: Fabric
+    broker: Broker
     links: Links
     draining: asyncio.Event
 
@@ -64,13 +64,13 @@ async def frames(source: Source, tenant_id: UUID, run_id: UUID, after: int) -> A
 
 
 async def _next(source: Source, run_id: UUID, after: int) -> list[Record]:
-    """What comes within a heartbeat; nothing, too, while the fabric is away."""
-    read = asyncio.create_task(source.fabric.read(run_id, after, wait_seconds=HEARTBEAT_SECONDS))
+    """What comes within a heartbeat; nothing, too, while the broker is away."""
+    read = asyncio.create_task(source.broker.read(run_id, after, wait_seconds=HEARTBEAT_SECONDS))
     drain = asyncio.create_task(source.draining.wait())
     try:
         await asyncio.wait({read, drain}, timeout=HEARTBEAT_SECONDS + 1, return_when=asyncio.FIRST_COMPLETED)
         return read.result() if read.done() else []
-    except FABRIC_AWAY:
+    except BROKER_UNAVAILABLE:
         await asyncio.sleep(1)
         return []
     finally:
@@ -94,9 +94,9 @@ async def _expired(source: Source, tenant_id: UUID, run_id: UUID) -> list[Record
     """The whole account of a run that has ended, once its live stream is gone."""
     try:
         async with asyncio.timeout(LOOK_SECONDS / 2):
-            if await source.fabric.exists(run_id):
+            if await source.broker.exists(run_id):
                 return []
-    except FABRIC_AWAY:
+    except BROKER_UNAVAILABLE:
         pass
     _, story = await replay(source.database, tenant_id, run_id)
     return story

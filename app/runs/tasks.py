@@ -15,9 +15,9 @@ from app.agents._shared.warm import warm_up
 from app.attachments import service as attachments
 from app.attachments import variants
 from app.attachments.reconcile import reconcile
+from app.broker import Broker, running_worker
 from app.db import now
 from app.errors import Conflict
-from app.fabric import Fabric, running_worker
 from app.runs import idempotency, service
 from app.runs.engine import HandedOver, execute
 from app.runs.log import record
@@ -43,19 +43,19 @@ EXECUTE = "execute_run"
 DROP_PREVIEWS = "drop_previews"
 
 
-async def launch(fabric: Fabric, tenant_id: UUID, run: RunView) -> None:
+async def launch(broker: Broker, tenant_id: UUID, run: RunView) -> None:
     """After the commit: the first event for whoever listens, and the task."""
-    await fabric.append(run.id, [record(run.id, 1, "run.created", {"run": run.model_dump(mode="json")})])
-    await _enqueue(fabric, tenant_id, run.id)
+    await broker.append(run.id, [record(run.id, 1, "run.created", {"run": run.model_dump(mode="json")})])
+    await _enqueue(broker, tenant_id, run.id)
 
 
 async def _enqueue(
-    fabric: Fabric, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None, *, behind: UUID | None = None
+    broker: Broker, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None, *, behind: UUID | None = None
 ) -> None:
     """`behind` is the run that had to end first."""
     # The run's first key may still be known: by the lost attempt's own task, or by one that came before its turn.
     key = ":".join(str(part) for part in ("run", run_id, behind, lost_attempt) if part is not None)
-    await fabric.enqueue(EXECUTE, str(tenant_id), str(run_id), lost_attempt, key=key)
+    await broker.enqueue(EXECUTE, str(tenant_id), str(run_id), lost_attempt, key=key)
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def working(shop: Workshop) -> AsyncGenerator[None]:
     """Execute tasks until the block ends; runs that are not at their end then are left to another worker."""
     # Between a paid request and the commit of its answer's id no run can be saved: that time must be short.
     await warm_up()
-    async with running_worker(shop.fabric, shop.settings, shop.stopping):
+    async with running_worker(shop.broker, shop.settings, shop.stopping):
         sweep_seconds = min(SWEEP_SECONDS, shop.settings.run_lease_seconds / 4)
         loops = [
             # Every worker looks after its own disk, and all of them after those that are lost.
@@ -90,12 +90,12 @@ async def _repeat(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
 
 async def _repair(shop: Workshop) -> None:
     for row in await attachments.repair(shop.database, shop.store, shop.spool):
-        await variants.request(shop.fabric, row.tenant_id, row.id)
+        await variants.request(shop.broker, row.tenant_id, row.id)
 
 
 def register(shop: Workshop) -> None:
     """Make the tasks known to the docket; a process that only enqueues needs their names as well."""
-    docket = shop.fabric.docket
+    docket = shop.broker.docket
     # One tenant never has all places of a worker.
     most = min(shop.settings.tenant_concurrency, max(shop.settings.worker_concurrency - 1, 1))
 
@@ -137,10 +137,10 @@ def _register_variants(shop: Workshop) -> None:
     async def sweep_variants(
         perpetual: Perpetual = Perpetual(every=SWEEP_VARIANTS_EVERY, automatic=True),  # noqa: B008 - docket's way
     ) -> None:
-        await variants.request_missed(shop.database, shop.fabric)
+        await variants.request_missed(shop.database, shop.broker)
 
     for task in (make_variants, sweep_variants):
-        shop.fabric.docket.register(task)
+        shop.broker.docket.register(task)
 
 
 def _register_reconcile(shop: Workshop) -> None:
@@ -149,7 +149,7 @@ def _register_reconcile(shop: Workshop) -> None:
     ) -> None:
         await _reconcile(shop)
 
-    shop.fabric.docket.register(reconcile_store)
+    shop.broker.docket.register(reconcile_store)
 
 
 async def _reconcile(shop: Workshop) -> None:
@@ -172,14 +172,14 @@ async def _execute(shop: Workshop, tenant_id: UUID, run_id: UUID, lost_attempt: 
     try:
         executed = await execute(shop, tenant_id, run_id, lost_attempt)
     except HandedOver as handed:
-        await _enqueue(shop.fabric, tenant_id, run_id, handed.attempt)
+        await _enqueue(shop.broker, tenant_id, run_id, handed.attempt)
         return
     if executed:
         later = now() + timedelta(seconds=shop.settings.stream_ttl_seconds)
-        await shop.fabric.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
+        await shop.broker.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
     waiting = await service.next_queued(shop.database, tenant_id, run_id)
     if waiting is not None:
-        await _enqueue(shop.fabric, tenant_id, waiting, behind=run_id)
+        await _enqueue(shop.broker, tenant_id, waiting, behind=run_id)
 
 
 async def _drop_previews(shop: Workshop, tenant_id: UUID, run_id: UUID) -> None:
@@ -204,4 +204,4 @@ async def _sweep(shop: Workshop) -> None:
         rows = found.all()
     for row in rows:
         lost_attempt = row.attempt if row.status == RunStatus.RUNNING else None
-        await _enqueue(shop.fabric, row.tenant_id, row.id, lost_attempt)
+        await _enqueue(shop.broker, row.tenant_id, row.id, lost_attempt)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.fabric import Record
+from app.broker import Record
 
 
 @dataclass

@@ -20,8 +20,8 @@ from app.attachments.models import Attachment, AttachmentStatus
 from app.attachments.schemas import log_form
 from app.attachments.service import Origin, Picture, Refusal
 from app.attachments.spool import Spool
+from app.broker import Broker
 from app.db import Database
-from app.fabric import Fabric
 from app.images.inspect import UnreadableImage, decode, examine
 from app.runs import service
 from app.runs.context import Context
@@ -47,7 +47,7 @@ class Workshop:
 
     settings: Settings
     database: Database
-    fabric: Fabric
+    broker: Broker
     store: Store
     spool: Spool
     registry: Registry
@@ -235,7 +235,7 @@ class Turn:
             await asyncio.wait(previews, timeout=PREVIEW_SECONDS)
         self._announce(wire.tool_call_id, row)
         if row.status == AttachmentStatus.STORED:
-            await variants.request(self._shop.fabric, row.tenant_id, row.id)
+            await variants.request(self._shop.broker, row.tenant_id, row.id)
 
     async def _store(self, wire: WirePicture, origin: Origin, asked: dict[str, Any]) -> Attachment:
         shop = self._shop

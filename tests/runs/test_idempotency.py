@@ -305,7 +305,7 @@ def test_a_run_whose_launch_was_lost_is_swept_up_and_launched_once(
 ) -> None:
     launched: list[UUID] = []
 
-    async def lose(fabric: object, tenant_id: UUID, run: tasks.RunView) -> None:
+    async def lose(broker: object, tenant_id: UUID, run: tasks.RunView) -> None:
         launched.append(run.id)
         raise ConnectionError
 

@@ -1,4 +1,4 @@
-"""The fabric between processes: docket tasks and live event streams, on Redis or in process."""
+"""The broker between processes: docket tasks and live event streams, on Redis or in process."""
 
 import asyncio
 import logging
@@ -16,8 +16,8 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# What the fabric's methods raise while Redis does not answer.
-FABRIC_AWAY = (RedisError, OSError, TimeoutError)
+# What the broker's methods raise while Redis does not answer.
+BROKER_UNAVAILABLE = (RedisError, OSError, TimeoutError)
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -63,7 +63,7 @@ class Record:
     mark: str = ""
 
 
-class Fabric:
+class Broker:
     """Tasks (`docket`) and one stream of numbered events for each run."""
 
     def __init__(self, docket: Docket, *, stream_ttl_seconds: int) -> None:
@@ -134,25 +134,25 @@ class Fabric:
 
 
 @asynccontextmanager
-async def open_fabric(settings: Settings, *, name: str = "easel") -> AsyncGenerator[Fabric]:
-    """The fabric on `REDIS_URL`, or in this process."""
+async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenerator[Broker]:
+    """The broker on `REDIS_URL`, or in this process."""
     url = f"memory://{uuid4()}"
     if settings.redis_url is not None:
         given = settings.redis_url.get_secret_value()
         joint = "&" if "?" in given else "?"
         url = f"{given}{joint}max_connections={REDIS_CONNECTIONS}&socket_connect_timeout={REDIS_TIMEOUT_SECONDS}"
     async with Docket(name=name, url=url) as docket:
-        yield Fabric(docket, stream_ttl_seconds=settings.stream_ttl_seconds)
+        yield Broker(docket, stream_ttl_seconds=settings.stream_ttl_seconds)
 
 
 @asynccontextmanager
-async def running_worker(fabric: Fabric, settings: Settings, stopping: asyncio.Event) -> AsyncGenerator[None]:
+async def running_worker(broker: Broker, settings: Settings, stopping: asyncio.Event) -> AsyncGenerator[None]:
     """Execute tasks until `stopping` is set: from then on none is begun, and the block's end waits for those that were.
 
     The block's end sets `stopping`.
     """
     async with Worker(
-        fabric.docket,
+        broker.docket,
         concurrency=settings.worker_concurrency,
         redelivery_timeout=timedelta(seconds=settings.run_lease_seconds * REDELIVERY_SHARE),
         minimum_check_interval=TASK_CHECK,
