@@ -16,13 +16,13 @@ from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# What the broker's methods raise while Redis does not answer.
+# The exceptions of the broker's methods while Redis does not answer.
 BROKER_UNAVAILABLE = (RedisError, OSError, TimeoutError)
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 READ_BATCH = 200
-# What a command may take, beyond the time that it is told to wait.
+# The limit for a command, beyond the time that it is asked to wait.
 REDIS_TIMEOUT_SECONDS = 3
 REDIS_CONNECTIONS = 500
 # A task whose worker died is delivered again after this share of a run's lease.
@@ -30,8 +30,8 @@ REDELIVERY_SHARE = 0.75
 TASK_CHECK = timedelta(milliseconds=5)
 RECONNECTION_DELAY = timedelta(seconds=1)
 
-# KEYS: the stream, its fence. ARGV: attempt, lifetime in seconds, then seq, type, data and mark of each record.
-# Answers how many were written, or -1 where a later attempt holds the stream.
+# KEYS: the stream, its fence. ARGV: attempt, lifetime in seconds, then seq, type, data and key of each record.
+# Returns how many were written, or -1 where a later attempt holds the stream.
 _APPEND = """
 local attempt, fence = tonumber(ARGV[1]), tonumber(redis.call('GET', KEYS[2]) or '0')
 if attempt < fence then return -1 end
@@ -41,7 +41,7 @@ local newest, last, written = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT'
 if newest[1] then last = tonumber(string.match(newest[1][1], '^(%d+)')) end
 for i = 3, #ARGV, 4 do
   if tonumber(ARGV[i]) > last then
-    redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'type', ARGV[i + 1], 'data', ARGV[i + 2], 'mark', ARGV[i + 3])
+    redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'type', ARGV[i + 1], 'data', ARGV[i + 2], 'key', ARGV[i + 3])
     written = written + 1
   end
 end
@@ -52,15 +52,15 @@ return written
 
 @dataclass(frozen=True)
 class Record:
-    """One event as it lies in a stream: its number, its type, its JSON bytes.
+    """One event in a stream: its number, its type, its JSON bytes.
 
-    `mark` is its writer's own note, which no reader is shown.
+    `key` identifies the event whichever attempt writes it; readers do not see it.
     """
 
     seq: int
     type: str
     data: bytes
-    mark: str = ""
+    key: str = ""
 
 
 class Broker:
@@ -77,23 +77,23 @@ class Broker:
             yield redis
 
     async def enqueue(self, task: str, *arguments: object, key: str, when: datetime | None = None) -> None:
-        """Have the task done, now or then; nothing happens where one of this key is known and not done."""
+        """Schedule the task, now or then; nothing happens where a task of this key is scheduled and not finished."""
         async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
             await self.docket.add(task, key=key, when=when)(*arguments)
 
     async def append(self, run_id: UUID, records: list[Record], *, attempt: int = 0) -> bool:
-        """Write records as this attempt; one whose number is already taken is left as it was written first.
+        """Write records as this attempt; a number that is already in the stream keeps its first record.
 
         False, and nothing is written, once a later attempt has written or fenced the stream.
         """
-        fields = [part for one in records for part in (one.seq, one.type, one.data, one.mark)]
+        fields = [part for one in records for part in (one.seq, one.type, one.data, one.key)]
         async with self._redis() as redis:
             script: Any = redis.register_script(_APPEND)
             keys = [_stream(run_id), f"{_stream(run_id)}:attempt"]
             return int(await script(keys=keys, args=[attempt, self._ttl, *fields])) >= 0
 
     async def fence(self, run_id: UUID, attempt: int) -> list[Record]:
-        """Shut earlier attempts out of the stream, and tell all that they have written."""
+        """Shut earlier attempts out of the stream, and return all that they have written."""
         await self.append(run_id, [], attempt=attempt)
         async with self._redis() as redis:
             entries: Any = await redis.xrange(_stream(run_id))
@@ -115,7 +115,7 @@ class Broker:
             return bool(await redis.exists(_stream(run_id)))
 
     async def signal(self, run_id: UUID) -> None:
-        """Tell whoever executes the run to look at its row again."""
+        """Make the worker of the run read its row again."""
         async with self._redis() as redis:
             pipeline: Any = redis.pipeline()
             pipeline.xadd(f"{_stream(run_id)}:signal", {"at": "1"})
@@ -127,6 +127,11 @@ class Broker:
         async with self._redis(wait_seconds) as redis:
             wait = max(int(wait_seconds * 1000), 1)
             return bool(await redis.xread({f"{_stream(run_id)}:signal": "0"}, count=1, block=wait))
+
+    async def acquire_turn(self, name: str, every: timedelta) -> bool:
+        """True for one caller of all processes in each interval."""
+        async with self._redis() as redis:
+            return bool(await redis.set(f"easel:turn:{name}", "1", nx=True, px=int(every.total_seconds() * 1000)))
 
     async def ping(self) -> None:
         async with self._redis() as redis:
@@ -147,7 +152,7 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
 
 @asynccontextmanager
 async def running_worker(broker: Broker, settings: Settings, stopping: asyncio.Event) -> AsyncGenerator[None]:
-    """Execute tasks until `stopping` is set: from then on none is begun, and the block's end waits for those that were.
+    """Execute tasks until `stopping` is set: no task begins after that, and the block's end waits for those that did.
 
     The block's end sets `stopping`.
     """
@@ -160,18 +165,18 @@ async def running_worker(broker: Broker, settings: Settings, stopping: asyncio.E
         reconnection_delay=RECONNECTION_DELAY,
     ) as worker:
         executing = asyncio.create_task(worker.run_forever())
-        retiring = asyncio.create_task(_retire(executing, stopping))
+        stopping_worker = asyncio.create_task(_stop_worker(executing, stopping))
         log.info("worker.started")
         try:
             yield
         finally:
             stopping.set()
-            await asyncio.gather(executing, retiring, return_exceptions=True)
+            await asyncio.gather(executing, stopping_worker, return_exceptions=True)
 
 
-async def _retire(executing: asyncio.Task[None], stopping: asyncio.Event) -> None:
+async def _stop_worker(executing: asyncio.Task[None], stopping: asyncio.Event) -> None:
     await stopping.wait()
-    # Once only: docket takes the first for the wish to finish what it has begun, a second would break that off.
+    # Once only: docket finishes its tasks after the first cancellation, and breaks them off after a second.
     executing.cancel()
 
 
@@ -182,4 +187,4 @@ def _stream(run_id: UUID) -> str:
 def _record(entry: Entry) -> Record:
     identifier, fields = entry
     seq = int(identifier.split(b"-")[0])
-    return Record(seq, fields[b"type"].decode(), fields[b"data"], fields[b"mark"].decode())
+    return Record(seq, fields[b"type"].decode(), fields[b"data"], fields[b"key"].decode())

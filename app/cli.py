@@ -18,7 +18,7 @@ from app import demo as demonstration
 from app import logs
 from app.embedded import Parts, free_port, running_database, running_parts
 from app.errors import AppError
-from app.main import agents_of, create_app, open_workshop, reconcile_store, work
+from app.main import agents_of, create_app, open_context, reconcile_store, work
 from app.migrate import is_current
 from app.migrate import migrate as run_migrations
 from app.settings import Settings, SettingsError, load_settings
@@ -164,9 +164,9 @@ def doctor() -> None:
 
 
 async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
-    async with open_workshop(settings, parts, registry, asyncio.Event()) as shop:
-        await shop.broker.ping()
-        if not await is_current(shop.database):
+    async with open_context(settings, parts, registry, asyncio.Event()) as ctx:
+        await ctx.broker.ping()
+        if not await is_current(ctx.database):
             raise SettingsError("The database's schema is behind: run `just migrate`.")
         typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")
 
@@ -175,13 +175,13 @@ async def _look_at(settings: Settings, parts: Parts, registry: Any) -> None:
 def reconcile(
     apply: Annotated[bool, typer.Option("--apply", help="Put right what is found; else nothing changes.")] = False,
 ) -> None:
-    """Compare the store's objects with the rows; an object of nobody is noted, and deleted an hour later or more."""
+    """Compare the store's objects with the rows; an object of nobody is marked, and deleted an hour later or more."""
     settings = _start("error")
     with running_database(settings) as url:
         report = asyncio.run(reconcile_store(settings, url, apply=apply))
-    typer.echo(f"{'':32}{'found':>8}{'noted':>8}{'done':>8}")
-    for kind, tally in report.items():
-        typer.echo(f"{kind:32}{tally.found:8}{tally.noted:8}{tally.done:8}")
+    typer.echo(f"{'':32}{'found':>8}{'marked':>8}{'done':>8}")
+    for kind, count in report.items():
+        typer.echo(f"{kind:32}{count.found:8}{count.marked:8}{count.done:8}")
     if not apply:
         typer.echo("Nothing was changed: `easel reconcile --apply` does it.")
 

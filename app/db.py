@@ -14,12 +14,13 @@ from uuid import UUID
 
 import asyncpg
 from fastapi import Depends, Request
+from pydantic import BaseModel
 from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, event, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 
-from app.errors import is_database_away
+from app.errors import is_connection_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,11 +31,11 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 4
 POOL_WAIT_SECONDS = 4.0
-# What a request waits for its works after the commit; they go on behind it.
+# How long a request waits for its callbacks after the commit; they continue behind it.
 AFTER_COMMIT_SECONDS = 2.0
-# What a worker waits for a database that restarts.
-PATIENCE_SECONDS = 15.0
-PATIENCE_PAUSE_SECONDS = 0.2
+# How long a worker waits for a database that restarts.
+UNAVAILABLE_SECONDS = 15.0
+UNAVAILABLE_PAUSE_SECONDS = 0.2
 
 APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
@@ -64,7 +65,7 @@ class Base(DeclarativeBase):
 def uuid7() -> UUID:
     """A time-ordered id: milliseconds, their 4,096ths, 62 random bits (RFC 9562, sections 5.7 and 6.2, method 3).
 
-    What one process makes one after the other sorts in that order, a message before its answer too.
+    Ids that one process makes one after the other sort in that order, so a message sorts before its answer.
     """
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     value = milliseconds << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64 | 0b10 << 62 | secrets.randbits(62)
@@ -92,6 +93,23 @@ class EnumText(TypeDecorator[StrEnum]):
         return None if value is None else self.kind(value)
 
 
+class ModelJson(TypeDecorator[BaseModel]):
+    """A pydantic model in a jsonb column."""
+
+    impl = JSONB
+    cache_ok = True
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        super().__init__(none_as_null=True)
+        self.model = model
+
+    def process_bind_param(self, value: BaseModel | None, dialect: Dialect) -> dict[str, Any] | None:
+        return None if value is None else value.model_dump(mode="json")
+
+    def process_result_value(self, value: dict[str, Any] | None, dialect: Dialect) -> BaseModel | None:
+        return None if value is None else self.model.model_validate(value)
+
+
 class Identified:
     """`id` (UUIDv7) and `created_at`, for every table that has rows of its own."""
 
@@ -117,26 +135,26 @@ def _drop_rights(session: Session, transaction: SessionTransaction, connection: 
     )
 
 
-def patient(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """For a whole transaction of a worker that may be done twice: repeated while the database is away, for a while."""
+def retry_while_unavailable(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """For a whole transaction of a worker that may run twice: retry while the database is unavailable, for a while."""
 
     @functools.wraps(work)
     async def repeat(*args: P.args, **kwargs: P.kwargs) -> T:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + UNAVAILABLE_SECONDS
         while True:
             try:
                 return await work(*args, **kwargs)
             except Exception as error:
-                if not is_database_away(error) or time.monotonic() > deadline:
+                if not is_connection_error(error) or time.monotonic() > deadline:
                     raise
-                log.warning("database.away", extra={"error": type(error).__name__})
-            await asyncio.sleep(PATIENCE_PAUSE_SECONDS)
+                log.warning("database.unavailable", extra={"error": type(error).__name__})
+            await asyncio.sleep(UNAVAILABLE_PAUSE_SECONDS)
 
     return repeat
 
 
 class Database:
-    """The engine and its three doors: a tenant's transaction, identity's, and a bare connection for checks."""
+    """The engine, and three ways to use it: a tenant's transaction, identity's, and a bare connection for checks."""
 
     def __init__(self, url: str, *, pool_size: int) -> None:
         async def connect() -> Any:
@@ -150,10 +168,10 @@ class Database:
             max_overflow=0,
             pool_timeout=POOL_WAIT_SECONDS,
             pool_pre_ping=True,
-            # What people write, and secrets' hashes, have no place in the log of an error.
+            # Parameters hold users' texts and hashes of secrets, which must not reach the log of an error.
             hide_parameters=True,
         )
-        self._late: set[asyncio.Task[None]] = set()
+        self._pending: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)
 
     def tenant(self, tenant_id: UUID) -> AbstractAsyncContextManager[AsyncSession]:
@@ -169,32 +187,32 @@ class Database:
         async with self._sessions(info={"role": role, "tenant_id": tenant_id}) as session:
             async with session.begin():
                 yield session
-            works = cast(list[AfterCommit], session.info.pop("after_commit", []))
-        if works:
-            await self._follow_up(works)
+            callbacks = cast(list[AfterCommit], session.info.pop("after_commit", []))
+        if callbacks:
+            await self._run_callbacks(callbacks)
 
-    async def _follow_up(self, works: Sequence[AfterCommit]) -> None:
-        task = asyncio.create_task(_attempt(works))
-        self._late.add(task)
-        task.add_done_callback(self._late.discard)
+    async def _run_callbacks(self, callbacks: Sequence[AfterCommit]) -> None:
+        task = asyncio.create_task(_call_each(callbacks))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
         await asyncio.wait({task}, timeout=AFTER_COMMIT_SECONDS)
 
     async def close(self) -> None:
-        for task in self._late:
+        for task in self._pending:
             task.cancel()
-        await asyncio.gather(*self._late, return_exceptions=True)
+        await asyncio.gather(*self._pending, return_exceptions=True)
         await self.engine.dispose()
 
 
-def after_commit(session: AsyncSession, work: AfterCommit) -> None:
-    """Do `work` once the transaction stands; its failure is logged, the sweep makes up for it."""
-    session.info.setdefault("after_commit", []).append(work)
+def after_commit(session: AsyncSession, callback: AfterCommit) -> None:
+    """Call it once the transaction is committed; its failure is logged, and the sweep repeats what matters."""
+    session.info.setdefault("after_commit", []).append(callback)
 
 
-async def _attempt(works: Sequence[AfterCommit]) -> None:
-    for work in works:
+async def _call_each(callbacks: Sequence[AfterCommit]) -> None:
+    for callback in callbacks:
         try:
-            await work()
+            await callback()
         except Exception:
             log.exception("after_commit.failed")
 

@@ -158,7 +158,7 @@ def install_handlers(app: FastAPI, away: Sequence[type[Exception]]) -> None:
         return problem(request, Unavailable("A part that Easel needs does not answer; try again in a moment."))
 
     async def database(request: Request, error: Exception) -> JSONResponse:
-        return await (unavailable if is_database_away(error) else unexpected)(request, error)
+        return await (unavailable if is_connection_error(error) else unexpected)(request, error)
 
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("request.failed", exc_info=error)
@@ -186,7 +186,7 @@ CONNECTION_FAULTS = (
 )
 
 
-def is_database_away(error: Exception) -> bool:
+def is_connection_error(error: Exception) -> bool:
     """Whether the same work may succeed once the database is back."""
     if isinstance(error, DBAPIError):
         driver_error = error.orig.__cause__ if error.orig is not None else None

@@ -7,10 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, cast
 
-import openai
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from openai import AsyncOpenAI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.accounts import routes as accounts
@@ -25,18 +23,18 @@ from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
 from app.errors import Unavailable, install_handlers
-from app.gate import Gate
+from app.middleware import RequestMiddleware
 from app.migrate import is_current
+from app.provider.client import Provider
 from app.runs import routes as runs
-from app.runs import tasks
-from app.runs.turn import Workshop
 from app.settings import Settings, SettingsError
 from app.storage.service import open_store
 from app.storage.store import StorageError
+from app.worker import tasks
+from app.worker.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
 
@@ -51,7 +49,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.registry = registry or agents_of(settings)
     app.state.draining = asyncio.Event()
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(RequestMiddleware, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -82,11 +80,11 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     settings = cast(Settings, app.state.settings)
     parts, registry = cast(Parts, app.state.parts), cast(Registry, app.state.registry)
     stopping = cast(asyncio.Event, app.state.draining)
-    async with open_workshop(settings, parts, registry, stopping) as shop:
-        app.state.database, app.state.broker, app.state.store = shop.database, shop.broker, shop.store
+    async with open_context(settings, parts, registry, stopping) as ctx:
+        app.state.database, app.state.broker, app.state.store = ctx.database, ctx.broker, ctx.store
         async with AsyncExitStack() as stack:
             if settings.embedded_worker:
-                await stack.enter_async_context(tasks.working(shop))
+                await stack.enter_async_context(tasks.working(ctx))
             _freeze()
             yield
 
@@ -98,9 +96,9 @@ def _freeze() -> None:
 
 
 @asynccontextmanager
-async def open_workshop(
+async def open_context(
     settings: Settings, parts: Parts, registry: Registry, stopping: asyncio.Event
-) -> AsyncGenerator[Workshop]:
+) -> AsyncGenerator[WorkerContext]:
     """Everything a process of the service holds open, closed again in reverse; `stopping` ends its work early."""
     async with AsyncExitStack() as stack:
         database = Database(parts.database_url, pool_size=settings.database_pool_size)
@@ -109,22 +107,19 @@ async def open_workshop(
         stack.push_async_callback(store.close)
         await store.prepare(create_bucket=not settings.production)
         broker = await stack.enter_async_context(open_broker(settings))
-        client = AsyncOpenAI(
-            api_key=parts.provider_key,
-            base_url=parts.provider_url,
-            max_retries=0,
-            timeout=openai.Timeout(settings.upstream_idle_seconds, connect=CONNECT_SECONDS),
+        provider = Provider(
+            api_key=parts.provider_key, base_url=parts.provider_url, idle_seconds=settings.upstream_idle_seconds
         )
-        stack.push_async_callback(client.close)
+        stack.push_async_callback(provider.close)
         spool = Spool(settings.data_dir / "spool")
-        shop = Workshop(settings, database, broker, store, spool, registry, client, stopping)
-        tasks.register(shop)
-        yield shop
+        ctx = WorkerContext(settings, database, broker, store, spool, registry, provider, stopping)
+        tasks.register(ctx)
+        yield ctx
 
 
 async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
     """Execute runs and housekeeping until told to stop."""
-    async with open_workshop(settings, parts, agents_of(settings), stopping) as shop, tasks.working(shop):
+    async with open_context(settings, parts, agents_of(settings), stopping) as ctx, tasks.working(ctx):
         _freeze()
         await stopping.wait()
 

@@ -1,4 +1,4 @@
-"""The bytes of pictures: by id for who may see them, and behind a signed link."""
+"""The bytes of images: by id for users who may see them, and behind a signed link."""
 
 import hashlib
 import re
@@ -11,7 +11,6 @@ from fastapi.responses import RedirectResponse
 from app.attachments import service
 from app.attachments.links import CurrentStore, Grant, ReaderLinks, verify
 from app.attachments.models import AttachmentStatus
-from app.attachments.schemas import grant_for
 from app.db import Database, database
 from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
 from app.identity.actor import AttachmentReader, CurrentSettings
@@ -63,8 +62,8 @@ async def get_content(
     async with database.tenant(actor.tenant_id) as session:
         row = await service.get(session, actor, object_id)
     if row.status != AttachmentStatus.STORED:
-        raise Conflict("This picture is not stored; its `status` and `error` say why.", code="not_stored")
-    grant = grant_for(row)
+        raise Conflict("This image is not stored; its `status` and `error` say why.", code="not_stored")
+    grant = Grant(row.storage_key, row.filename, row.mime_type)
     headers = _headers(grant, etag=row.sha256, cache_control=UNCACHED)
     if request.method == "HEAD":
         # A store's link is signed for GET alone, and the row knows all that is asked.
@@ -103,7 +102,7 @@ async def _read(store: Store, grant: Grant) -> bytes:
     except ObjectMissing:
         raise NotFound("file") from None
     except StorageError:
-        raise Unavailable("The picture store does not answer; try again in a moment.") from None
+        raise Unavailable("The object storage does not answer; try again in a moment.") from None
 
 
 def _answer(request: Request, data: bytes, grant: Grant, headers: dict[str, str]) -> Response:

@@ -1,15 +1,16 @@
-"""Attachments: what is known of a stored picture; its bytes lie in object storage."""
+"""Attachments: what is known of a stored image; its bytes lie in object storage."""
 
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Computed, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, EnumText, Identified
+from app.db import Base, EnumText, Identified, ModelJson
 
 
 class AttachmentStatus(StrEnum):
@@ -23,11 +24,20 @@ class AttachmentKind(StrEnum):
     UPLOAD = "upload"
 
 
-class Attachment(Identified, Base):
-    """`id` is the public `object_id`; `sha256` is in hex; `error` holds `code` and `detail` of a failed one.
+class AttachmentError(BaseModel):
+    """Why an image is not there: a stable code, and a sentence for the user."""
 
-    `prompt` is what the person wrote in the picture's run, empty for uploads. `variants` lists the smaller copies as
-    `{width, height, size_bytes, storage_key}`, smallest first; it is null until they were tried.
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    detail: str
+
+
+class Attachment(Identified, Base):
+    """`id` is the public `object_id`; `sha256` is in hex; a failed one has an `error`.
+
+    `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
+    `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.
     """
 
     __tablename__ = "attachments"
@@ -74,15 +84,15 @@ class Attachment(Identified, Base):
     parent_object_id: Mapped[UUID | None]
     variants: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
     blurhash: Mapped[str | None]
-    error: Mapped[dict[str, Any] | None]
+    error: Mapped[AttachmentError | None] = mapped_column(ModelJson(AttachmentError))
 
 
-class Tombstone(Base):
-    """An object that belonged to nobody when it was first looked at (`noted_at`), and still (`seen_at`)."""
+class OrphanCandidate(Base):
+    """An object without a row: found first at `marked_at`, and last at `seen_at`."""
 
-    __tablename__ = "tombstones"
+    __tablename__ = "orphan_candidates"
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
-    noted_at: Mapped[datetime]
+    marked_at: Mapped[datetime]
     seen_at: Mapped[datetime]

@@ -1,4 +1,4 @@
-"""Order in the store: objects are compared with rows, and what belongs to nobody is deleted at a second look."""
+"""Compares the store's objects with the rows; an object without a row is marked first, and deleted by a later run."""
 
 import asyncio
 import logging
@@ -10,10 +10,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, null, or_, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import cast, delete, null, or_, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 
-from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus, Tombstone
+from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus, OrphanCandidate
 from app.attachments.spool import Spool
 from app.attachments.variants import stored_keys
 from app.db import Database, now
@@ -26,16 +26,16 @@ from app.storage.store import Store, StoredObject
 
 log = logging.getLogger(__name__)
 
-# What is younger is left alone, and what was noted is deleted no sooner: clocks differ, and deletes take their time.
+# Younger objects are left alone, and marked ones are deleted no sooner: clocks differ, and deletes take time.
 GRACE = timedelta(hours=1)
-# No upload takes as long: whoever sent it has given up, and the process that took it has died.
+# No upload takes so long: its client has given up, and the process that received it has died.
 UPLOAD_LOST_AFTER = timedelta(hours=1)
-WAITING_TOLD_AFTER = timedelta(days=1)
+WAITING_REPORTED_AFTER = timedelta(days=1)
 BATCH = 500
 LOCK_KEY = int.from_bytes(b"easel gc")
 
-OBJECT_MISSING = {"code": "object_missing", "detail": "The store no longer has this picture."}
-LOST = {"code": "lost", "detail": "The upload ended before its picture was stored; send it again."}
+OBJECT_MISSING = AttachmentError(code="object_missing", detail="The object storage no longer has this image.")
+LOST = AttachmentError(code="lost", detail="The upload ended before its image was stored; send it again.")
 
 
 class Kind(StrEnum):
@@ -43,13 +43,13 @@ class Kind(StrEnum):
     PREVIEW = "expired previews"
     MISSING = "rows without an object"
     UPLOAD = "uploads that never ended"
-    WAITING = "pictures that wait for a day"
+    WAITING = "images that wait for a day"
     RETURNED = "objects that are there after all"
-    DRAFT = "leftover drafts"
+    TEMPORARY = "leftover temporary files"
 
 
-# What a row says from then on. A waiting picture may lie in another machine's spool, so it is only told of.
-_VERDICTS: dict[Kind, dict[str, Any]] = {
+# The new columns of a row. A waiting image may lie in another machine's spool, so it is only reported.
+_CORRECTIONS: dict[Kind, dict[str, Any]] = {
     Kind.MISSING: {"status": AttachmentStatus.FAILED, "error": OBJECT_MISSING},
     Kind.UPLOAD: {"status": AttachmentStatus.FAILED, "error": LOST},
     Kind.RETURNED: {"status": AttachmentStatus.STORED, "error": null()},
@@ -57,15 +57,15 @@ _VERDICTS: dict[Kind, dict[str, Any]] = {
 
 
 @dataclass
-class Tally:
-    """`noted` were marked for a later look to delete; `done` were deleted or put right."""
+class Count:
+    """`marked` are for a later run to delete; `done` were deleted or corrected."""
 
     found: int = 0
-    noted: int = 0
+    marked: int = 0
     done: int = 0
 
 
-Report = dict[Kind, Tally]
+Report = dict[Kind, Count]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look at everything; without `apply` nothing is changed."""
+class ReconcileRun:
+    """One comparison of all objects and rows; without `apply` nothing is changed."""
 
     database: Database
     store: Store
@@ -87,7 +87,7 @@ class Look:
     preview_age: timedelta
     spooled: frozenset[UUID]
     started: datetime = field(default_factory=now)
-    report: Report = field(default_factory=lambda: {kind: Tally() for kind in Kind})
+    report: Report = field(default_factory=lambda: {kind: Count() for kind in Kind})
 
 
 async def reconcile(
@@ -100,15 +100,15 @@ async def reconcile(
     # A preview is shown until its run's stream expires, and the stream lives on from its last event.
     shown = timedelta(seconds=settings.stream_ttl_seconds + settings.run_timeout_seconds)
     spooled = frozenset(waiting.object_id for waiting in spool.waiting())
-    look = Look(database, store, apply, grace, shown, spooled)
+    run = ReconcileRun(database, store, apply, grace, shown, spooled)
     async with _alone(database):
         async for tenant_id in _tenants(database):
-            await _look_at_objects(look, tenant_id)
-            await _look_at_rows(look, tenant_id)
-        await asyncio.to_thread(_look_at_drafts, look, settings)
-    counts = {kind.name.lower(): vars(tally) for kind, tally in look.report.items() if tally.found}
+            await _compare_objects(run, tenant_id)
+            await _compare_rows(run, tenant_id)
+        await asyncio.to_thread(_find_temporary_files, run, settings)
+    counts = {kind.name.lower(): vars(count) for kind, count in run.report.items() if count.found}
     log.info("store.reconciled", extra={"apply": apply, "counts": counts})
-    return look.report
+    return run.report
 
 
 @asynccontextmanager
@@ -139,85 +139,85 @@ async def _tenants(database: Database) -> AsyncIterator[UUID]:
         after = page[-1]
 
 
-async def _look_at_objects(look: Look, tenant_id: UUID) -> None:
+async def _compare_objects(run: ReconcileRun, tenant_id: UUID) -> None:
     batch: list[StoredObject] = []
-    async for item in look.store.list(keys.tenant_prefix(tenant_id)):
-        if item.modified_at <= now() - look.grace:
+    async for item in run.store.list(keys.tenant_prefix(tenant_id)):
+        if item.modified_at <= now() - run.grace:
             batch.append(item)
         if len(batch) == BATCH:
-            await _judge(look, tenant_id, batch)
+            await _classify_objects(run, tenant_id, batch)
             batch.clear()
     if batch:
-        await _judge(look, tenant_id, batch)
-    if look.apply:
-        # What was noted and not seen again is gone, or belongs to somebody.
-        async with look.database.tenant(tenant_id) as session:
-            await session.execute(delete(Tombstone).where(Tombstone.seen_at < look.started))
+        await _classify_objects(run, tenant_id, batch)
+    if run.apply:
+        # What was marked and not seen again is gone, or belongs to somebody.
+        async with run.database.tenant(tenant_id) as session:
+            await session.execute(delete(OrphanCandidate).where(OrphanCandidate.seen_at < run.started))
 
 
-async def _judge(look: Look, tenant_id: UUID, items: Sequence[StoredObject]) -> None:
+async def _classify_objects(run: ReconcileRun, tenant_id: UUID, items: Sequence[StoredObject]) -> None:
     previews = [item for item in items if keys.parse(item.key)[0] == keys.PREVIEWS]
     pictures = [item.key for item in items if keys.parse(item.key)[0] != keys.PREVIEWS]
     # Asked after the listing: a row is there before its object, and no key is ever used again.
-    owned = await _owned_keys(look, tenant_id, pictures)
-    expired = [item.key for item in previews if item.modified_at <= now() - look.preview_age]
+    owned = await _owned_keys(run, tenant_id, pictures)
+    expired = [item.key for item in previews if item.modified_at <= now() - run.preview_age]
     for kind, found in ((Kind.ORPHAN, [key for key in pictures if key not in owned]), (Kind.PREVIEW, expired)):
-        look.report[kind].found += len(found)
-        if look.apply and found:
-            await _condemn(look, tenant_id, kind, found)
+        run.report[kind].found += len(found)
+        if run.apply and found:
+            await _mark_or_delete(run, tenant_id, kind, found)
 
 
-async def _owned_keys(look: Look, tenant_id: UUID, found: Sequence[str]) -> set[str]:
+async def _owned_keys(run: ReconcileRun, tenant_id: UUID, found: Sequence[str]) -> set[str]:
     columns = (Attachment.id, Attachment.storage_key, Attachment.variants)
     object_ids = {keys.parse(key)[1] for key in found}
-    async with look.database.tenant(tenant_id) as session:
+    async with run.database.tenant(tenant_id) as session:
         rows = (await session.execute(select(*columns).where(Attachment.id.in_(object_ids)))).all()
     return {key for row in rows for key in (row.storage_key, *stored_keys(tenant_id, row.id, row.variants))}
 
 
-async def _condemn(look: Look, tenant_id: UUID, kind: Kind, found: Sequence[str]) -> None:
-    """Note what is seen for the first time, delete what was noted long enough ago."""
-    seen = {"tenant_id": tenant_id, "noted_at": look.started, "seen_at": look.started}
-    note = insert(Tombstone).values([{**seen, "key": key} for key in found])
-    note = note.on_conflict_do_update(
-        index_elements=[Tombstone.tenant_id, Tombstone.key], set_={"seen_at": note.excluded.seen_at}
+async def _mark_or_delete(run: ReconcileRun, tenant_id: UUID, kind: Kind, found: Sequence[str]) -> None:
+    """Mark objects that are found for the first time, delete those that were marked long enough ago."""
+    seen = {"tenant_id": tenant_id, "marked_at": run.started, "seen_at": run.started}
+    mark = insert(OrphanCandidate).values([{**seen, "key": key} for key in found])
+    mark = mark.on_conflict_do_update(
+        index_elements=[OrphanCandidate.tenant_id, OrphanCandidate.key], set_={"seen_at": mark.excluded.seen_at}
     )
-    async with look.database.tenant(tenant_id) as session:
-        noted = (await session.execute(note.returning(Tombstone.key, Tombstone.noted_at))).all()
-    tally = look.report[kind]
-    tally.noted += sum(tombstone.noted_at == look.started for tombstone in noted)
-    ripe = [tombstone.key for tombstone in noted if tombstone.noted_at < look.started - look.grace]
-    for key in ripe:
-        await look.store.delete(key)
-        tally.done += 1
-    async with look.database.tenant(tenant_id) as session:
-        await session.execute(delete(Tombstone).where(Tombstone.key.in_(ripe)))
+    async with run.database.tenant(tenant_id) as session:
+        marked = (await session.execute(mark.returning(OrphanCandidate.key, OrphanCandidate.marked_at))).all()
+    count = run.report[kind]
+    count.marked += sum(candidate.marked_at == run.started for candidate in marked)
+    expired = [candidate.key for candidate in marked if candidate.marked_at < run.started - run.grace]
+    for key in expired:
+        await run.store.delete(key)
+        count.done += 1
+    async with run.database.tenant(tenant_id) as session:
+        await session.execute(delete(OrphanCandidate).where(OrphanCandidate.key.in_(expired)))
 
 
-async def _look_at_rows(look: Look, tenant_id: UUID) -> None:
+async def _compare_rows(run: ReconcileRun, tenant_id: UUID) -> None:
     folders = {AttachmentKind.GENERATED: keys.IMAGES, AttachmentKind.UPLOAD: keys.UPLOADS}
     for kind, folder in folders.items():
-        objects = look.store.list(f"{keys.tenant_prefix(tenant_id)}{folder}/")
-        async for row, listed in _compared(_rows(look, tenant_id, kind), objects):
-            verdict = _verdict(look, row, listed=listed)
-            if verdict is not None:
-                await _settle(look, tenant_id, row, verdict)
+        objects = run.store.list(f"{keys.tenant_prefix(tenant_id)}{folder}/")
+        async for row, listed in _compared(_rows(run, tenant_id, kind), objects):
+            fault = _classify(run, row, listed=listed)
+            if fault is not None:
+                await _correct(run, tenant_id, row, fault)
 
 
-async def _rows(look: Look, tenant_id: UUID, kind: AttachmentKind) -> AsyncIterator[Row]:
+async def _rows(run: ReconcileRun, tenant_id: UUID, kind: AttachmentKind) -> AsyncIterator[Row]:
     """Rows that should have an object, or may have it after all, in the order of their ids and so of their keys."""
-    pending_after = UPLOAD_LOST_AFTER if kind == AttachmentKind.UPLOAD else WAITING_TOLD_AFTER
+    pending_after = UPLOAD_LOST_AFTER if kind == AttachmentKind.UPLOAD else WAITING_REPORTED_AFTER
     considered = or_(
         Attachment.status == AttachmentStatus.STORED,
-        Attachment.error["code"].astext.in_([OBJECT_MISSING["code"], LOST["code"]]),
-        (Attachment.status == AttachmentStatus.PENDING) & (Attachment.created_at < look.started - pending_after),
+        cast(Attachment.error, JSONB)["code"].astext.in_([OBJECT_MISSING.code, LOST.code]),
+        (Attachment.status == AttachmentStatus.PENDING) & (Attachment.created_at < run.started - pending_after),
     )
     columns = (Attachment.id, Attachment.kind, Attachment.status, Attachment.storage_key)
-    old = (Attachment.kind == kind, Attachment.created_at <= now() - look.grace)
+    old = (Attachment.kind == kind, Attachment.created_at <= now() - run.grace)
     after = UUID(int=0)
     while True:
         page = select(*columns).where(*old, considered, Attachment.id > after).order_by(Attachment.id).limit(BATCH)
-        async with look.database.tenant(tenant_id) as session:
+        async with run.database.tenant(tenant_id) as session:
             rows = [Row(*row) for row in (await session.execute(page)).all()]
         for row in rows:
             yield row
@@ -235,39 +235,39 @@ async def _compared(rows: AsyncIterator[Row], objects: AsyncIterator[StoredObjec
         yield row, listed is not None and listed.key == row.storage_key
 
 
-def _verdict(look: Look, row: Row, *, listed: bool) -> Kind | None:
+def _classify(run: ReconcileRun, row: Row, *, listed: bool) -> Kind | None:
     """What is wrong with the row, if anything."""
     if row.status == AttachmentStatus.STORED:
         return None if listed else Kind.MISSING
     if listed:
         return Kind.RETURNED
-    if row.status == AttachmentStatus.FAILED or row.id in look.spooled:
+    if row.status == AttachmentStatus.FAILED or row.id in run.spooled:
         return None
     return Kind.UPLOAD if row.kind == AttachmentKind.UPLOAD else Kind.WAITING
 
 
-async def _settle(look: Look, tenant_id: UUID, row: Row, verdict: Kind) -> None:
+async def _correct(run: ReconcileRun, tenant_id: UUID, row: Row, kind: Kind) -> None:
     """Count the row, and put it right, if it is still as it was read and its object still is, or is not, there."""
-    there = [item.key async for item in look.store.list(row.storage_key)]
-    if bool(there) != (verdict == Kind.RETURNED):
+    there = [item.key async for item in run.store.list(row.storage_key)]
+    if bool(there) != (kind == Kind.RETURNED):
         return
     unchanged = (Attachment.id == row.id, Attachment.status == row.status)
-    values = _VERDICTS.get(verdict) if look.apply else None
-    async with look.database.tenant(tenant_id) as session:
+    values = _CORRECTIONS.get(kind) if run.apply else None
+    async with run.database.tenant(tenant_id) as session:
         if values is None:
             found = await session.scalar(select(Attachment.id).where(*unchanged))
         else:
             found = await session.scalar(update(Attachment).where(*unchanged).values(values).returning(Attachment.id))
     if found is not None:
-        look.report[verdict].found += 1
-        look.report[verdict].done += values is not None
+        run.report[kind].found += 1
+        run.report[kind].done += values is not None
 
 
-def _look_at_drafts(look: Look, settings: Settings) -> None:
-    drafts = leftover_drafts(settings, before=now() - look.grace)
-    tally = look.report[Kind.DRAFT]
-    tally.found += len(drafts)
-    if look.apply:
+def _find_temporary_files(run: ReconcileRun, settings: Settings) -> None:
+    drafts = leftover_drafts(settings, before=now() - run.grace)
+    count = run.report[Kind.TEMPORARY]
+    count.found += len(drafts)
+    if run.apply:
         for draft in drafts:
             draft.unlink(missing_ok=True)
-        tally.done += len(drafts)
+        count.done += len(drafts)

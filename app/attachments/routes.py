@@ -1,4 +1,4 @@
-"""Send, list, look at and delete pictures."""
+"""Upload, list, look at and delete images."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, cast
@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment, AttachmentKind
-from app.attachments.schemas import AttachmentView, view, views
+from app.attachments.schemas import AttachmentView, views
 from app.broker import Broker
 from app.db import Database, database
 from app.errors import Invalid, id_of
@@ -31,12 +31,12 @@ async def upload_attachment(
     settings: CurrentSettings,
     links: ReaderLinks,
 ) -> AttachmentView:
-    """Keep a picture: decoded, set upright and written anew, so that nothing but its pixels is stored."""
+    """Store an image: it is decoded, set upright and encoded anew, so that nothing but its pixels is stored."""
     form = uploads.Form(request.headers.get("content-type", ""), _body_of(request))
     broker = cast(Broker, request.app.state.broker)
-    row = await uploads.take(database, broker, links.store, settings, actor, form)
+    row = await uploads.store_upload(database, broker, links.store, settings, actor, form)
     response.headers["Location"] = f"/v1/attachments/{row.id}"
-    return await view(row, links)
+    return await AttachmentView.of(row).with_links(links)
 
 
 async def _body_of(request: Request) -> AsyncIterator[bytes]:
@@ -57,7 +57,7 @@ async def list_attachments(
     q: Annotated[str | None, Query(max_length=200)] = None,
     agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
 ) -> Page[AttachmentView]:
-    """Newest first; `q` finds pictures by the first letters of words in their prompts: all of its words must match."""
+    """Newest first; `q` finds images by the first letters of words in their prompts: all of its words must match."""
     # Its own transaction: no connection is held while the store signs links.
     async with database.tenant(actor.tenant_id) as session:
         statement = service.gallery(actor, kind=kind, q=q, agent_key=agent_key)
@@ -69,7 +69,7 @@ async def list_attachments(
 async def get_attachment(
     object_id: ObjectId, actor: AttachmentReader, session: TenantSession, links: ReaderLinks
 ) -> AttachmentView:
-    return await view(await service.get(session, actor, object_id), links)
+    return await AttachmentView.of(await service.get(session, actor, object_id)).with_links(links)
 
 
 @router.delete("/attachments/{object_id}", status_code=204)

@@ -1,29 +1,43 @@
-"""Attachments on the wire, and as they lie in the event log."""
+"""Attachments as their readers see them."""
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from app.attachments.links import Grant, Links
-from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
+from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.images import thumbnails
 
 ROWS_AT_ONCE = 10
+# When a link that was not made yet expires: long ago.
+UNLINKED = datetime.fromtimestamp(0, UTC)
 
 
-class AttachmentFacts(BaseModel):
-    """All that is the same for every reader; `width` and `height` in pixels, `sha256` in hex.
+class VariantView(BaseModel):
+    """A smaller copy of the image; `url` as the attachment's own."""
 
-    `error` is `{code, detail}` of a failed one.
+    width: int
+    height: int
+    size_bytes: int
+    mime_type: str
+    url: str
+    url_expires_at: datetime
+
+
+class AttachmentView(BaseModel):
+    """`url` needs no Authorization header and works until `url_expires_at`; both are null until the object is stored.
+
+    `width` and `height` are pixels, `sha256` is hex. `variants` (smallest first) and `blurhash` follow soon after the
+    image; an image that has none stays as it is. In the event log `url` is the object's storage key, as links expire.
     """
 
     model_config = ConfigDict(from_attributes=True)
 
-    object_id: UUID = Field(validation_alias="id")
+    object_id: UUID
     kind: AttachmentKind
     status: AttachmentStatus
     filename: str
@@ -41,82 +55,59 @@ class AttachmentFacts(BaseModel):
     revised_prompt: str | None
     options: dict[str, Any]
     parent_object_id: UUID | None
-    error: dict[str, Any] | None = None
-    blurhash: str | None = None
+    error: AttachmentError | None
+    blurhash: str | None
     created_at: datetime
-
-
-class VariantView(BaseModel):
-    """A smaller copy of the picture; `url` as the attachment's own."""
-
-    width: int
-    height: int
-    size_bytes: int
-    mime_type: str = thumbnails.MIME_TYPE
-    url: str
-    url_expires_at: datetime
-
-
-class AttachmentView(AttachmentFacts):
-    """`url` needs no Authorization header and works until `url_expires_at`; null until the object is stored.
-
-    `variants`, smallest first, and `blurhash` follow soon after; a picture that has none stays as it is.
-    """
-
-    object_id: UUID
     url: str | None
     url_expires_at: datetime | None
     variants: list[VariantView]
 
+    @classmethod
+    def of(cls, row: Attachment) -> Self:
+        """Without links yet: storage keys stand in their place."""
+        stored = row.status == AttachmentStatus.STORED
+        fields = {name: getattr(row, name) for name in cls.model_fields.keys() - _COMPUTED}
+        variants = [
+            VariantView(
+                **{name: value for name, value in variant.items() if name != "storage_key"},
+                mime_type=thumbnails.MIME_TYPE,
+                url=variant["storage_key"],
+                url_expires_at=UNLINKED,
+            )
+            for variant in (stored and row.variants) or ()
+        ]
+        return cls(
+            **fields,
+            object_id=row.id,
+            url=row.storage_key if stored else None,
+            url_expires_at=UNLINKED if stored else None,
+            variants=variants,
+        )
 
-def grant_for(row: Attachment) -> Grant:
-    return Grant(row.storage_key, row.filename, row.mime_type)
+    async def with_links(self, links: Links) -> Self:
+        """The same with links for one reader in place of the storage keys."""
+        if self.url is None:
+            return self
+        stem = self.filename.rpartition(".")[0]
+        original, *smaller = await asyncio.gather(
+            links.to(Grant(self.url, self.filename, self.mime_type)),
+            *(links.to(Grant(one.url, f"{stem}-{one.width}.webp", one.mime_type)) for one in self.variants),
+        )
+        variants = [
+            one.model_copy(update={"url": link.url, "url_expires_at": link.expires_at})
+            for one, link in zip(self.variants, smaller, strict=True)
+        ]
+        return self.model_copy(
+            update={"url": original.url, "url_expires_at": original.expires_at, "variants": variants}
+        )
 
 
-async def view(row: Attachment, links: Links) -> AttachmentView:
-    facts = AttachmentFacts.model_validate(row).model_dump()
-    return await _linked(facts, row.storage_key, row.variants or [], links)
+_COMPUTED = {"object_id", "url", "url_expires_at", "variants"}
 
 
 async def views(rows: Sequence[Attachment], links: Links) -> list[AttachmentView]:
-    """In batches: links made by requests are made side by side, and none of many holds up the event loop."""
+    """With links, in batches: links that need a request are made at once, and a long list never blocks the loop."""
     found: list[AttachmentView] = []
     for batch in (rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)):
-        found += await asyncio.gather(*(view(row, links) for row in batch))
+        found += await asyncio.gather(*(AttachmentView.of(row).with_links(links) for row in batch))
     return found
-
-
-def log_form(row: Attachment) -> dict[str, Any]:
-    """For the event log: the facts and the objects' keys; never a link, which would go stale."""
-    facts = AttachmentFacts.model_validate(row).model_dump(mode="json")
-    return {**facts, "storage_key": row.storage_key, "variants": row.variants or []}
-
-
-async def from_log(form: dict[str, Any], links: Links) -> dict[str, Any]:
-    """The log's form as its reader sees it: the keys give way to fresh links."""
-    facts = {name: value for name, value in form.items() if name not in ("storage_key", "variants")}
-    # A worker of the release before this one writes none.
-    shown = await _linked(facts, form["storage_key"], form.get("variants", []), links)
-    return shown.model_dump(mode="json")
-
-
-async def _linked(
-    facts: dict[str, Any], storage_key: str, variants: list[dict[str, Any]], links: Links
-) -> AttachmentView:
-    if facts["status"] != AttachmentStatus.STORED:
-        return AttachmentView(**facts, url=None, url_expires_at=None, variants=[])
-    stem = facts["filename"].rpartition(".")[0]
-    grants = [
-        Grant(storage_key, facts["filename"], facts["mime_type"]),
-        *(Grant(one["storage_key"], f"{stem}-{one['width']}.webp", thumbnails.MIME_TYPE) for one in variants),
-    ]
-    original, *smaller = await asyncio.gather(*(links.to(grant) for grant in grants))
-    return AttachmentView(
-        **facts,
-        url=original.url,
-        url_expires_at=original.expires_at,
-        variants=[
-            VariantView(**one, url=link.url, url_expires_at=link.expires_at)
-            for one, link in zip(variants, smaller, strict=True)
-        ],
-    )

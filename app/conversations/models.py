@@ -1,17 +1,23 @@
 """Conversations and their messages."""
 
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, Uuid
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, Identified, now
+from app.db import Base, EnumText, Identified, now
+
+
+class MessageRole(StrEnum):
+    USER = "user"
+    ASSISTANT = "assistant"
 
 
 class Conversation(Identified, Base):
-    """One person's talk with an agent; `title` is the first 60 characters of the first input."""
+    """One user's chat with an agent; `title` is the first 60 characters of the first input."""
 
     __tablename__ = "conversations"
     __table_args__ = (
@@ -27,9 +33,9 @@ class Conversation(Identified, Base):
 
 
 class Message(Identified, Base):
-    """What a person or an agent said; the pictures an agent drew are rows of `attachments` that name the message.
+    """What a user or an agent said; the images an agent drew are rows of `attachments` that name the message.
 
-    `input_ids` are the pictures a person sent along, in their order.
+    `input_ids` are the images that the user sent with it, in their order.
     """
 
     __tablename__ = "messages"
@@ -44,6 +50,6 @@ class Message(Identified, Base):
     tenant_id: Mapped[UUID]
     conversation_id: Mapped[UUID]
     run_id: Mapped[UUID | None]
-    role: Mapped[str]
+    role: Mapped[MessageRole] = mapped_column(EnumText(MessageRole))
     text: Mapped[str]
     input_ids: Mapped[list[UUID]] = mapped_column(ARRAY(Uuid), default=list, server_default="{}")

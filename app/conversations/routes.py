@@ -1,4 +1,4 @@
-"""A person's conversations and their messages."""
+"""A user's conversations and their messages."""
 
 from typing import Annotated
 from uuid import UUID
@@ -8,7 +8,6 @@ from pydantic import AfterValidator
 from sqlalchemy import select
 
 from app.attachments.links import CurrentStore, ReaderLinks
-from app.attachments.schemas import views
 from app.conversations import service
 from app.conversations.models import Conversation, Message
 from app.conversations.schemas import ConversationChange, ConversationView, MessageView
@@ -72,16 +71,6 @@ async def list_messages(
     conversation = await service.get(session, actor, conversation_id)
     statement = select(Message).where(Message.conversation_id == conversation.id)
     rows, cursor = await fetch_page(session, statement, Message.id, query, oldest_first=True)
-    pictures = await service.pictures_of(session, rows)
-    data = [
-        MessageView(
-            id=row.id,
-            role=row.role,
-            text=row.text,
-            attachments=await views(pictures.get(row.id, []), links),
-            run_id=row.run_id,
-            created_at=row.created_at,
-        )
-        for row in rows
-    ]
+    images = await service.images_of(session, rows)
+    data = [await MessageView.of(row, images.get(row.id, [])).with_links(links) for row in rows]
     return Page(data=data, next_cursor=cursor)

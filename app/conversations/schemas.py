@@ -1,12 +1,17 @@
-"""Conversations and messages on the wire."""
+"""Conversations and messages as their readers see them."""
 
+import asyncio
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from app.attachments.links import Links
+from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
+from app.conversations.models import Message, MessageRole
 from app.errors import not_blank
 
 
@@ -28,8 +33,24 @@ class ConversationChange(BaseModel):
 
 class MessageView(BaseModel):
     id: UUID
-    role: str
+    role: MessageRole
     text: str
     attachments: list[AttachmentView]
     run_id: UUID | None
     created_at: datetime
+
+    @classmethod
+    def of(cls, row: Message, attachments: Sequence[Attachment]) -> Self:
+        """Without links yet, as `AttachmentView.of`."""
+        return cls(
+            id=row.id,
+            role=row.role,
+            text=row.text,
+            attachments=[AttachmentView.of(attachment) for attachment in attachments],
+            run_id=row.run_id,
+            created_at=row.created_at,
+        )
+
+    async def with_links(self, links: Links) -> Self:
+        linked = await asyncio.gather(*(attachment.with_links(links) for attachment in self.attachments))
+        return self.model_copy(update={"attachments": linked})

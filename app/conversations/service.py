@@ -1,4 +1,4 @@
-"""Opening, finding, renaming and deleting conversations; what the model is told of the past."""
+"""Opening, finding, renaming and deleting conversations; the history that the model gets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from app.identity.service import Actor
 from app.storage.store import Store
 
 TITLE_CHARACTERS = 60
-# What a model that remembers nothing is told: at most so many messages and characters, the newest.
+# The history for a model whose provider stores nothing: at most so many messages and characters, the newest.
 HISTORY_MESSAGES = 40
 HISTORY_CHARACTERS = 60_000
 
@@ -47,44 +47,44 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, conversation
 async def history(
     session: AsyncSession, conversation_id: UUID, *, before: UUID, after: UUID | None = None
 ) -> list[dict[str, Any]]:
-    """Input items of the Responses API between two messages, oldest first, bounded; pictures are named, not sent."""
+    """Input items of the Responses API between two messages, oldest first, bounded; images are named, not sent."""
     statement = select(Message).where(Message.conversation_id == conversation_id, Message.id < before)
     if after is not None:
         statement = statement.where(Message.id > after)
     rows = await session.scalars(statement.order_by(Message.id.desc()).limit(HISTORY_MESSAGES))
     messages = rows.all()
-    pictures = await pictures_of(session, messages)
+    images = await images_of(session, messages)
     items: list[dict[str, Any]] = []
     room = HISTORY_CHARACTERS
     for message in messages:
-        notes = [_note(row) for row in pictures.get(message.id, [])]
+        notes = [_note(row) for row in images.get(message.id, [])]
         text = "\n".join([message.text, *notes]).strip()
         room -= len(text)
         if room < 0:
             break
-        items.append({"role": message.role, "content": text})
+        items.append({"role": message.role.value, "content": text})
     return items[::-1]
 
 
 def _note(row: Attachment) -> str:
     if row.kind == AttachmentKind.UPLOAD:
-        return f"[A picture was sent here: {row.filename}]"
-    return f"[A picture was drawn here: {row.revised_prompt or row.filename}]"
+        return f"[An image was sent here: {row.filename}]"
+    return f"[An image was drawn here: {row.revised_prompt or row.filename}]"
 
 
-async def pictures_of(session: AsyncSession, messages: Sequence[Message]) -> dict[UUID, list[Attachment]]:
-    """What was drawn for each message or sent along with it, by one query."""
+async def images_of(session: AsyncSession, messages: Sequence[Message]) -> dict[UUID, list[Attachment]]:
+    """The images drawn for each message or sent with it, by one query."""
     sent = {message.id: message.input_ids for message in messages if message.input_ids}
     return await attachments.of_messages(session, [message.id for message in messages], sent)
 
 
-async def newest_picture(
+async def newest_image(
     session: AsyncSession, conversation_id: UUID, *, before: UUID, after: UUID | None = None
 ) -> Attachment | None:
-    """The picture that "it" means between two messages: the last drawn, or the first of those sent later than that."""
-    there = (Attachment.status == AttachmentStatus.STORED, Attachment.mime_type.in_(attachments.INPUT_TYPES))
-    drawn = select(Attachment.message_id).where(Attachment.conversation_id == conversation_id, *there)
-    sent = select(Attachment.id).where(Attachment.id == any_(Message.input_ids), *there)
+    """The image that "it" means between two messages: the last drawn, or the first of those sent later than that."""
+    usable = (Attachment.status == AttachmentStatus.STORED, Attachment.mime_type.in_(attachments.INPUT_TYPES))
+    drawn = select(Attachment.message_id).where(Attachment.conversation_id == conversation_id, *usable)
+    sent = select(Attachment.id).where(Attachment.id == any_(Message.input_ids), *usable)
     statement = select(Message).where(
         Message.conversation_id == conversation_id,
         Message.id < before,
@@ -95,6 +95,6 @@ async def newest_picture(
     message = await session.scalar(statement.order_by(Message.id.desc()).limit(1))
     if message is None:
         return None
-    pictures = (await pictures_of(session, [message])).get(message.id, [])
-    usable = [row for row in pictures if row.status == AttachmentStatus.STORED and attachments.is_input(row)]
-    return usable[0] if message.input_ids else usable[-1]
+    images = (await images_of(session, [message])).get(message.id, [])
+    found = [row for row in images if row.status == AttachmentStatus.STORED and attachments.is_input(row)]
+    return found[0] if message.input_ids else found[-1]

@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: one run for each key of a person, and the first answer again for 24 hours."""
+"""`Idempotency-Key`: one run for each key of a user, and the first answer again for 24 hours."""
 
 import json
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class IdempotencyKey(Base):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request that started a run is told; `body` is JSON."""
+    """The answer to a request that started a run; `body` is JSON."""
 
     run_id: UUID
     status: int
@@ -65,18 +65,18 @@ def visible_ascii(key: str) -> str:
     return key
 
 
-async def recall(session: AsyncSession, actor: Actor, route: str, key: str | None, asked: BaseModel) -> Answer | None:
+async def recall(session: AsyncSession, actor: Actor, route: str, key: str | None, request: BaseModel) -> Answer | None:
     """The answer that was first given to this key; None where there is none, and then this transaction may give it.
 
-    Raises Invalid where the key came with another body, Conflict while another request is at work under it.
+    Raises Invalid where the key came with another body, Conflict while another request with it is in progress.
     """
     if key is None:
         return None
     held = await session.scalar(select(func.pg_try_advisory_xact_lock(_lock_number(actor, route, key))))
-    # After the lock and not in one statement with it: so it sees what the last holder committed.
+    # In a statement after the lock, not in one with it, so that it sees what the last holder committed.
     found = await session.get(IdempotencyKey, (actor.tenant_id, actor.user_id, route, key))
     if found and found.expires_at > now():
-        return _answer_again(found, asked)
+        return _answer_again(found, request)
     if not held:
         raise Conflict(
             f"A request with this {HEADER} is being answered: send it again in a moment.",
@@ -95,8 +95,8 @@ def _lock_number(actor: Actor, route: str, key: str) -> int:
     return int.from_bytes(sha256(scope.encode()).digest()[:8], signed=True)
 
 
-def _answer_again(found: IdempotencyKey, asked: BaseModel) -> Answer:
-    if found.fingerprint != _fingerprint(asked):
+def _answer_again(found: IdempotencyKey, request: BaseModel) -> Answer:
+    if found.fingerprint != _fingerprint(request):
         raise Invalid(
             f"This {HEADER} was used with another body: send the same body, or a new key for a new run.",
             code="idempotency_key_reused",
@@ -106,9 +106,9 @@ def _answer_again(found: IdempotencyKey, asked: BaseModel) -> Answer:
 
 
 async def remember(
-    session: AsyncSession, actor: Actor, route: str, key: str | None, asked: BaseModel, answer: Answer
+    session: AsyncSession, actor: Actor, route: str, key: str | None, request: BaseModel, answer: Answer
 ) -> None:
-    """Keep the answer for whoever sends the key again; `recall` has answered None before, in the same transaction."""
+    """Store the answer for repeated requests; `recall` has returned None before, in the same transaction."""
     if key is None:
         return
     session.add(
@@ -117,7 +117,7 @@ async def remember(
             user_id=actor.user_id,
             route=route,
             key=key,
-            fingerprint=_fingerprint(asked),
+            fingerprint=_fingerprint(request),
             run_id=answer.run_id,
             status=answer.status,
             headers=answer.headers,
@@ -128,12 +128,12 @@ async def remember(
     await session.flush()
 
 
-def _fingerprint(asked: BaseModel) -> bytes:
-    # Without defaults: a release that adds an optional field must know the keys of the one before.
-    canonical = json.dumps(asked.model_dump(exclude_defaults=True), sort_keys=True, default=str)
+def _fingerprint(request: BaseModel) -> bytes:
+    # Without defaults: a release that adds an optional field must recognise keys of the release before.
+    canonical = json.dumps(request.model_dump(exclude_defaults=True), sort_keys=True, default=str)
     return sha256(canonical.encode()).digest()
 
 
-async def forget_expired(database: Database) -> None:
+async def delete_expired(database: Database) -> None:
     async with database.identity() as session:
         await session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < now()))

@@ -5,10 +5,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, EnumText, Identified
+from app.db import Base, EnumText, Identified, ModelJson
 
 
 class RunStatus(StrEnum):
@@ -23,13 +24,40 @@ class RunStatus(StrEnum):
         return self in (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
 
 
+OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
+
+
+class RunOptions(BaseModel):
+    """What the request asks for beyond its text.
+
+    `image` holds the options of the image tool for this run, `tool_choice` the tool that must be used, `edit` and
+    `mask` the `object_id` of the image to change and of the image that says where.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    image: dict[str, Any] = Field(default_factory=dict[str, Any])
+    tool_choice: str | None = None
+    edit: UUID | None = None
+    mask: UUID | None = None
+
+
+class RunError(BaseModel):
+    """Why a run failed: a stable code, a sentence for the user, whether the same request may succeed later."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    retryable: bool
+
+
 class Run(Identified, Base):
     """The run row is the outbox of its task and the fence of its workers.
 
-    `options` holds what the request asked beyond its text: `image`, `tool_choice`, `edit`, `mask`. `attempt` counts
-    the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent` and `background`
-    are committed before a paid request, `response_id` as soon as the provider has named its answer: with both, a
-    later attempt can go on with an answer that the provider finishes in the background.
+    `attempt` counts the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent`
+    and `background` are committed before a paid request, `response_id` as soon as the provider has named its response:
+    with both, a later attempt can resume a response that the provider finishes in the background.
     """
 
     __tablename__ = "runs"
@@ -48,15 +76,15 @@ class Run(Identified, Base):
     agent_key: Mapped[str]
     status: Mapped[RunStatus] = mapped_column(EnumText(RunStatus), default=RunStatus.QUEUED)
     attempt: Mapped[int] = mapped_column(default=0)
-    options: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    options: Mapped[RunOptions] = mapped_column(ModelJson(RunOptions), default=RunOptions)
     input_message_id: Mapped[UUID]
-    output_message_id: Mapped[UUID | None]
+    output_message_id: Mapped[UUID]
     calling_turn: Mapped[int] = mapped_column(default=0)
     calling_agent: Mapped[str | None]
     background: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     response_id: Mapped[str | None]
     last_seq: Mapped[int] = mapped_column(default=0)
-    error: Mapped[dict[str, Any] | None]
+    error: Mapped[RunError | None] = mapped_column(ModelJson(RunError))
     usage: Mapped[dict[str, Any] | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]

@@ -5,17 +5,18 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from app.errors import id_of, not_blank
-from app.runs.models import RunStatus
+from app.runs.models import RunError, RunStatus
 
-# What the provider takes at once.
+# As many images as the provider accepts in one request.
 MAX_INPUTS = 16
 
 ObjectId = Annotated[UUID, id_of("attachment")]
 
 
-# What becomes of a run whose conversation has another one open: refused, started after it, or started in its place.
+# What happens to a run whose conversation has an open one: it is refused, queued behind it, or replaces it.
 IfBusy = Literal["reject", "queue", "interrupt"]
 
 
@@ -26,10 +27,10 @@ class ImageToolChoice(BaseModel):
 
 
 class NewRun(BaseModel):
-    """`image` takes the picture options of an agent's `tool_configs.image_generation`, for this run only.
+    """`image` accepts the options of an agent's `tool_configs.image_generation`, for this run only.
 
-    `attachments` are pictures to look at or work from, in this order; `edit` is the one to change, `mask` says where:
-    all are `object_id`s of the person's own.
+    `attachments` are images to look at or work from, in this order; `edit` is the image to change, `mask` says where:
+    all are `object_id`s of the user's own.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -50,8 +51,18 @@ class NewRun(BaseModel):
         return None if choice == "auto" else choice
 
 
+class Usage(TypedDict, total=False):
+    """Tokens by kind; a kind that was not used may be absent."""
+
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    image_input_tokens: int
+    image_output_tokens: int
+
+
 class RunView(BaseModel):
-    """`error` is `{code, message, retryable}`; `usage` counts tokens by kind."""
+    """A run as its user sees it; `error` is set for failed runs alone, `usage` once the run has ended."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -59,8 +70,8 @@ class RunView(BaseModel):
     conversation_id: UUID
     agent_key: str
     status: RunStatus
-    error: dict[str, Any] | None
-    usage: dict[str, Any] | None
+    error: RunError | None
+    usage: Usage | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

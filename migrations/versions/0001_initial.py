@@ -35,6 +35,10 @@ CREATE FUNCTION app.tenant() RETURNS uuid LANGUAGE sql STABLE PARALLEL SAFE
 RETURN NULLIF(current_setting('app.tenant_id', true), '')::uuid
 """
 
+# What the sweeps look for among attachments.
+UNFINISHED = "status = 'pending' OR (status = 'stored' AND variants IS NULL)"
+SEARCH = "to_tsvector('simple', prompt || ' ' || coalesce(revised_prompt, ''))"
+
 TABLES = (
     "tenants",
     "users",
@@ -46,9 +50,11 @@ TABLES = (
     "runs",
     "attachments",
     "usage_entries",
+    "idempotency_keys",
+    "orphan_candidates",
 )
 
-TENANT_TABLES = ("memberships", "api_keys", "conversations", "messages", "runs", "attachments", "usage_entries")
+TENANT_TABLES = TABLES[2:4] + TABLES[5:]
 
 # The role easel_app: everything in one tenant. `users` is seen as far as they are members of it.
 APP_POLICIES = (
@@ -67,13 +73,16 @@ APP_GRANTS = (
     "GRANT SELECT, INSERT, UPDATE (name, expires_at, revoked_at) ON api_keys TO easel_app",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON conversations, messages, runs, attachments TO easel_app",
     "GRANT SELECT, INSERT ON usage_entries TO easel_app",
+    "GRANT SELECT, INSERT, DELETE ON idempotency_keys TO easel_app",
+    "GRANT SELECT, INSERT, UPDATE (seen_at), DELETE ON orphan_candidates TO easel_app",
 )
 
 # The role easel_identity: what happens before a tenant is known, and finding the work that was left behind.
 IDENTITY_POLICIES = (
     *(f"CREATE POLICY identity ON {table} TO easel_identity USING (true) WITH CHECK (true)" for table in TABLES[:5]),
     "CREATE POLICY sweep ON runs FOR SELECT TO easel_identity USING (status IN ('queued', 'running'))",
-    "CREATE POLICY sweep ON attachments FOR SELECT TO easel_identity USING (status = 'pending')",
+    f"CREATE POLICY sweep ON attachments FOR SELECT TO easel_identity USING ({UNFINISHED})",
+    "CREATE POLICY sweep ON idempotency_keys TO easel_identity USING (expires_at < now())",
 )
 IDENTITY_GRANTS = (
     "GRANT SELECT, INSERT ON tenants, memberships TO easel_identity",
@@ -81,7 +90,8 @@ IDENTITY_GRANTS = (
     "GRANT SELECT, UPDATE (last_used_at) ON api_keys TO easel_identity",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON tokens TO easel_identity",
     "GRANT SELECT (id, tenant_id, status, attempt, created_at, lease_until) ON runs TO easel_identity",
-    "GRANT SELECT (id, tenant_id, status, created_at, run_id, storage_key) ON attachments TO easel_identity",
+    "GRANT SELECT (id, tenant_id, status, created_at, run_id, storage_key, variants) ON attachments TO easel_identity",
+    "GRANT SELECT (expires_at), DELETE ON idempotency_keys TO easel_identity",
 )
 
 
@@ -91,6 +101,8 @@ def upgrade() -> None:
     create_runs()
     create_attachments()
     create_usage()
+    create_idempotency_keys()
+    create_orphan_candidates()
     create_roles()
     secure()
 
@@ -212,6 +224,7 @@ def create_conversations() -> None:
         sa.Column("run_id", sa.Uuid(), nullable=True),
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("input_ids", postgresql.ARRAY(sa.Uuid()), server_default="{}", nullable=False),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
@@ -237,8 +250,10 @@ def create_runs() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("options", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("input_message_id", sa.Uuid(), nullable=False),
-        sa.Column("output_message_id", sa.Uuid(), nullable=True),
+        sa.Column("output_message_id", sa.Uuid(), nullable=False),
         sa.Column("calling_turn", sa.Integer(), nullable=False),
+        sa.Column("calling_agent", sa.Text(), nullable=True),
+        sa.Column("background", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("response_id", sa.Text(), nullable=True),
         sa.Column("last_seq", sa.Integer(), nullable=False),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
@@ -283,9 +298,13 @@ def create_attachments() -> None:
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("storage_key", sa.Text(), nullable=False),
         sa.Column("tool_call_id", sa.Text(), nullable=True),
+        sa.Column("prompt", sa.Text(), server_default="", nullable=False),
         sa.Column("revised_prompt", sa.Text(), nullable=True),
+        sa.Column("search", postgresql.TSVECTOR(), sa.Computed(SEARCH, persisted=True), nullable=True),
         sa.Column("options", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("parent_object_id", sa.Uuid(), nullable=True),
+        sa.Column("variants", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("blurhash", sa.Text(), nullable=True),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -310,11 +329,11 @@ def create_attachments() -> None:
     op.create_index("ix_attachments_message", "attachments", ["tenant_id", "message_id"], unique=False)
     op.create_index("ix_attachments_owner", "attachments", ["tenant_id", "user_id", "id"], unique=False)
     op.create_index(
-        "ix_attachments_pending",
+        "ix_attachments_unfinished",
         "attachments",
         ["created_at"],
         unique=False,
-        postgresql_where=sa.text("status = 'pending'"),
+        postgresql_where=sa.text(UNFINISHED),
     )
 
 
@@ -334,4 +353,42 @@ def create_usage() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_usage_entries")),
         sa.UniqueConstraint("tenant_id", "run_id", "kind", name=op.f("uq_usage_entries_tenant_id_run_id_kind")),
+    )
+
+
+def create_idempotency_keys() -> None:
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("route", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("fingerprint", sa.LargeBinary(), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("headers", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant_id", "run_id"],
+            ["runs.tenant_id", "runs.id"],
+            name=op.f("fk_idempotency_keys_tenant_id_run_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("tenant_id", "user_id", "route", "key", name=op.f("pk_idempotency_keys")),
+    )
+    op.create_index("ix_idempotency_keys_run", "idempotency_keys", ["tenant_id", "run_id"], unique=False)
+
+
+def create_orphan_candidates() -> None:
+    op.create_table(
+        "orphan_candidates",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("marked_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant_id"], ["tenants.id"], name=op.f("fk_orphan_candidates_tenant_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("tenant_id", "key", name=op.f("pk_orphan_candidates")),
     )

@@ -146,7 +146,7 @@ def test_a_conversation_read_a_day_later_shows_every_picture_though_no_link_was_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = _on(request.getfixturevalue("s3")) if storage == "s3" else {}
-    monkeypatch.setattr("app.runs.stream.HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr("app.runs.reader.HEARTBEAT_SECONDS", 0.2)
     with (
         redis_server(tmp_path / "redis") as broker,
         running_server(database_url, provider_url, tmp_path, redis_url=broker.url, **settings) as server,

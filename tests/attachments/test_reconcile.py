@@ -17,9 +17,9 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.attachments.ingest import ingest, new_attachment
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.attachments.reconcile import LOCK_KEY, Kind, Report, reconcile
-from app.attachments.service import Origin, Picture, ingest
 from app.attachments.spool import Spool
 from app.conversations.models import Conversation
 from app.db import Base, Database, now, uuid7
@@ -42,6 +42,16 @@ FACTS = ImageFacts(mime_type="image/png", extension="png", width=1, height=1)
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The run that an image belongs to."""
+
+    tenant_id: UUID
+    user_id: UUID
+    conversation_id: UUID
+    run_id: UUID
+
+
+@dataclass(frozen=True)
 class Yard:
     """A tenant with a conversation and a run, a stranger, and the store they share."""
 
@@ -60,9 +70,17 @@ class Yard:
 
     async def draw(self, origin: Origin | None = None) -> Attachment:
         data = os.urandom(64)
-        sha256 = hashlib.sha256(data).hexdigest()
-        picture = Picture(f"ig_{uuid4().hex}", data, FACTS, sha256, None, {}, None)
-        return await ingest(self.database, self.store, self.spool, origin or self.origin, picture)
+        row = new_attachment(
+            FACTS,
+            kind=AttachmentKind.GENERATED,
+            **vars(origin or self.origin),
+            agent_key="designer",
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            tool_call_id=f"ig_{uuid4().hex}",
+            options={},
+        )
+        return await ingest(self.database, self.store, self.spool, row, data)
 
     async def upload(self, status: AttachmentStatus = AttachmentStatus.STORED, **fields: Any) -> Attachment:
         """A row alone."""
@@ -101,13 +119,13 @@ class Yard:
         async with self.database.engine.connect() as connection:
             return {row[0]: (AttachmentStatus(row[1]), row[2]) for row in await connection.execute(statement)}
 
-    async def tombstones(self) -> int:
+    async def candidates(self) -> int:
         async with self.database.engine.connect() as connection:
-            return cast(int, await connection.scalar(text("SELECT count(*) FROM tombstones")))
+            return cast(int, await connection.scalar(text("SELECT count(*) FROM orphan_candidates")))
 
-    async def age_tombstones(self) -> None:
+    async def age_candidates(self) -> None:
         async with self.database.engine.begin() as connection:
-            await connection.execute(text("UPDATE tombstones SET noted_at = noted_at - interval '2 hours'"))
+            await connection.execute(text("UPDATE orphan_candidates SET marked_at = marked_at - interval '2 hours'"))
 
     def age(self, *found: str, by: timedelta = timedelta(hours=2)) -> None:
         """Objects in files alone can be made older than they are."""
@@ -154,7 +172,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 async def yard(database_url: str, settings: Settings) -> AsyncGenerator[Yard]:
     database, store = Database(database_url, pool_size=10), open_store(settings)
     await store.prepare(create_bucket=True)
-    origins = [Origin(uuid7(), uuid7(), uuid7(), uuid7(), uuid7(), "designer", "A cat") for _ in range(2)]
+    origins = [Origin(uuid7(), uuid7(), uuid7(), uuid7()) for _ in range(2)]
     async with AsyncSession(database.engine) as session, session.begin():
         for row in (row for origin in origins for row in people_of(origin)):
             session.add(row)
@@ -170,7 +188,13 @@ def people_of(origin: Origin) -> list[Base]:
         Tenant(id=origin.tenant_id, name="A tenant"),
         User(id=origin.user_id, email=f"{origin.user_id}@example.org", password_hash="-"),
         Conversation(**owned, id=origin.conversation_id, title="A cat"),
-        Run(**owned, id=origin.run_id, conversation_id=origin.conversation_id, input_message_id=uuid7()),
+        Run(
+            **owned,
+            id=origin.run_id,
+            conversation_id=origin.conversation_id,
+            input_message_id=uuid7(),
+            output_message_id=uuid7(),
+        ),
     ]
 
 
@@ -186,7 +210,7 @@ def orphans_of(tenant_id: UUID, count: int) -> list[str]:
 
 def told(report: Report) -> dict[Kind, tuple[int, int, int]]:
     """What was found, noted and done, where it was anything."""
-    return {kind: (tally.found, tally.noted, tally.done) for kind, tally in report.items() if tally.found}
+    return {kind: (tally.found, tally.marked, tally.done) for kind, tally in report.items() if tally.found}
 
 
 @pytest.mark.parametrize("settings", ["memory", "files", "minio", "gcs"], indirect=True)
@@ -203,7 +227,7 @@ async def test_what_was_planted_is_found_and_nothing_else(yard: Yard) -> None:
 
     found = told(await yard.look(apply=False))
     assert found == {Kind.ORPHAN: (10, 0, 0), Kind.MISSING: (10, 0, 0)}
-    assert (await yard.objects(), await yard.rows(), await yard.tombstones()) == (objects, rows, 0)
+    assert (await yard.objects(), await yard.rows(), await yard.candidates()) == (objects, rows, 0)
 
     assert told(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 10, 0), Kind.MISSING: (10, 0, 10)}
     assert await yard.objects() == objects
@@ -212,7 +236,7 @@ async def test_what_was_planted_is_found_and_nothing_else(yard: Yard) -> None:
 
     assert told(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 0, 10)}
     assert await yard.objects() == {row.storage_key for row in live} | set(copies)
-    assert (told(await yard.look(apply=True)), await yard.tombstones()) == ({}, 0)
+    assert (told(await yard.look(apply=True)), await yard.candidates()) == ({}, 0)
 
 
 @pytest.mark.timeout(900)
@@ -255,7 +279,7 @@ async def test_an_object_of_nobody_is_deleted_a_grace_period_after_it_was_noted(
     yard.age(orphan)
     assert told(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 1, 0)}
     assert told(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
-    await yard.age_tombstones()
+    await yard.age_candidates()
     assert told(await yard.look(apply=False, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
     assert await yard.objects() == {orphan}
     assert told(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 1)}
@@ -270,7 +294,7 @@ async def test_what_was_noted_and_then_belongs_to_somebody_is_forgotten(yard: Ya
     async with yard.database.engine.begin() as connection:
         await connection.execute(text("UPDATE attachments SET storage_key = rtrim(storage_key, 'x')"))
     await yard.look(apply=True)
-    assert (await yard.objects(), await yard.tombstones()) == ({row.storage_key}, 0)
+    assert (await yard.objects(), await yard.candidates()) == ({row.storage_key}, 0)
 
 
 async def test_a_strangers_row_keeps_no_object_of_mine(yard: Yard) -> None:
@@ -334,8 +358,8 @@ async def test_drafts_of_killed_processes_go(yard: Yard) -> None:
     (drafts / "left").write_bytes(b"half")
     (drafts / "fresh").write_bytes(b"half")
     yard.age("drafts/left", by=OLD)
-    assert told(await yard.look(apply=False, grace=timedelta(hours=1))) == {Kind.DRAFT: (1, 0, 0)}
-    assert told(await yard.look(apply=True, grace=timedelta(hours=1))) == {Kind.DRAFT: (1, 0, 1)}
+    assert told(await yard.look(apply=False, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 0)}
+    assert told(await yard.look(apply=True, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 1)}
     assert [path.name for path in drafts.iterdir()] == ["fresh"]
 
 

@@ -23,10 +23,10 @@ from app.db import Database, uuid7
 from app.errors import NotFound
 from app.identity.models import Role
 from app.identity.service import Actor
-from app.runs import tasks
 from app.storage import keys
 from app.storage.memory import MemoryStore
 from app.storage.store import StorageUnavailable, Store
+from app.worker import housekeeping
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.tables import rows
 
@@ -96,7 +96,7 @@ def test_a_stranger_is_not_shown_the_copies(ada: ApiUser, stranger: ApiUser) -> 
 def test_what_a_lost_task_left_is_made_good_by_the_sweep(
     database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "SWEEP_VARIANTS_EVERY", timedelta(seconds=0.2))
+    monkeypatch.setattr(housekeeping, "VARIANTS_EVERY", timedelta(seconds=0.2))
     with running_server(database_url, provider_url, tmp_path) as server:
         ada = server.sign_up()
         object_id = draw(ada)

@@ -64,7 +64,7 @@ FAULTS = {
     "http=503": Ending(error="upstream_unavailable", retryable=True),
     # Only the picture fails
     "moderation": Ending(not_stored="moderation_blocked"),
-    "no_final": Ending(not_stored="server_error", retryable=True),
+    "no_final": Ending(not_stored="image_generation_failed", retryable=True),
     "truncated": Ending(not_stored="image_unreadable"),
     "not_an_image": Ending(not_stored="image_unreadable"),
     # Odd, but nothing fails

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.runs import stream
+from app.runs import reader
 from tests.app_server import ApiUser, Event, events_of, kinds, one
 
 SLOW = "Draw a house [offline: slow=1.5]"
@@ -88,7 +88,7 @@ def test_a_run_that_interrupts_ends_those_that_are_queued_as_well(ada: ApiUser) 
 
 
 def test_a_queued_stream_waits_and_then_delivers(ada: ApiUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(reader, "HEARTBEAT_SECONDS", 0.1)
     first = ada.start(SLOW, agent_key="designer")
     body = {"input": "Draw a boat", "conversation_id": first["conversation_id"], "if_busy": "queue"}
     with ada.http.stream("POST", "/v1/runs", json=body, headers={"Accept": "text/event-stream"}) as answer:

@@ -20,7 +20,7 @@ from sqlalchemy import text
 
 from app.db import Database, now
 from app.main import EXPOSED_HEADERS
-from app.runs import tasks
+from app.runs.schemas import RunView
 from tests.app_server import ApiUser, AppServer, Event, events_of, kinds, running_server
 from tests.conftest import Postgres
 from tests.results import Results
@@ -281,7 +281,7 @@ def test_a_replayed_stream_is_told_from_the_rows_once_the_live_one_has_expired(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.runs.stream.HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr("app.runs.reader.HEARTBEAT_SECONDS", 0.3)
     (tmp_path / "redis").mkdir()
     with (
         redis_server(tmp_path / "redis") as broker,
@@ -305,13 +305,13 @@ def test_a_run_whose_launch_was_lost_is_swept_up_and_launched_once(
 ) -> None:
     launched: list[UUID] = []
 
-    async def lose(broker: object, tenant_id: UUID, run: tasks.RunView) -> None:
+    async def lose(broker: object, tenant_id: UUID, run: RunView) -> None:
         launched.append(run.id)
         raise ConnectionError
 
-    monkeypatch.setattr("app.runs.tasks.launch", lose)
-    monkeypatch.setattr("app.runs.tasks.SWEEP_SECONDS", 0.3)
-    monkeypatch.setattr("app.runs.tasks.UNCLAIMED_AFTER", timedelta(0))
+    monkeypatch.setattr("app.runs.service.launch", lose)
+    monkeypatch.setattr("app.worker.housekeeping.SWEEP_EVERY", timedelta(seconds=0.3))
+    monkeypatch.setattr("app.worker.housekeeping.UNCLAIMED_AFTER", timedelta(0))
     with running_server(new_database_url, provider_url, tmp_path) as server:
         ada, key = server.sign_up("Ada's"), new_key()
         first = post(ada, key)

@@ -33,7 +33,7 @@ def server(own_server: AppServer) -> AppServer:
 
 
 def test_the_stream_of_a_deleted_conversation_ends(ada: ApiUser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.runs.stream.HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr("app.runs.reader.HEARTBEAT_SECONDS", 0.3)
     run = ada.start("Draw a house [offline: stall]", agent_key="designer")
     with ada.http.stream("GET", f"/v1/runs/{run['id']}/events") as answer:
         lines = answer.iter_lines()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from app.runs import stream
+from app.runs import reader
 from tests.app_server import ApiUser, AppServer, Event, kinds, running_server
 from tests.results import Results
 from tests.servers import Proxy, redis_server
@@ -161,7 +161,7 @@ def test_a_silent_stream_still_says_something(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, silence: float, at_most: float, every: float | None, results: Results
 ) -> None:
     if every is not None:
-        monkeypatch.setattr(stream, "HEARTBEAT_SECONDS", every)
+        monkeypatch.setattr(reader, "HEARTBEAT_SECONDS", every)
     ada = pair.first.sign_up()
     # Two previews: each takes half of it.
     run_id = ada.start(f"Draw slowly [offline: slow={silence * 3:.0f}]", agent_key="designer")["id"]

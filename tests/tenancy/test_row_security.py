@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app.attachments.models import Attachment, AttachmentKind, Tombstone
+from app.attachments.models import Attachment, AttachmentKind, OrphanCandidate
 from app.conversations.models import Conversation, Message
 from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
 from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
@@ -54,7 +54,7 @@ MUTANTS = {
 PRIMARY_KEYS = {
     "memberships": "tenant_id, user_id",
     "idempotency_keys": "tenant_id, user_id, route, key",
-    "tombstones": "tenant_id, key",
+    "orphan_candidates": "tenant_id, key",
 }
 
 UNPROTECTED = """
@@ -141,7 +141,14 @@ def rows_of(tenant: UUID) -> list[Base]:
         ),
         Conversation(**owned, id=conversation, agent_key="designer", title="A cat"),
         Message(tenant_id=tenant, id=message, conversation_id=conversation, role="user", text="A cat"),
-        Run(**owned, id=run, conversation_id=conversation, agent_key="designer", input_message_id=message),
+        Run(
+            **owned,
+            id=run,
+            conversation_id=conversation,
+            agent_key="designer",
+            input_message_id=message,
+            output_message_id=message,
+        ),
         Attachment(
             **owned,
             conversation_id=conversation,
@@ -166,7 +173,7 @@ def rows_of(tenant: UUID) -> list[Base]:
             body="{}",
             expires_at=text("now()"),
         ),
-        Tombstone(tenant_id=tenant, key="once", noted_at=text("now()"), seen_at=text("now()")),
+        OrphanCandidate(tenant_id=tenant, key="once", marked_at=text("now()"), seen_at=text("now()")),
     ]
 
 
@@ -338,8 +345,8 @@ EXPECTED_RIGHTS = {
         *_rights("attachments", "select", "insert", "update", "delete"),
         *_rights("usage_entries", "select", "insert"),
         *_rights("idempotency_keys", "select", "insert", "delete"),
-        *_rights("tombstones", "select", "insert", "delete"),
-        *_columns("tombstones", "update", "seen_at"),
+        *_rights("orphan_candidates", "select", "insert", "delete"),
+        *_columns("orphan_candidates", "update", "seen_at"),
     },
     IDENTITY_ROLE: {
         *_rights("tenants", "select", "insert"),

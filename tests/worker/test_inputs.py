@@ -24,7 +24,8 @@ from sqlalchemy import update
 from app.agents._shared.registry import AGENTS_DIRECTORY
 from app.attachments.models import Attachment
 from app.db import Database
-from app.runs.inputs import FILE_SECONDS, INLINE_BYTES
+from app.provider.client import FILE_SECONDS
+from app.worker.image_inputs import INLINE_BYTES
 from tests.app_server import ApiUser, AppServer, Event, one, running_provider, running_server
 from tests.conftest import Postgres
 
@@ -186,8 +187,8 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_is_paid(ada: ApiUse
     plain = upload(ada, noise(*SQUARE, coarse=64))["object_id"]
     refusals: list[tuple[str, str, str, Json]] = [
         ("mask", mask, "beside `edit` or `attachments`", {"mask": mask}),
-        ("mask", "512x512", "1024x1024, the size of the picture", {"mask": small, "edit": server}),
-        ("mask", "512x512", "1024x1024, the size of the picture", {"mask": small, "attachments": [server]}),
+        ("mask", "512x512", "1024x1024, the size of the image", {"mask": small, "edit": server}),
+        ("mask", "512x512", "1024x1024, the size of the image", {"mask": small, "attachments": [server]}),
         ("mask", "noise.png", "transparent pixels", {"mask": plain, "edit": server}),
         ("mask", "designer-", "transparent pixels", {"mask": server, "edit": server}),
         ("mask", "a mask", "every format but gif", {"mask": mask, "edit": server, "image": {"format": "gif"}}),

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("stage", "refused"), [("input", "refused what was asked for"), ("output", "refused the picture that was drawn")]
+    ("stage", "refused"), [("input", "refused what was asked for"), ("output", "refused the image that was drawn")]
 )
 def test_a_moderated_picture_says_at_which_stage_and_why(
     ada: ApiUser, provider_url: str, stage: str, refused: str
@@ -43,7 +43,7 @@ def test_an_error_of_the_provider_s_picture_says_whether_another_try_helps(
     ada: ApiUser, code: str, *, retryable: bool
 ) -> None:
     failed = told_of_failure(ada.draw(f"Draw a house [offline: picture_error={code}]"))
-    assert (failed["code"], failed["retryable"]) == (code, retryable)
+    assert (failed["code"], failed["retryable"]) == ("image_generation_failed", retryable)
     assert "The picture could not be made." in failed["detail"]
 
 

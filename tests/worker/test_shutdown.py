@@ -55,7 +55,7 @@ async def test_the_streams_and_runs_of_an_api_that_ends_go_on_at_another(
         )
         completed = sum(kinds(events)[-1] == "run.completed" for events in whole)
         paid = [posts_with(provider_url, word) for word in words]
-        handed = ending.log.read_text().count("run.handed_over")
+        handed = ending.log.read_text().count("run.released")
         idle_status, idle_seconds = staying.terminate()
     results(
         14,
@@ -152,7 +152,7 @@ def test_the_runs_of_a_worker_that_ends_go_on_at_another(
             wait_for_start(ada, run_id)
         status, seconds = workers[0].terminate()
         told = [ada.events(run_id) for run_id in runs]
-        handed = workers[0].log.read_text().count("run.handed_over")
+        handed = workers[0].log.read_text().count("run.released")
         idle_status, idle_seconds = workers[1].terminate()
     results(
         14,

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the bound on its body, one line in the log."""
+"""For every request: its id, the limit on its body, one line in the log."""
 
 import logging
 import time
@@ -16,13 +16,13 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 UPLOAD = ("POST", "/v1/attachments")
-# What a form adds to its file.
+# The bytes that a form adds to its file.
 ENVELOPE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
-class Bound:
-    """What a body may have, and the setting that says so."""
+class BodyLimit:
+    """How large a body may be, and the setting that says so."""
 
     max_bytes: int
     setting: str
@@ -31,13 +31,13 @@ class Bound:
         return f"The body may have {self.max_bytes} bytes at most ({self.setting})."
 
 
-class Gate:
+class RequestMiddleware:
     """Plain ASGI, so that streams pass untouched."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
-        self._usual = Bound(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
-        self._upload = Bound(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB and a form's overhead")
+        self._usual = BodyLimit(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
+        self._upload = BodyLimit(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB and a form's overhead")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,12 +56,12 @@ class Gate:
             await send(message)
 
         with tagged(request_id=request_id):
-            bound = self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
-            if (declared := self._declared(scope)) > bound.max_bytes:
-                fault = FieldError(field="body", message=str(bound), given=f"{declared} bytes")
-                await problem(Request(scope), TooLarge(str(bound), errors=[fault]))(scope, receive, tell)
+            limit = self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
+            if (declared := self._declared(scope)) > limit.max_bytes:
+                fault = FieldError(field="body", message=str(limit), given=f"{declared} bytes")
+                await problem(Request(scope), TooLarge(str(limit), errors=[fault]))(scope, receive, tell)
             else:
-                await self._app(scope, self._bounded(receive, bound), tell)
+                await self._app(scope, self._limited(receive, limit), tell)
             line = {"method": scope["method"], "path": scope["path"].partition("/files/")[0], "status": status}
             log.info("request", extra={**line, "ms": round((time.monotonic() - started) * 1000, 1)})
 
@@ -69,15 +69,15 @@ class Gate:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         return int(length) if length.isdigit() else 0
 
-    def _bounded(self, receive: Receive, bound: Bound) -> Receive:
+    def _limited(self, receive: Receive, limit: BodyLimit) -> Receive:
         seen = 0
 
         async def count() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > bound.max_bytes:
-                raise HTTPException(TooLarge.status, str(bound))
+            if seen > limit.max_bytes:
+                raise HTTPException(TooLarge.status, str(limit))
             return message
 
         return count

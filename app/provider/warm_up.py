@@ -1,4 +1,4 @@
-"""A first turn that nobody waits for: the SDKs build their parsers as they first need them, which takes a second."""
+"""A first turn at the start: the SDKs build their parsers when they first need them, which takes a second."""
 
 import json
 from typing import Any

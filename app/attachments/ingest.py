@@ -1,0 +1,119 @@
+"""Images into storage: the row first, then the object, then the row says that it is stored."""
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
+from app.attachments.spool import Spool
+from app.db import Database, retry_while_unavailable, uuid7
+from app.images.inspect import ImageFacts
+from app.images.sanitise import Cleaned
+from app.storage import keys
+from app.storage.store import StorageError, Store
+
+log = logging.getLogger(__name__)
+
+# The end of the text waits no longer for a store that does not answer.
+PUT_SECONDS = 3.0
+
+
+def new_attachment(
+    facts: ImageFacts | Cleaned, *, kind: AttachmentKind, tenant_id: UUID, stem: str = "", **fields: Any
+) -> Attachment:
+    """A pending row for these bytes; `stem` is the file's name without extension, `fields` are further columns."""
+    object_id = uuid7()
+    make_key = keys.image_key if kind == AttachmentKind.GENERATED else keys.upload_key
+    default_stem = f"{fields.get('agent_key') or 'upload'}-{str(object_id)[-12:]}"
+    return Attachment(
+        id=object_id,
+        tenant_id=tenant_id,
+        kind=kind,
+        status=AttachmentStatus.PENDING,
+        filename=f"{stem or default_stem}.{facts.extension}",
+        mime_type=facts.mime_type,
+        width=facts.width,
+        height=facts.height,
+        storage_key=make_key(tenant_id, object_id, facts.extension),
+        **fields,
+    )
+
+
+async def ingest(database: Database, store: Store, spool: Spool, row: Attachment, data: bytes) -> Attachment:
+    """Row pending -> object -> row stored; where the store fails the row stays pending and the bytes are spooled."""
+    row = await insert_once(database, row)
+    if row.status == AttachmentStatus.STORED:
+        return row
+    try:
+        async with asyncio.timeout(PUT_SECONDS):
+            await store.put(row.storage_key, data, mime_type=row.mime_type)
+    except (StorageError, TimeoutError) as error:
+        log.error(
+            "image.ingest_failed",
+            extra={
+                "tenant_id": str(row.tenant_id),
+                "run_id": str(row.run_id),
+                "tool_call_id": row.tool_call_id,
+                "object_id": str(row.id),
+                "error": str(error) or type(error).__name__,
+            },
+        )
+        await spool.keep(row.tenant_id, row.id, data)
+        return row
+    await mark_stored(database, row.tenant_id, row.id)
+    row.status = AttachmentStatus.STORED
+    return row
+
+
+@retry_while_unavailable
+async def insert_once(database: Database, row: Attachment) -> Attachment:
+    """The one row of a generated image: this one, or the one that an earlier attempt inserted."""
+    columns = Attachment.__table__.columns.keys()
+    values = {name: value for name, value in vars(row).items() if name in columns}
+    async with database.tenant(row.tenant_id) as session:
+        await session.execute(
+            insert(Attachment)
+            .values(values)
+            .on_conflict_do_nothing(index_elements=["tenant_id", "run_id", "tool_call_id"])
+        )
+        found = await session.scalars(
+            select(Attachment).where(Attachment.run_id == row.run_id, Attachment.tool_call_id == row.tool_call_id)
+        )
+        return found.one()
+
+
+@retry_while_unavailable
+async def mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> None:
+    async with database.tenant(tenant_id) as session:
+        await session.execute(
+            update(Attachment)
+            .where(Attachment.id == object_id, Attachment.status == AttachmentStatus.PENDING)
+            .values(status=AttachmentStatus.STORED)
+        )
+
+
+async def store_spooled(database: Database, store: Store, spool: Spool) -> list[Attachment]:
+    """Store what waits in this machine's spool; returns the rows that are stored now."""
+    stored: list[Attachment] = []
+    for waiting in spool.waiting():
+        async with database.tenant(waiting.tenant_id) as session:
+            row = await session.scalar(select(Attachment).where(Attachment.id == waiting.object_id))
+        if row is None or row.status != AttachmentStatus.PENDING:
+            await spool.drop(waiting)
+            continue
+        try:
+            await store.put(row.storage_key, await spool.read(waiting), mime_type=row.mime_type)
+        except FileNotFoundError:
+            # Another process of this machine was first.
+            continue
+        except StorageError:
+            return stored
+        await mark_stored(database, waiting.tenant_id, row.id)
+        await spool.drop(waiting)
+        stored.append(row)
+        log.info("image.repaired", extra={"tenant_id": str(waiting.tenant_id), "object_id": str(row.id)})
+    return stored

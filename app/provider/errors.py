@@ -1,0 +1,164 @@
+"""What the provider refuses or fails at, as our errors: the only place that knows its exceptions and its codes."""
+
+import json
+from typing import Any, cast
+
+import openai
+
+
+class ProviderError(Exception):
+    """The provider refused the request, failed or broke off; `message` is a sentence for the user."""
+
+    def __init__(self, code: str, message: str, retryable: bool) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+
+
+class ProviderForgot(ProviderError):
+    """Refused before anything was accepted: the provider no longer has a response or an image that was named."""
+
+
+class ProviderUnreachable(ProviderError):
+    """The provider could not be reached, its connection broke, or it answered that it cannot serve now (HTTP 5xx)."""
+
+
+class ProviderSilent(ProviderUnreachable):
+    """The provider sent nothing for as long as it may."""
+
+
+class ProviderUnreadable(ProviderError):
+    """What the provider sent is not what its API describes."""
+
+
+_Row = tuple[str, str, bool]
+
+_BUSY: _Row = ("upstream_rate_limited", "The provider is busy: try again in a moment.", True)
+_CUT_OFF: _Row = ("upstream_disconnected", "The provider's answer broke off: try again.", True)
+_FAILED: _Row = ("upstream_failed", "The provider failed while it answered: try again.", True)
+_FORGOTTEN: _Row = ("previous_response_not_found", "The provider no longer has this conversation.", True)
+_NO_KEY: _Row = ("upstream_unauthorized", "The provider refused our key: an operator must set OPENAI_API_KEY.", False)
+_NO_QUOTA: _Row = ("upstream_quota", "The provider account has no quota left: its owner must add to it.", False)
+_TIMEOUT: _Row = ("upstream_timeout", "The provider stopped answering: try again.", True)
+_TOO_LONG: _Row = (
+    "context_length_exceeded",
+    "This conversation is too long for the model: start a new one.",
+    False,
+)
+_UNAVAILABLE: _Row = ("upstream_unavailable", "The provider is not available: try again in a moment.", True)
+_UNKNOWN_OUTCOME: _Row = (
+    "upstream_outcome_unknown",
+    "The worker was lost while the provider drew; no request is repeated automatically. Try again if you still want"
+    " the image.",
+    True,
+)
+
+# The provider's own codes that mean something to the user.
+_BY_CODE: dict[str, _Row] = {
+    "context_length_exceeded": _TOO_LONG,
+    "insufficient_quota": _NO_QUOTA,
+    "previous_response_not_found": _FORGOTTEN,
+    "rate_limit_exceeded": _BUSY,
+    "server_error": _FAILED,
+}
+
+_BY_STATUS: dict[int, _Row] = {
+    401: _NO_KEY,
+    403: _NO_KEY,
+    404: ("upstream_not_found", "The provider does not know the model or resource asked for.", False),
+    408: ("upstream_timeout", "The provider took too long: try again.", True),
+    409: ("upstream_conflict", "The provider reported a conflict: try again.", True),
+    429: _BUSY,
+}
+
+
+def from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
+    match error:
+        case openai.APITimeoutError():
+            return ProviderSilent(*_TIMEOUT)
+        case openai.APIConnectionError():
+            return ProviderUnreachable(*_CUT_OFF)
+        case openai.APIStatusError():
+            return _from_status(error)
+        case openai.APIError():
+            return _from_body(error) or ProviderError(*_FAILED)
+        case json.JSONDecodeError():
+            return ProviderUnreadable(
+                "upstream_unreadable", "The provider's answer could not be read: try again.", True
+            )
+
+
+def response_failed(code: str, message: str) -> ProviderError:
+    """The error of a response that ended as `failed`; `code` and `message` are the provider's."""
+    if code == "moderation_blocked":
+        return moderation_blocked(None)
+    return ProviderError(*_BY_CODE.get(code, ("upstream_failed", f"The provider failed: {message}", True)))
+
+
+def response_incomplete(reason: str | None) -> ProviderError:
+    sentence = f"The provider cut its answer short ({reason or 'no reason given'}): try again."
+    return ProviderError("upstream_incomplete", sentence, True)
+
+
+def stream_cut_off() -> ProviderError:
+    """The stream ended without a final event."""
+    return ProviderError(*_CUT_OFF)
+
+
+def unknown_outcome() -> ProviderError:
+    """A request was sent, and nobody knows whether it was accepted."""
+    return ProviderError(*_UNKNOWN_OUTCOME)
+
+
+def timed_out() -> ProviderError:
+    return ProviderSilent(*_TIMEOUT)
+
+
+def moderation_blocked(details: object) -> ProviderError:
+    return ProviderError("moderation_blocked", moderation_message(details), False)
+
+
+def moderation_message(details: object) -> str:
+    """What the provider's safety system refused and why; `details` is `{moderation_stage, categories}` or None."""
+    known = cast(dict[str, Any], details if isinstance(details, dict) else {})
+    stage = str(known.get("moderation_stage") or known.get("stage"))
+    what = {"input": "what was asked for", "output": "the image that was drawn"}.get(stage, "this request")
+    categories = ", ".join(str(name).replace("_", " ") for name in cast(list[object], known.get("categories") or []))
+    why = f" ({categories})" if categories else ""
+    return f"The provider's safety system refused {what}{why}: change what you ask for."
+
+
+def _from_status(error: openai.APIStatusError) -> ProviderError:
+    if _is_forgotten(error):
+        return ProviderForgot(*_FORGOTTEN)
+    found = _from_body(error)
+    if error.status_code >= 500:
+        return ProviderUnreachable(*_FAILED if found else _UNAVAILABLE)
+    if found:
+        return found
+    if row := _BY_STATUS.get(error.status_code):
+        return ProviderError(*row)
+    reason = str(_body(error).get("message", "no reason given"))[:300]
+    return ProviderError("upstream_rejected", f"The provider refused the request: {reason}", False)
+
+
+def _from_body(error: openai.APIError) -> ProviderError | None:
+    code = str(error.code or _body(error).get("code"))
+    if code == "moderation_blocked":
+        return moderation_blocked(_body(error).get("moderation_details"))
+    row = _BY_CODE.get(code)
+    return ProviderError(*row) if row else None
+
+
+def _is_forgotten(error: openai.APIStatusError) -> bool:
+    if error.code == "previous_response_not_found":
+        return True
+    # The provider has no code for these two: an image that is gone, and one that it accepts only together with the
+    # reasoning that led to it.
+    gone, incomplete = "Item with id" in str(error), "without its required 'reasoning' item" in str(error)
+    return (error.status_code == 404 and gone) or (error.status_code == 400 and incomplete)
+
+
+def _body(error: openai.APIError) -> dict[str, Any]:
+    return cast(dict[str, Any], error.body) if isinstance(error.body, dict) else {}

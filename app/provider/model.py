@@ -1,0 +1,218 @@
+"""The model that our agents call: the SDK's, with images taken out of the stream before anything keeps them."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol
+
+import openai
+from agents.models.openai_responses import OpenAIResponsesModel
+from openai import AsyncOpenAI, omit
+from openai.types.responses import (
+    Response,
+    ResponseCompletedEvent,
+    ResponseCreatedEvent,
+    ResponseFailedEvent,
+    ResponseImageGenCallPartialImageEvent,
+    ResponseIncompleteEvent,
+    ResponseOutputItemDoneEvent,
+    ResponseOutputMessage,
+    ResponseOutputText,
+    ResponseStreamEvent,
+)
+from openai.types.responses.response_output_item import ImageGenerationCall
+
+from app.provider import errors
+from app.provider.cursor import StreamCursor
+from app.provider.errors import ProviderError, ProviderUnreachable, ProviderUnreadable
+from app.provider.usage import usage_of
+
+RETRY_AFTER_MAX_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class PartialImage:
+    """A preview as the provider sent it: base64 text, not decoded yet."""
+
+    tool_call_id: str
+    index: int
+    base64: str
+
+
+@dataclass(frozen=True)
+class GeneratedImage:
+    """A final image as the provider sent it; `options` are those that the provider reports."""
+
+    agent_key: str
+    tool_call_id: str
+    base64: str
+    revised_prompt: str | None
+    options: dict[str, Any]
+
+
+class CallObserver(Protocol):
+    """Follows a run's calls to the provider.
+
+    `take_resumed` returns, once, the id of a response that was paid for before, to resume instead of a first request.
+    """
+
+    def take_resumed(self) -> str | None: ...
+    async def on_request(self, agent_key: str, *, background: bool) -> None: ...
+    async def on_response_created(self, response_id: str) -> None: ...
+    def on_response_ended(self, usage: dict[str, int]) -> None: ...
+
+
+class ImageSink(Protocol):
+    """Receives the images of a run, each once."""
+
+    def on_partial(self, partial: PartialImage) -> None: ...
+    def on_image(self, image: GeneratedImage) -> None: ...
+
+
+class ImageExtractingModel(OpenAIResponsesModel):
+    """Insists on `response.completed`; yields events without their base64. Raises ProviderError.
+
+    With `background` the provider continues when a stream breaks, and the stream is resumed where it broke.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        client: AsyncOpenAI,
+        *,
+        agent_key: str,
+        observer: CallObserver,
+        images: ImageSink,
+        background: bool,
+    ) -> None:
+        super().__init__(model=model, openai_client=client)
+        self._agent_key = agent_key
+        self._openai = client
+        self._observer = observer
+        self._images = images
+        self._background = background
+        self._seen: set[tuple[str, str]] = set()
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncGenerator[ResponseStreamEvent]:
+        resumed = self._observer.take_resumed()
+        cursor = StreamCursor(resumed)
+        if resumed is None:
+            await self._observer.on_request(self._agent_key, background=self._background)
+        # One request at most; whatever happens to its stream, the response is only retrieved after that.
+        source = self._request(*args, **kwargs) if resumed is None else self._retrieve(cursor)
+        while True:
+            try:
+                async with aclosing(source):
+                    async for event in source:
+                        if cursor.accept(event):
+                            await self._extract(event)
+                            yield event
+                if cursor.completed:
+                    return
+                broken = errors.stream_cut_off()
+            except (openai.APIError, json.JSONDecodeError) as error:
+                broken = errors.from_openai(error)
+                if not isinstance(broken, ProviderUnreachable | ProviderUnreadable):
+                    raise broken from error
+            pause = cursor.pause_after(broken) if self._background else None
+            if pause is None:
+                raise broken
+            await asyncio.sleep(pause)
+            source = self._retrieve(cursor)
+
+    async def _request(self, *args: Any, **kwargs: Any) -> AsyncGenerator[ResponseStreamEvent]:
+        """A refusal because the provider is busy means that nothing was accepted: wait for a short while, once."""
+        try:
+            async for event in super().stream_response(*args, **kwargs):
+                yield event
+            return
+        except openai.RateLimitError as error:
+            seconds = _retry_after(error)
+            if seconds is None:
+                raise
+        await asyncio.sleep(seconds)
+        async for event in super().stream_response(*args, **kwargs):
+            yield event
+
+    async def _retrieve(self, cursor: StreamCursor) -> AsyncGenerator[ResponseStreamEvent]:
+        after = omit if cursor.sequence_number is None else cursor.sequence_number
+        try:
+            stream = await self._openai.responses.retrieve(cursor.response_id or "", stream=True, starting_after=after)
+        except (openai.RateLimitError, openai.ConflictError) as error:
+            # A retrieval costs nothing, so it is repeated later, as after a lost connection.
+            raise openai.APIConnectionError(request=error.request) from error
+        except openai.NotFoundError:
+            raise errors.unknown_outcome() from None
+        async with stream:
+            async for event in stream:
+                yield event
+
+    async def _extract(self, event: ResponseStreamEvent) -> None:
+        match event:
+            case ResponseCreatedEvent():
+                await self._observer.on_response_created(event.response.id)
+            case ResponseImageGenCallPartialImageEvent():
+                partial = PartialImage(event.item_id, event.partial_image_index, event.partial_image_b64)
+                event.partial_image_b64 = ""
+                self._images.on_partial(partial)
+            case ResponseOutputItemDoneEvent():
+                self._extract_item(event.item)
+            case ResponseCompletedEvent():
+                self._extract_output(event.response)
+                _end_turn(event.response)
+            case ResponseFailedEvent() | ResponseIncompleteEvent():
+                self._extract_output(event.response)
+                raise _error_of(event.response)
+            case _:
+                pass
+
+    def _extract_output(self, response: Response) -> None:
+        for item in response.output:
+            self._extract_item(item)
+        self._observer.on_response_ended(usage_of(response))
+
+    def _extract_item(self, item: object) -> None:
+        if not isinstance(item, ImageGenerationCall) or not item.result:
+            return
+        base64, item.result = item.result, None
+        # The same image comes again in response.completed; other bytes there replace what was cut off before.
+        key = (item.id, sha256(base64.encode()).hexdigest())
+        if key not in self._seen:
+            self._seen.add(key)
+            self._images.on_image(to_image(item, base64, self._agent_key))
+
+
+def to_image(item: ImageGenerationCall, base64: str, agent_key: str) -> GeneratedImage:
+    options = item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True)
+    # Postgres does not accept this character in a text.
+    revised_prompt = (options.pop("revised_prompt", None) or "").replace("\0", "") or None
+    return GeneratedImage(agent_key, item.id, base64, revised_prompt, options)
+
+
+def _retry_after(error: openai.RateLimitError) -> float | None:
+    """Seconds to wait; None for a spent quota, and where the wait is longer than a user waits."""
+    given = error.response.headers.get("retry-after", "")
+    if error.code == "insufficient_quota" or not given.isdigit() or int(given) > RETRY_AFTER_MAX_SECONDS:
+        return None
+    return float(given)
+
+
+def _end_turn(response: Response) -> None:
+    """An image without text ends the turn, too: the SDK would send, and pay for, one more request to get a message."""
+    if any(item.type in ("message", "function_call") for item in response.output):
+        return
+    empty = ResponseOutputText(type="output_text", text="", annotations=[])
+    response.output.append(
+        ResponseOutputMessage(
+            id=f"msg_{response.id}", type="message", role="assistant", status="completed", content=[empty]
+        )
+    )
+
+
+def _error_of(response: Response) -> ProviderError:
+    if response.error is not None:
+        return errors.response_failed(response.error.code, response.error.message)
+    return errors.response_incomplete(response.incomplete_details.reason if response.incomplete_details else None)

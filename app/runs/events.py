@@ -1,0 +1,218 @@
+"""The events of a run: one class each, the same for the live stream, the replay from the rows and the document.
+
+An event that holds images carries storage keys in the log and is given links for each reader (`LinkedEvent`); all
+others go out as the bytes they were written.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal, Self, get_args
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from app.attachments.links import Grant, Links
+from app.attachments.schemas import AttachmentView
+from app.broker import Record
+from app.conversations.schemas import MessageView
+from app.runs.models import RunError, RunStatus
+from app.runs.schemas import RunView
+
+# A longer delta is split, so that no event exceeds 64 KiB.
+MAX_DELTA_CHARACTERS = 10_000
+
+
+class Event(BaseModel, frozen=True):
+    """`seq` numbers the events of a run 1, 2, 3 … without gaps."""
+
+    terminal: ClassVar[bool] = False
+
+    type: str
+    seq: int = 0
+    run_id: UUID = UUID(int=0)
+
+
+class LinkedEvent(Event, ABC, frozen=True):
+    """An event whose links are made for each reader."""
+
+    @abstractmethod
+    async def with_links(self, links: Links) -> Self: ...
+
+
+class RunCreated(Event, frozen=True):
+    """The run is accepted and waits for a worker."""
+
+    type: Literal["run.created"] = "run.created"
+    run: RunView
+
+
+class RunStarted(Event, frozen=True):
+    """A worker executes the run."""
+
+    type: Literal["run.started"] = "run.started"
+    run: RunView
+
+
+class MessageStarted(Event, frozen=True):
+    """The agent's message begins; `message_id` is the message's id in the conversation."""
+
+    type: Literal["message.started"] = "message.started"
+    message_id: UUID
+
+
+class TextDelta(Event, frozen=True):
+    """The next piece of the message's text."""
+
+    type: Literal["text.delta"] = "text.delta"
+    message_id: UUID
+    delta: str
+
+
+class ReasoningDelta(Event, frozen=True):
+    """The next piece of the model's summary of its reasoning."""
+
+    type: Literal["reasoning.delta"] = "reasoning.delta"
+    delta: str
+
+
+class ToolEvent(Event, frozen=True):
+    tool_call_id: str
+    name: str
+    status: str
+
+
+class ToolStarted(ToolEvent, frozen=True):
+    """The agent uses a tool; `name` is its key, such as `image_generation`."""
+
+    type: Literal["tool.started"] = "tool.started"
+
+
+class ToolProgress(ToolEvent, frozen=True):
+    """A tool that runs at the provider reports its state, such as `generating`."""
+
+    type: Literal["tool.progress"] = "tool.progress"
+
+
+class ToolCompleted(ToolEvent, frozen=True):
+    """A tool has ended; `status` is `completed` or `failed`."""
+
+    type: Literal["tool.completed"] = "tool.completed"
+
+
+class ImagePartial(LinkedEvent, frozen=True):
+    """A preview of an image that is being drawn; `index` counts from 0, `width` and `height` are pixels."""
+
+    type: Literal["image.partial"] = "image.partial"
+    tool_call_id: str
+    index: int
+    url: str
+    mime_type: str
+    width: int
+    height: int
+
+    async def with_links(self, links: Links) -> Self:
+        link = await links.to(Grant(self.url, self.url.rpartition("/")[2], self.mime_type))
+        return self.model_copy(update={"url": link.url})
+
+
+class AttachmentCreated(LinkedEvent, frozen=True):
+    """An image is stored, and its `url` works."""
+
+    type: Literal["attachment.created"] = "attachment.created"
+    attachment: AttachmentView
+
+    async def with_links(self, links: Links) -> Self:
+        return self.model_copy(update={"attachment": await self.attachment.with_links(links)})
+
+
+class AttachmentFailed(Event, frozen=True):
+    """An image is not there: it could not be drawn, read or stored; `retryable` where it may come later."""
+
+    type: Literal["attachment.failed"] = "attachment.failed"
+    tool_call_id: str | None
+    object_id: UUID | None
+    code: str
+    detail: str
+    retryable: bool
+
+
+class AgentChanged(Event, frozen=True):
+    """Another agent answers from here on."""
+
+    type: Literal["agent.changed"] = "agent.changed"
+    agent_key: str
+
+
+class MessageCompleted(LinkedEvent, frozen=True):
+    """The agent's message as the conversation keeps it: its text and all its attachments."""
+
+    type: Literal["message.completed"] = "message.completed"
+    message: MessageView
+
+    async def with_links(self, links: Links) -> Self:
+        return self.model_copy(update={"message": await self.message.with_links(links)})
+
+
+class RunCompleted(Event, frozen=True):
+    """The run has ended well; the last event."""
+
+    terminal = True
+
+    type: Literal["run.completed"] = "run.completed"
+    run: RunView
+
+
+class RunFailed(Event, frozen=True):
+    """The run has failed; the last event."""
+
+    terminal = True
+
+    type: Literal["run.failed"] = "run.failed"
+    run: RunView
+    error: RunError
+
+
+class RunCancelled(Event, frozen=True):
+    """The run was stopped; the last event. Images that were finished before stay."""
+
+    terminal = True
+
+    type: Literal["run.cancelled"] = "run.cancelled"
+    run: RunView
+
+
+RunEvent = Annotated[
+    RunCreated
+    | RunStarted
+    | MessageStarted
+    | TextDelta
+    | ReasoningDelta
+    | ToolStarted
+    | ToolProgress
+    | ToolCompleted
+    | ImagePartial
+    | AttachmentCreated
+    | AttachmentFailed
+    | AgentChanged
+    | MessageCompleted
+    | RunCompleted
+    | RunFailed
+    | RunCancelled,
+    Field(discriminator="type"),
+]
+
+EVENT_CLASSES: dict[str, type[Event]] = {
+    str(event.model_fields["type"].default): event for event in get_args(get_args(RunEvent)[0])
+}
+
+
+def run_ended(run: RunView) -> RunCompleted | RunFailed | RunCancelled:
+    """The terminal event of a run that has ended."""
+    if run.error is not None:
+        return RunFailed(run=run, error=run.error)
+    return RunCompleted(run=run) if run.status == RunStatus.COMPLETED else RunCancelled(run=run)
+
+
+def to_record(event: Event, run_id: UUID, seq: int, key: str = "") -> Record:
+    """The event as the log holds it; `key` is the same whichever attempt writes the event, by default its type."""
+    numbered = event.model_copy(update={"run_id": run_id, "seq": seq})
+    return Record(seq, event.type, numbered.model_dump_json().encode(), key or event.type)

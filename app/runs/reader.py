@@ -1,0 +1,146 @@
+"""Reads a run's events: live from the broker, or a short replay from the rows once the stream has expired."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from enum import Enum, auto
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.attachments import service as attachments
+from app.attachments.models import AttachmentStatus
+from app.broker import BROKER_UNAVAILABLE, Broker, Record
+from app.conversations.models import Message
+from app.conversations.schemas import MessageView
+from app.db import Database
+from app.errors import CONNECTION_FAULTS, NotFound
+from app.runs.events import (
+    EVENT_CLASSES,
+    AttachmentCreated,
+    Event,
+    MessageCompleted,
+    MessageStarted,
+    RunCreated,
+    RunStarted,
+    run_ended,
+    to_record,
+)
+from app.runs.models import Run
+from app.runs.schemas import RunView
+
+HEARTBEAT_SECONDS = 10.0
+# For a query between two heartbeats.
+QUERY_SECONDS = 3.0
+
+
+class Pause(Enum):
+    """What a reader is told while there is no event."""
+
+    HEARTBEAT = auto()
+    DRAINING = auto()
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """Where a reader's events come from; `draining` is set when the process is about to end."""
+
+    database: Database
+    broker: Broker
+    draining: asyncio.Event
+
+
+async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[Record | Pause]:
+    """The events numbered past `after`, until the terminal one or until the run is deleted.
+
+    Holds no database connection.
+    """
+    found = await _unless_unavailable(_expired(source, tenant_id, run_id))
+    while found is not None:
+        for record in found:
+            yield record
+            after = record.seq
+            if EVENT_CLASSES[record.type].terminal:
+                return
+        found = await _next(source, run_id, after)
+        if source.draining.is_set():
+            yield Pause.DRAINING
+            return
+        if not found:
+            yield Pause.HEARTBEAT
+            query = _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
+            found = await _unless_unavailable(query)
+
+
+async def _next(source: EventSource, run_id: UUID, after: int) -> list[Record]:
+    """The events that come within a heartbeat; none while the broker is unavailable."""
+    read = asyncio.create_task(source.broker.read(run_id, after, wait_seconds=HEARTBEAT_SECONDS))
+    drain = asyncio.create_task(source.draining.wait())
+    try:
+        await asyncio.wait({read, drain}, timeout=HEARTBEAT_SECONDS + 1, return_when=asyncio.FIRST_COMPLETED)
+        return read.result() if read.done() else []
+    except BROKER_UNAVAILABLE:
+        await asyncio.sleep(1)
+        return []
+    finally:
+        read.cancel()
+        drain.cancel()
+        await asyncio.gather(read, drain, return_exceptions=True)
+
+
+async def _unless_unavailable(query: Awaitable[list[Record]]) -> list[Record] | None:
+    """None where the run is deleted; no events while the database is unavailable, as a later query will find them."""
+    try:
+        async with asyncio.timeout(QUERY_SECONDS):
+            return await query
+    except NotFound:
+        return None
+    except (*CONNECTION_FAULTS, SQLAlchemyError, TimeoutError):
+        return []
+
+
+async def _expired(source: EventSource, tenant_id: UUID, run_id: UUID) -> list[Record]:
+    """The replay of a run that has ended, once its live stream has expired."""
+    try:
+        async with asyncio.timeout(QUERY_SECONDS / 2):
+            if await source.broker.exists(run_id):
+                return []
+    except BROKER_UNAVAILABLE:
+        pass
+    _, events = await replay(source.database, tenant_id, run_id)
+    return [to_record(event, run_id, seq) for seq, event in enumerate(events, 1)]
+
+
+async def _unwritten(source: EventSource, tenant_id: UUID, run_id: UUID, after: int) -> list[Record]:
+    """The end that the rows hold and the live stream lacks, because its worker died between the two."""
+    last_seq, events = await replay(source.database, tenant_id, run_id)
+    # A reader past the end has seen a stream that was lost since: the next attempt counted from 1 again.
+    last_seq = last_seq if after < last_seq else after + 2
+    end = [event for event in events if event.terminal or isinstance(event, MessageCompleted)]
+    numbered = enumerate(end, last_seq - len(end) + 1)
+    return [to_record(event, run_id, seq) for seq, event in numbered if seq > after]
+
+
+async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> tuple[int, list[Event]]:
+    """The number of an ended run's last event, and a short, complete list of its events made from its rows.
+
+    The list is empty while the run goes on. Raises NotFound where there is no such run.
+    """
+    async with database.tenant(tenant_id) as session:
+        run = await session.get(Run, run_id)
+        if run is None:
+            raise NotFound("run")
+        if not run.status.ended:
+            return 0, []
+        message = await session.scalar(select(Message).where(Message.id == run.output_message_id))
+        rows = (await attachments.of_messages(session, [run.output_message_id])).get(run.output_message_id, [])
+    view = RunView.model_validate(run)
+    events: list[Event] = [RunCreated(run=view), RunStarted(run=view)]
+    if message is not None:
+        completed = MessageCompleted(message=MessageView.of(message, rows))
+        stored = [one for one in completed.message.attachments if one.status == AttachmentStatus.STORED]
+        events += [MessageStarted(message_id=message.id)]
+        events += [AttachmentCreated(attachment=attachment) for attachment in stored]
+        events += [completed]
+    return run.last_seq, [*events, run_ended(view)]

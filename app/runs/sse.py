@@ -1,0 +1,29 @@
+"""A run's events as server-sent events, with links made for their reader."""
+
+from collections.abc import AsyncIterator
+
+from app.attachments.links import Links
+from app.broker import Record
+from app.runs.events import EVENT_CLASSES, LinkedEvent
+from app.runs.reader import Pause
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+
+CONNECTED = b": connected\n\n"
+COMMENTS = {Pause.HEARTBEAT: b": still here\n\n", Pause.DRAINING: b": draining\n\n"}
+
+
+async def frames(events: AsyncIterator[Record | Pause], links: Links) -> AsyncIterator[bytes]:
+    yield CONNECTED
+    async for event in events:
+        yield COMMENTS[event] if isinstance(event, Pause) else await _frame(event, links)
+
+
+async def _frame(record: Record, links: Links) -> bytes:
+    """Events without links go out as the bytes they were written."""
+    data, kind = record.data, EVENT_CLASSES[record.type]
+    if issubclass(kind, LinkedEvent):
+        event = await kind.model_validate_json(data).with_links(links)
+        data = event.model_dump_json().encode()
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (record.seq, record.type.encode(), data)

@@ -1,0 +1,124 @@
+"""One turn of an agent: the input strategies tried in order, and the model's answer as it comes."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+from agents import (
+    Agent,
+    ModelRefusalError,
+    RunConfig,
+    RunErrorHandlerInput,
+    Runner,
+    TResponseInputItem,
+)
+from agents.models.interface import Model
+
+from app.agents._shared.build import build_agent
+from app.agents._shared.registry import LoadedAgent, runs_in_background
+from app.db import retry_while_unavailable
+from app.provider.errors import ProviderForgot
+from app.runs.models import Run
+from app.worker import model_input
+from app.worker.calls import ProviderCalls
+from app.worker.context import WorkerContext
+from app.worker.image_inputs import ImageInputs
+from app.worker.image_options import ImageOptions
+from app.worker.images import RunImages
+from app.worker.model_input import InputStrategy, RunInput
+from app.worker.translator import Translator
+
+
+class AgentLoop:
+    """Runs the agent of one attempt and emits what it answers."""
+
+    def __init__(
+        self,
+        ctx: WorkerContext,
+        run: Run,
+        calls: ProviderCalls,
+        images: RunImages,
+        options: ImageOptions,
+        translator: Translator,
+    ) -> None:
+        self._ctx = ctx
+        self._run = run
+        self._calls = calls
+        self._images = images
+        self._options = options
+        self._translator = translator
+
+    async def run(self) -> None:
+        """To the end of the turn; raises what the SDKs raise."""
+        run, stores = self._run, self._ctx.registry.specs[self._run.agent_key].spec.store
+        already_sent = self._calls.already_sent
+        request = await _load(self._ctx, run, stores=stores, already_sent=already_sent)
+        self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
+        inputs = ImageInputs(self._ctx.store, self._ctx.provider)
+        mask = await model_input.mask_option(inputs, request)
+        forgot: ProviderForgot | None = None
+        async for strategy in model_input.strategies(inputs, request, stores=stores, already_sent=already_sent):
+            try:
+                await self._stream(strategy, mask)
+            except ProviderForgot as error:
+                # Once a response was created, another strategy would pay twice.
+                if self._calls.already_sent:
+                    raise
+                forgot = error
+            else:
+                return
+        if forgot is not None:
+            raise forgot
+
+    async def _stream(self, strategy: InputStrategy, mask: Mapping[str, Any]) -> None:
+        run = self._run
+        loaded = self._ctx.registry.specs[run.calling_agent or run.agent_key]
+        streamed = Runner.run_streamed(
+            self._build(loaded, mask),
+            cast(list[TResponseInputItem], strategy.items),
+            # A resumed response counts as one turn again.
+            max_turns=max(loaded.spec.max_turns - run.calling_turn + self._calls.already_sent, 1),
+            previous_response_id=strategy.previous_response_id,
+            auto_previous_response_id=loaded.spec.store,
+            run_config=RunConfig(tracing_disabled=True),
+            # A refusal is an answer: the user reads its text.
+            error_handlers={"model_refusal": _refusal_text},
+        )
+        try:
+            async for event in streamed.stream_events():
+                self._translator.handle(event)
+        finally:
+            streamed.cancel()
+
+    def _build(self, loaded: LoadedAgent, mask: Mapping[str, Any]) -> Agent[Any]:
+        run = self._run
+        return build_agent(
+            self._ctx.registry,
+            loaded.spec.key,
+            model_for=self._model_for,
+            image_options=lambda agent: {**self._options(agent.spec.key), **mask},
+            runs_in_background=partial(runs_in_background, self._ctx.settings),
+            tool_choice=run.options.tool_choice if run.calling_turn <= 1 else None,
+            safety_identifier=hashlib.sha256(f"{run.tenant_id}:{run.user_id}".encode()).hexdigest(),
+        )
+
+    def _model_for(self, loaded: LoadedAgent) -> Model:
+        return self._ctx.provider.model(
+            loaded.model,
+            agent_key=loaded.spec.key,
+            observer=self._calls,
+            images=self._images,
+            background=runs_in_background(self._ctx.settings, loaded),
+        )
+
+
+@retry_while_unavailable
+async def _load(ctx: WorkerContext, run: Run, *, stores: bool, already_sent: bool) -> RunInput:
+    async with ctx.database.tenant(run.tenant_id) as session:
+        return await model_input.load(session, run, stores=stores, already_sent=already_sent)
+
+
+def _refusal_text(refused: RunErrorHandlerInput[Any]) -> str:
+    error = refused.error
+    return error.refusal if isinstance(error, ModelRefusalError) else str(error)

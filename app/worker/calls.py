@@ -1,0 +1,82 @@
+"""A run's calls to the provider: what is committed around each of them, so that no purchase is repeated."""
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Any
+
+from app.db import Database
+from app.provider.client import Provider
+from app.provider.errors import ProviderError
+from app.runs.models import Run
+from app.worker import lease
+
+log = logging.getLogger(__name__)
+
+CANCEL_SECONDS = 5.0
+
+
+class ProviderCalls:
+    """Observes the calls of one attempt (a CallObserver); `resumed` is the response that an earlier one requested."""
+
+    def __init__(self, database: Database, provider: Provider, run: Run, resumed: str | None) -> None:
+        # Of the calls before the present one: an earlier attempt's are counted there.
+        self.usage: Counter[str] = Counter(run.usage or {})
+        # Whether the provider has accepted a request of this run, of this attempt or an earlier one.
+        self.already_sent = resumed is not None
+        # Cleared while a request is in flight whose response id is not known yet.
+        self.no_request_in_flight = asyncio.Event()
+        self.no_request_in_flight.set()
+        self._database = database
+        self._provider = provider
+        self._run = run
+        self._resumed = resumed
+        self._response_id = resumed
+        self._open = resumed is not None
+        self._turn = run.calling_turn
+
+    def take_resumed(self) -> str | None:
+        response_id, self._resumed = self._resumed, None
+        return response_id
+
+    async def on_request(self, agent_key: str, *, background: bool) -> None:
+        """Committed before money is spent, so that a later attempt sees what was requested, and by which agent."""
+        self._turn += 1
+        self.no_request_in_flight.clear()
+        await self._write(
+            calling_turn=self._turn,
+            calling_agent=agent_key,
+            background=background,
+            response_id=None,
+            usage=dict(self.usage) or None,
+        )
+        self._run.background = background
+
+    async def on_response_created(self, response_id: str) -> None:
+        self.already_sent = self._open = True
+        self._response_id = response_id
+        await self._write(response_id=response_id)
+        self.no_request_in_flight.set()
+
+    def on_response_ended(self, usage: dict[str, int]) -> None:
+        self._open = False
+        self.usage.update(usage)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another attempt could resume the provider's response."""
+        return self._run.background and self._response_id is not None and self.no_request_in_flight.is_set()
+
+    async def cancel(self) -> None:
+        """Stop a response that the provider would finish, and charge for, without a reader."""
+        if not (self._open and self._run.background and self._response_id):
+            return
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS):
+                await self._provider.cancel(self._response_id)
+        except (ProviderError, TimeoutError) as error:
+            log.warning("run.provider_not_stopped", extra={"error": str(error)})
+
+    async def _write(self, **values: Any) -> None:
+        if not await lease.write(self._database, self._run, **values):
+            raise lease.LeaseLost

@@ -1,0 +1,237 @@
+"""One run, from its claim to its terminal event."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from app.agents._shared.tools import IMAGE_TOOL
+from app.attachments import service as attachments
+from app.attachments.models import Attachment
+from app.conversations.schemas import MessageView
+from app.db import retry_while_unavailable
+from app.logs import tagged
+from app.provider import errors as provider
+from app.runs.events import MessageCompleted, RunCreated, RunStarted, run_ended
+from app.runs.models import Run, RunError, RunStatus
+from app.runs.schemas import RunView
+from app.worker import lease
+from app.worker.agent_loop import AgentLoop
+from app.worker.calls import ProviderCalls
+from app.worker.context import WorkerContext
+from app.worker.errors import AGENT_GONE, OUR_FAULT, PROVIDER_MAY_CONTINUE, to_run_error
+from app.worker.event_writer import EventWriter
+from app.worker.image_options import image_options_of
+from app.worker.images import RunImages
+from app.worker.lease import Ending, LeaseLost
+from app.worker.translator import Translator
+
+log = logging.getLogger(__name__)
+
+SIGNAL_WAIT_SECONDS = 15.0
+SIGNAL_RETRY_SECONDS = 1.0
+# How long a worker that stops waits for its runs to end by themselves.
+GRACE_SECONDS = 1.5
+# Give up after 20 attempts: such a run probably crashes its worker.
+MAX_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: RunStatus
+    error: RunError | None = None
+
+
+class RunReleased(Exception):
+    """This worker is stopping: another may claim the run, as the successor of this `attempt`."""
+
+    def __init__(self, attempt: int) -> None:
+        super().__init__(f"attempt {attempt}")
+        self.attempt = attempt
+
+
+async def execute(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None) -> bool:
+    """Claim the run and execute it to its end; False, at once, where another worker has it.
+
+    A run that a worker lost resumes the response that was already requested. Raises RunReleased.
+    """
+    lease_seconds = ctx.settings.run_lease_seconds
+    run = await lease.claim(ctx.database, tenant_id, run_id, lease_seconds=lease_seconds, lost_attempt=lost_attempt)
+    if run is None:
+        return False
+    with tagged(tenant_id=tenant_id, run_id=run_id):
+        await (await _open(ctx, run)).execute()
+    return True
+
+
+async def _open(ctx: WorkerContext, run: Run) -> "Execution":
+    resumed = run.response_id if run.background else None
+    written = await ctx.broker.fence(run.id, run.attempt)
+    events = EventWriter(ctx.broker, run.id, run.attempt, written)
+    calls = ProviderCalls(ctx.database, ctx.provider, run, resumed)
+    options = image_options_of(ctx.settings, ctx.registry, run)
+    images = RunImages(ctx, run, events, options)
+    translator = Translator(events, images, run.output_message_id, written, resumed)
+    loop = AgentLoop(ctx, run, calls, images, options, translator)
+    return Execution(ctx, run, events, calls, images, translator, loop)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One attempt at a run and its parts."""
+
+    ctx: WorkerContext
+    run: Run
+    events: EventWriter
+    calls: ProviderCalls
+    images: RunImages
+    translator: Translator
+    loop: AgentLoop
+
+    async def execute(self) -> None:
+        self._emit_start()
+        try:
+            outcome = await self._outcome()
+            if outcome.status == RunStatus.CANCELLED or (outcome.error and outcome.error.code in PROVIDER_MAY_CONTINUE):
+                await self.calls.cancel()
+            await self._finish_storing()
+            if outcome.status == RunStatus.COMPLETED:
+                self.translator.emit_missing(forced=self._forced_tool() == IMAGE_TOOL)
+            await self._end(outcome)
+        except LeaseLost:
+            log.warning("run.lease_lost")
+            if await lease.is_deleted(self.ctx.database, self.run):
+                await self.calls.cancel()
+        except RunReleased:
+            await self._release()
+            raise
+        await self.events.flush()
+
+    def _emit_start(self) -> None:
+        view = RunView.model_validate(self.run)
+        # The API wrote run.created already, unless the broker was unavailable then.
+        queued = view.model_copy(update={"status": RunStatus.QUEUED, "started_at": None})
+        self.events.emit(RunCreated(run=queued))
+        self.events.emit(RunStarted(run=view))
+
+    async def _outcome(self) -> Outcome:
+        run = self.run
+        if run.agent_key not in self.ctx.registry.specs:
+            return Outcome(RunStatus.FAILED, AGENT_GONE)
+        request_lost = run.calling_turn and not self.calls.already_sent
+        if request_lost or run.attempt > MAX_ATTEMPTS:
+            return Outcome(RunStatus.FAILED, to_run_error(provider.unknown_outcome()))
+        return await self._supervise()
+
+    async def _supervise(self) -> Outcome:
+        """Run the agent loop until it ends, is stopped, or takes too long; renew the lease meanwhile."""
+        seconds = self.ctx.settings.run_lease_seconds
+        loop = asyncio.create_task(self.loop.run())
+        stop = asyncio.create_task(self._until_cancelled())
+        lost = asyncio.create_task(lease.keep_renewing(self.ctx.database, self.run, seconds))
+        drain = asyncio.create_task(self.ctx.stopping.wait())
+        watched: set[asyncio.Task[Any]] = {loop, stop, lost, drain}
+        try:
+            timeout = self.ctx.settings.run_timeout_seconds
+            await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if drain.done():
+                await asyncio.wait({loop, stop, lost}, timeout=GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                # Without the id of its response no other worker could resume the run, so wait for the id as well.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE_SECONDS):
+                        await self.calls.no_request_in_flight.wait()
+            if loop.done():
+                return _outcome_of(loop)
+            if lost.done():
+                raise LeaseLost
+            if stop.done():
+                return Outcome(RunStatus.CANCELLED)
+            if drain.done():
+                raise RunReleased(self.run.attempt)
+            return Outcome(RunStatus.FAILED, to_run_error(provider.timed_out()))
+        finally:
+            for task in watched:
+                task.cancel()
+            await asyncio.gather(*watched, return_exceptions=True)
+
+    async def _until_cancelled(self) -> None:
+        """Return once a user has asked to stop the run or deleted it."""
+        run = self.run
+        while True:
+            try:
+                async with self.ctx.database.tenant(run.tenant_id) as session:
+                    current = await session.get(Run, run.id)
+                if current is None or current.cancel_requested_at is not None:
+                    return
+                await self.ctx.broker.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+            except Exception:
+                # An unavailable database or broker must not look like a request to stop.
+                log.warning("run.watch_failed", exc_info=True)
+                await asyncio.sleep(SIGNAL_RETRY_SECONDS)
+
+    def _forced_tool(self) -> str | None:
+        return self.run.options.tool_choice or self.ctx.registry.specs[self.run.agent_key].spec.tool_choice
+
+    async def _finish_storing(self) -> None:
+        """A store or database that hangs may take longer than the lease, so the lease is renewed here as well."""
+        seconds = self.ctx.settings.run_lease_seconds
+        renewing = asyncio.create_task(lease.keep_renewing(self.ctx.database, self.run, seconds))
+        try:
+            await self.images.finish_storing()
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+
+    async def _end(self, outcome: Outcome) -> None:
+        rows = await _images_of(self.ctx, self.run)
+        has_message = bool(self.translator.text or rows or outcome.status == RunStatus.COMPLETED)
+        if has_message:
+            self.translator.start_message()
+        loaded = self.ctx.registry.specs.get(self.run.agent_key)
+        ending = Ending(
+            status=outcome.status,
+            text=self.translator.text if has_message else None,
+            last_seq=self.events.seq + 1 + has_message,
+            usage=dict(self.calls.usage),
+            model=loaded.model if loaded else "",
+            error=outcome.error,
+        )
+        ended = await lease.end(self.ctx.database, self.run, ending)
+        if ended is None:
+            raise LeaseLost
+        if ending.text is not None and ended.finished_at is not None:
+            message = lease.new_message(ended, ending.text, ended.finished_at)
+            self.events.emit(MessageCompleted(message=MessageView.of(message, rows)))
+        self.events.emit(run_ended(RunView.model_validate(ended)))
+
+    async def _release(self) -> None:
+        """Images that the next attempt will receive again may be dropped; others are stored now or never."""
+        if self.calls.resumable:
+            self.images.abandon()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_SECONDS):
+                    await self.images.finish_storing()
+        await self.events.flush()
+        await lease.release(self.ctx.database, self.run)
+        log.info("run.released")
+
+
+def _outcome_of(loop: asyncio.Task[None]) -> Outcome:
+    error = loop.exception()
+    if error is None:
+        return Outcome(RunStatus.COMPLETED)
+    if isinstance(error, LeaseLost):
+        raise error
+    found = to_run_error(error)
+    log.warning("run.failed", extra={"code": found.code}, exc_info=error if found.code in OUR_FAULT else None)
+    return Outcome(RunStatus.FAILED, found)
+
+
+@retry_while_unavailable
+async def _images_of(ctx: WorkerContext, run: Run) -> list[Attachment]:
+    async with ctx.database.tenant(run.tenant_id) as session:
+        found = await attachments.of_messages(session, [run.output_message_id])
+    return found.get(run.output_message_id, [])

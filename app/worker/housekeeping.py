@@ -1,0 +1,116 @@
+"""Periodic work: sweeping up lost runs, repairing storage, deleting what has expired.
+
+docket's own periodic tasks stall with the worker that held them, so each worker runs plain loops.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import or_, select
+
+from app.attachments import variants
+from app.attachments.ingest import store_spooled
+from app.attachments.reconcile import reconcile
+from app.db import now
+from app.errors import Conflict
+from app.runs import idempotency
+from app.runs import service as runs
+from app.runs.models import Run, RunStatus
+from app.storage.store import StorageError
+from app.worker.context import WorkerContext
+from app.worker.recovery import recover_images
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY = timedelta(seconds=5)
+REPAIR_EVERY = timedelta(seconds=5)
+VARIANTS_EVERY = timedelta(seconds=30)
+DAILY = timedelta(days=1)
+FIRST_AFTER = timedelta(seconds=1)
+# How often a worker asks whether it is its turn to do work that one worker does for all.
+TURN_EVERY = timedelta(seconds=30)
+# A run that is queued for longer has lost its task, or its task waits behind others: a second task does no harm.
+UNCLAIMED_AFTER = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class Job:
+    """`shared` work is done once in each interval by one worker of all, other work by each worker."""
+
+    name: str
+    every: timedelta
+    work: Callable[[], Awaitable[None]]
+    shared: bool = False
+
+
+@asynccontextmanager
+async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
+    """Do all periodic work until the block ends, which breaks it off: the next time misses nothing."""
+    loops = [asyncio.create_task(_repeat(ctx, job)) for job in _jobs(ctx)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+
+
+def _jobs(ctx: WorkerContext) -> list[Job]:
+    return [
+        Job("sweep", min(SWEEP_EVERY, timedelta(seconds=ctx.settings.run_lease_seconds / 4)), partial(_sweep, ctx)),
+        # Each worker stores what waits on its own disk, and all of them recover what lost workers left.
+        Job("store_spooled", REPAIR_EVERY, partial(_store_spooled, ctx)),
+        Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, set[UUID]())),
+        Job(
+            "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True
+        ),
+        Job("delete_idempotency_keys", DAILY, partial(idempotency.delete_expired, ctx.database), shared=True),
+        Job("reconcile", DAILY, partial(_reconcile, ctx), shared=True),
+    ]
+
+
+async def _repeat(ctx: WorkerContext, job: Job) -> None:
+    pause = min(job.every, FIRST_AFTER).total_seconds()
+    while not ctx.stopping.is_set():
+        await asyncio.sleep(pause)
+        pause = min(job.every, TURN_EVERY).total_seconds()
+        try:
+            if not job.shared or await ctx.broker.acquire_turn(job.name, job.every):
+                await job.work()
+        except Exception:
+            log.warning("housekeeping.failed", extra={"job": job.name}, exc_info=True)
+
+
+async def _sweep(ctx: WorkerContext) -> None:
+    """Enqueue runs that have no task, and those whose worker is lost."""
+    async with ctx.database.identity() as session:
+        found = await session.execute(
+            select(Run.id, Run.tenant_id, Run.status, Run.attempt).where(
+                or_(
+                    (Run.status == RunStatus.QUEUED) & (Run.created_at < now() - UNCLAIMED_AFTER),
+                    (Run.status == RunStatus.RUNNING) & (Run.lease_until < now()),
+                )
+            )
+        )
+        rows = found.all()
+    for row in rows:
+        lost_attempt = row.attempt if row.status == RunStatus.RUNNING else None
+        await runs.enqueue(ctx.broker, row.tenant_id, row.id, lost_attempt)
+
+
+async def _store_spooled(ctx: WorkerContext) -> None:
+    for row in await store_spooled(ctx.database, ctx.store, ctx.spool):
+        await variants.request(ctx.broker, row.tenant_id, row.id)
+
+
+async def _reconcile(ctx: WorkerContext) -> None:
+    try:
+        await reconcile(ctx.database, ctx.store, ctx.spool, ctx.settings, apply=True)
+    except (StorageError, Conflict) as error:
+        log.warning("store.not_reconciled", extra={"error": str(error)})

@@ -1,0 +1,89 @@
+"""The worker's tasks: executing runs, making variants, dropping previews."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from uuid import UUID
+
+from docket import ConcurrencyLimit
+
+from app.attachments import variants
+from app.broker import running_worker
+from app.db import now
+from app.provider.warm_up import warm_up
+from app.runs import service as runs
+from app.storage import keys
+from app.storage.store import StorageError
+from app.worker import housekeeping
+from app.worker.context import WorkerContext
+from app.worker.executor import RunReleased, execute
+
+log = logging.getLogger(__name__)
+
+VARIANTS_AT_ONCE = 4
+DROP_PREVIEWS = "drop_previews"
+
+
+@asynccontextmanager
+async def working(ctx: WorkerContext) -> AsyncGenerator[None]:
+    """Execute tasks until the block ends; runs that have not ended then are released to another worker."""
+    # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.
+    await warm_up()
+    async with running_worker(ctx.broker, ctx.settings, ctx.stopping), housekeeping.running(ctx):
+        yield
+
+
+def register(ctx: WorkerContext) -> None:
+    """Register the tasks with docket; a process that only enqueues needs their names as well."""
+    # One tenant never has all places of a worker.
+    most = min(ctx.settings.tenant_concurrency, max(ctx.settings.worker_concurrency - 1, 1))
+
+    async def execute_run(
+        tenant_id: str,
+        run_id: str,
+        lost_attempt: int | None = None,
+        # A tenant's runs beyond this wait outside the workers, so that no other tenant waits behind them.
+        limit: ConcurrencyLimit = ConcurrencyLimit("tenant_id", most),  # noqa: B008 - docket's way
+    ) -> None:
+        await _execute(ctx, UUID(tenant_id), UUID(run_id), lost_attempt)
+
+    async def drop_previews(tenant_id: str, run_id: str) -> None:
+        await _drop_previews(ctx, UUID(tenant_id), UUID(run_id))
+
+    async def make_variants(
+        tenant_id: str,
+        object_id: str,
+        # Further images wait outside the workers, whose places are for runs.
+        limit: ConcurrencyLimit = ConcurrencyLimit(max_concurrent=VARIANTS_AT_ONCE),  # noqa: B008 - docket's way
+    ) -> None:
+        try:
+            await variants.make(ctx.database, ctx.store, UUID(tenant_id), UUID(object_id))
+        except StorageError as error:
+            log.warning("variants.postponed", extra={"object_id": object_id, "error": str(error)})
+
+    for task in (execute_run, drop_previews, make_variants):
+        ctx.broker.docket.register(task)
+
+
+async def _execute(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attempt: int | None) -> None:
+    try:
+        executed = await execute(ctx, tenant_id, run_id, lost_attempt)
+    except RunReleased as released:
+        await runs.enqueue(ctx.broker, tenant_id, run_id, released.attempt)
+        return
+    if executed:
+        later = now() + timedelta(seconds=ctx.settings.stream_ttl_seconds)
+        await ctx.broker.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
+    async with ctx.database.tenant(tenant_id) as session:
+        waiting = await runs.next_queued(session, run_id)
+    if waiting is not None:
+        await runs.enqueue(ctx.broker, tenant_id, waiting, behind=run_id)
+
+
+async def _drop_previews(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> None:
+    try:
+        async for stored in ctx.store.list(keys.preview_prefix(tenant_id, run_id)):
+            await ctx.store.delete(stored.key)
+    except StorageError as error:
+        log.warning("previews.not_dropped", extra={"run_id": str(run_id), "error": str(error)})

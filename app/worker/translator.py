@@ -1,0 +1,189 @@
+"""The SDK's stream events, as events of the run."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+from uuid import UUID
+
+from agents import AgentUpdatedStreamEvent, RawResponsesStreamEvent, RunItemStreamEvent, StreamEvent
+
+from app.agents._shared.tools import IMAGE_TOOL
+from app.broker import Record
+from app.provider.errors import moderation_message
+from app.runs.events import (
+    MAX_DELTA_CHARACTERS,
+    AgentChanged,
+    Event,
+    MessageStarted,
+    ReasoningDelta,
+    TextDelta,
+    ToolCompleted,
+    ToolProgress,
+    ToolStarted,
+)
+from app.worker.event_writer import EventWriter
+from app.worker.images import RunImages
+
+HANDOFF_PREFIX = "transfer_to_"
+# Tools that run at the provider: the type of its items -> the tool's key in a spec.
+HOSTED = {
+    "image_generation_call": IMAGE_TOOL,
+    "web_search_call": "web_search",
+    "file_search_call": "file_search",
+    "code_interpreter_call": "code_interpreter",
+}
+TEXT_DELTAS = ("response.output_text.delta", "response.refusal.delta")
+PROGRESS = ("in_progress", "generating", "searching", "interpreting", "completed")
+
+
+class Translator:
+    """Emits the events of the agent's answer, and keeps its text.
+
+    The key of an event names the provider's event behind it: an attempt that resumes a response receives the same
+    events again, and the writer drops the keys that it has. `written` are the events of earlier attempts, `resumed` is
+    the response that this attempt resumes.
+    """
+
+    def __init__(
+        self, events: EventWriter, images: RunImages, message_id: UUID, written: Sequence[Record], resumed: str | None
+    ) -> None:
+        self._events = events
+        self._images = images
+        self._message_id = message_id
+        self._agent_key: str | None = None
+        self._source = ""
+        self._source_count = 0
+        self._response_id = ""
+        self._tools: dict[str, str] = {}
+        self._failed: set[str] = set()
+        # The text by item of the response; that of earlier responses first.
+        self._parts: dict[str, list[str]] = {}
+        self._drew_before = False
+        self._restore([record for record in written if not (resumed and record.key.startswith(f"{resumed}:"))])
+
+    def _restore(self, earlier: Sequence[Record]) -> None:
+        for record in earlier:
+            if record.type == TextDelta.model_fields["type"].default:
+                self._parts.setdefault("", []).append(json.loads(record.data)["delta"])
+            elif record.type == ToolStarted.model_fields["type"].default:
+                self._drew_before = self._drew_before or json.loads(record.data)["name"] == IMAGE_TOOL
+
+    @property
+    def text(self) -> str:
+        """The text of the message, a blank line between the parts of different turns."""
+        return "\n\n".join(text for part in self._parts.values() if (text := "".join(part)))
+
+    def handle(self, event: StreamEvent) -> None:
+        match event:
+            case RawResponsesStreamEvent():
+                self._follow(event.data)
+                self._handle_raw(event.data)
+            case RunItemStreamEvent(name="tool_output"):
+                self._tool_output(cast(Any, event.item).raw_item)
+            case AgentUpdatedStreamEvent():
+                self._agent_changed(event.new_agent.name)
+            case _:
+                pass
+
+    def start_message(self) -> None:
+        self._events.emit(MessageStarted(message_id=self._message_id))
+
+    def emit_missing(self, *, forced: bool) -> None:
+        """At the end of a completed turn: fail images that were begun, or `forced`, and of which nothing came."""
+        begun = [call_id for call_id, name in self._tools.items() if name == IMAGE_TOOL]
+        for call_id in begun:
+            if call_id not in self._images.received and call_id not in self._failed:
+                detail = "The provider began this image and never sent it: try again."
+                self._images.emit_failure(call_id, "image_missing", detail, retryable=True)
+        if forced and not begun and not self._drew_before:
+            detail = "An image was requested, but the model answered without drawing one; its text may say why."
+            self._images.emit_failure(None, "image_not_drawn", detail, retryable=True)
+
+    def _follow(self, event: Any) -> None:
+        """Keys of the events that follow name this event of the provider."""
+        if event.type == "response.created":
+            self._response_id = event.response.id
+        source = f"{self._response_id}:{getattr(event, 'sequence_number', None) or 0}"
+        if source != self._source:
+            self._source, self._source_count = source, 0
+
+    def _emit(self, event: Event) -> None:
+        self._source_count += 1
+        self._events.emit(event, f"{self._source}:{self._source_count}")
+
+    def _handle_raw(self, event: Any) -> None:
+        kind = str(event.type)
+        if kind in TEXT_DELTAS:
+            self._text(event.item_id, event.delta)
+        elif kind == "response.reasoning_summary_text.delta":
+            self._emit(ReasoningDelta(delta=event.delta))
+        elif kind == "response.output_item.added":
+            self._item_added(event.item)
+        elif kind == "response.output_item.done":
+            self._item_done(event.item)
+        elif getattr(event, "item_id", None) in self._tools and (status := kind.rpartition(".")[2]) in PROGRESS:
+            call_id = event.item_id
+            self._emit(ToolProgress(tool_call_id=call_id, name=self._tools[call_id], status=status))
+
+    def _text(self, item_id: str, delta: str) -> None:
+        self.start_message()
+        # Models do write it, and Postgres does not accept this character in a text.
+        delta = delta.replace("\0", "")
+        parts = self._parts.setdefault(item_id, [])
+        if not parts and len(self._parts) > 1 and self.text:
+            self._emit(TextDelta(message_id=self._message_id, delta="\n\n"))
+        parts.append(delta)
+        for start in range(0, len(delta), MAX_DELTA_CHARACTERS):
+            piece = delta[start : start + MAX_DELTA_CHARACTERS]
+            self._emit(TextDelta(message_id=self._message_id, delta=piece))
+
+    def _item_added(self, item: Any) -> None:
+        if item.type == "message":
+            self.start_message()
+        elif item.type in HOSTED:
+            self._start_tool(item.id, HOSTED[item.type])
+        elif item.type == "function_call" and not item.name.startswith(HANDOFF_PREFIX):
+            self._start_tool(item.call_id, item.name)
+
+    def _item_done(self, item: Any) -> None:
+        if item.type in HOSTED:
+            self._finish_tool(item.id, HOSTED[item.type], failed=item.status == "failed")
+            if item.type == "image_generation_call" and item.status == "failed":
+                self._image_failed(item)
+        elif item.type == "message" and item.id not in self._parts:
+            # Some streams bring a message without deltas.
+            text = "".join(getattr(part, "text", None) or getattr(part, "refusal", "") for part in item.content)
+            if text:
+                self._text(item.id, text)
+
+    def _start_tool(self, call_id: str, name: str) -> None:
+        if call_id not in self._tools:
+            self._tools[call_id] = name
+            self._emit(ToolStarted(tool_call_id=call_id, name=name, status="in_progress"))
+
+    def _finish_tool(self, call_id: str, name: str, *, failed: bool) -> None:
+        self._start_tool(call_id, name)
+        self._emit(ToolCompleted(tool_call_id=call_id, name=name, status="failed" if failed else "completed"))
+
+    def _tool_output(self, raw: Any) -> None:
+        call_id = str(cast(dict[str, Any], raw)["call_id"] if isinstance(raw, dict) else raw.call_id)
+        if call_id in self._tools:
+            self._finish_tool(call_id, self._tools[call_id], failed=False)
+
+    def _image_failed(self, item: Any) -> None:
+        self._failed.add(item.id)
+        error = getattr(item, "error", None)
+        fault = cast(dict[str, Any], error if isinstance(error, dict) else error.model_dump() if error else {})
+        if fault.get("code") == "moderation_blocked":
+            detail = moderation_message(fault.get("moderation_details"))
+            self._images.emit_failure(item.id, "moderation_blocked", detail, retryable=False)
+            return
+        detail = f"The provider could not draw this image: {fault.get('message') or 'no reason given'}"
+        # The type says whose fault it is: after a user's error the same request would fail again.
+        retryable = fault.get("type") != "image_generation_user_error"
+        self._images.emit_failure(item.id, "image_generation_failed", detail, retryable=retryable)
+
+    def _agent_changed(self, agent_key: str) -> None:
+        if self._agent_key is not None and self._agent_key != agent_key:
+            self._emit(AgentChanged(agent_key=agent_key))
+        self._agent_key = agent_key
