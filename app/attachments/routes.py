@@ -1,28 +1,34 @@
 """Upload, list, look at and delete images."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Annotated, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment, AttachmentKind
 from app.attachments.schemas import AttachmentView, views
+from app.attachments.uploads import FIELD, UnsupportedType, upload_fault
 from app.broker import Broker
 from app.db import Database, database
-from app.errors import Invalid, id_of
+from app.errors import Invalid, TooLarge, id_of
 from app.identity.actor import AttachmentReader, AttachmentWriter, CurrentSettings, TenantSession
 from app.paging import Page, PageQuery, fetch_page
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
 
 ObjectId = Annotated[UUID, id_of("attachment")]
+# More than a form may have, so that the answer names what is wrong with it.
+MAX_PARTS = 8
 
 
-@router.post("/attachments", status_code=201, openapi_extra=uploads.FORM)
+@router.post("/attachments", status_code=201, openapi_extra=uploads.UPLOAD_FORM)
 async def upload_attachment(
     request: Request,
     response: Response,
@@ -32,19 +38,58 @@ async def upload_attachment(
     links: ReaderLinks,
 ) -> AttachmentView:
     """Store an image: it is decoded, set upright and encoded anew, so that nothing but its pixels is stored."""
-    form = uploads.Form(request.headers.get("content-type", ""), _body_of(request))
     broker = cast(Broker, request.app.state.broker)
-    row = await uploads.store_upload(database, broker, links.store, settings, actor, form)
+    async with _form_of(request) as form:
+        upload = _file_of(form, settings.upload_max_bytes)
+        row = await uploads.store_upload(
+            database, broker, links.store, settings, actor, upload.file, upload.filename or ""
+        )
     response.headers["Location"] = f"/v1/attachments/{row.id}"
     return await AttachmentView.of(row).with_links(links)
 
 
-async def _body_of(request: Request) -> AsyncIterator[bytes]:
+@asynccontextmanager
+async def _form_of(request: Request) -> AsyncGenerator[FormData]:
+    """The form, its file on disk; read here and not by FastAPI, which would read it before it knows the actor."""
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "multipart/form-data":
+        message = f"send multipart/form-data with the image in the field {FIELD}"
+        raise UnsupportedType(f"{message}.", errors=[upload_fault(message, given, "content-type")])
     try:
-        async for chunk in request.stream():
-            yield chunk
+        form = await request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS)
     except ClientDisconnect:
         raise Invalid("The connection ended before the body did.") from None
+    except HTTPException as error:
+        if error.status_code == TooLarge.status:
+            raise
+        raise _invalid(f"the form cannot be read as multipart/form-data: {error.detail}", "") from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _file_of(form: FormData, max_bytes: int) -> UploadFile:
+    for field, value in form.multi_items():
+        if field != FIELD or isinstance(value, str):
+            given = value if isinstance(value, str) else value.filename
+            raise _invalid(f"the form has one field, the file {FIELD}; this field is unknown", given or "", field)
+    files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
+    if not files:
+        raise _invalid(f"send one whole image in this field: {uploads.ACCEPTED}", "")
+    if len(files) > 1:
+        raise _invalid("send one image in each request", files[1].filename or "")
+    if not files[0].size:
+        raise _invalid("the file is empty", files[0].filename or "")
+    if files[0].size > max_bytes:
+        message = f"at most {max_bytes} bytes are accepted (UPLOAD_MAX_MB)"
+        given = f"{files[0].filename}, {files[0].size} bytes"
+        raise TooLarge(f"The image is too large: {message}.", errors=[upload_fault(message, given)])
+    return files[0]
+
+
+def _invalid(message: str, given: str, field: str = FIELD) -> Invalid:
+    return Invalid(f"{field}: {message}.", errors=[upload_fault(message, given, field[:100] or "body")])
 
 
 @router.get("/attachments")

@@ -1,4 +1,4 @@
-"""Images that users upload: the form's one file onto disk, cleaned by a child process, into storage, and its row."""
+"""Images that users upload: cleaned by a child process, stored, and their rows."""
 
 import asyncio
 import logging
@@ -7,15 +7,12 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from sqlalchemy import delete, update
 
 from app.attachments import variants
@@ -36,14 +33,14 @@ log = logging.getLogger(__name__)
 FIELD = "file"
 STEM_MAX_CHARACTERS = 115
 ACCEPTED = "PNG, JPEG and WebP are accepted"
-# How much of a form is kept in memory before it is written to disk.
+# How much of a file is copied at a time.
 PIECE_BYTES = 1024 * 1024
 # A killed process leaves its files behind; no upload takes so long.
 ABANDONED_SECONDS = 24 * 3600
 # An object whose upload seemed to fail may be there all the same.
 REMOVE_SECONDS = 1.0
 
-FORM: dict[str, Any] = {
+UPLOAD_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -68,25 +65,17 @@ class UnsupportedType(AppError):
     code = "unsupported_type"
 
 
-@dataclass(frozen=True)
-class Form:
-    """A request's body as a stream; iterating raises what ends it early."""
-
-    content_type: str
-    chunks: AsyncIterator[bytes]
-
-
 async def store_upload(
-    database: Database, broker: Broker, store: Store, settings: Settings, actor: Actor, form: Form
+    database: Database, broker: Broker, store: Store, settings: Settings, actor: Actor, file: BinaryIO, given: str
 ) -> Attachment:
-    """The row of the form's image, stored: type and size come from the bytes, the name from the client, cleaned.
+    """The row of the file's image, stored: type and size come from the bytes, the name from `given`, cleaned.
 
     Raises Invalid, UnsupportedType, TooLarge, or Unavailable where the store fails; then nothing is left behind.
     """
     limit = settings.upload_max_bytes
     async with _temp_dir(settings.data_dir.absolute() / "uploads") as temp_dir:
         source, target = temp_dir / "source", temp_dir / "target"
-        given = await _receive(form, source, limit)
+        await asyncio.to_thread(_copy, file, source)
         cleaned = await _clean(source, target, limit, given)
         row = _new_row(actor, given, cleaned)
         async with database.tenant(actor.tenant_id) as session:
@@ -123,109 +112,21 @@ def _make_temp_dir(directory: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=directory))
 
 
-async def _receive(form: Form, source: Path, limit: int) -> str:
-    """The form's one file into `source`; returns the name that the client gave it."""
-    kind, options = parse_options_header(form.content_type)
-    if kind != b"multipart/form-data":
-        message = f"send multipart/form-data with the image in the field {FIELD}"
-        raise UnsupportedType(f"Please {message}.", errors=[_fault(message, form.content_type, "content-type")])
-    reader = _Reader(limit)
-    try:
-        parser = MultipartParser(options.get(b"boundary", b""), reader.callbacks())
-        async for chunk in form.chunks:
-            parser.write(chunk)
-            if reader.waiting >= PIECE_BYTES:
-                await asyncio.to_thread(_append, source, reader.take_pieces())
-    except FormParserError:
-        raise _refused("the form cannot be read as multipart/form-data", "") from None
-    if not reader.ended:
-        raise _refused("the form is cut off: its end is missing", "")
-    if reader.size == 0:
-        raise _refused(
-            f"send an image in this field: {ACCEPTED}" if not reader.found else "the file is empty", reader.name
-        )
-    await asyncio.to_thread(_append, source, reader.take_pieces())
-    return reader.name
-
-
-def _append(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
-        file.write(data)
-
-
-class _Reader:
-    """What the parser's callbacks keep of a form: the file's name, its size so far, its bytes not written to disk."""
-
-    def __init__(self, limit: int) -> None:
-        self.name = ""
-        self.size = 0
-        self.waiting = 0
-        self.found = False
-        self.ended = False
-        self._limit = limit
-        self._pieces: list[bytes] = []
-        self._header = b""
-        self._value = b""
-        self._disposition = b""
-
-    def callbacks(self) -> Any:
-        names = ("part_begin", "header_field", "header_value", "header_end", "headers_finished", "part_data", "end")
-        return {f"on_{name}": getattr(self, f"_on_{name}") for name in names}
-
-    def take_pieces(self) -> bytes:
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self.waiting = 0
-        return data
-
-    def _on_part_begin(self) -> None:
-        self._disposition = b""
-
-    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _on_header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        field = options.get(b"name", b"").decode(errors="replace")
-        name = options.get(b"filename", b"").decode(errors="replace")
-        if field != FIELD:
-            raise _refused(f"the form has one field, {FIELD}; this field is unknown", name, field[:100] or "body")
-        if self.found:
-            raise _refused("send one image in each request", name)
-        self.found = True
-        self.name = name
-
-    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.size += end - start
-        if self.size > self._limit:
-            message = f"at most {self._limit} bytes are accepted (UPLOAD_MAX_MB)"
-            given = f"{self.name}, more than {self._limit} bytes"
-            raise TooLarge(f"The image is too large: {message}.", errors=[_fault(message, given)])
-        self._pieces.append(data[start:end])
-        self.waiting += end - start
-
-    def _on_end(self) -> None:
-        self.ended = True
+def _copy(file: BinaryIO, path: Path) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as target:
+        shutil.copyfileobj(file, target, PIECE_BYTES)
 
 
 async def _clean(source: Path, target: Path, limit: int, given: str) -> Cleaned:
     if not await asyncio.to_thread(_looks_accepted, source):
         message = f"the bytes are no image of an accepted type: {ACCEPTED}"
-        raise UnsupportedType(f"{FIELD}: {message}.", errors=[_fault(message, given)])
+        raise UnsupportedType(f"{FIELD}: {message}.", errors=[upload_fault(message, given)])
     try:
         return await sanitise.clean(source, target, max_bytes=limit)
     except TooLargeWhenCleaned as error:
-        raise TooLarge(str(error), errors=[_fault(f"{error} (UPLOAD_MAX_MB)", given)]) from None
+        raise TooLarge(str(error), errors=[upload_fault(f"{error} (UPLOAD_MAX_MB)", given)]) from None
     except UnreadableImage as error:
-        raise Invalid(str(error), code="image_unreadable", errors=[_fault(str(error), given)]) from None
+        raise Invalid(str(error), code="image_unreadable", errors=[upload_fault(str(error), given)]) from None
 
 
 def _looks_accepted(path: Path) -> bool:
@@ -263,9 +164,5 @@ async def _remove(database: Database, store: Store, row: Attachment) -> None:
             await store.delete(row.storage_key)
 
 
-def _refused(message: str, given: str, field: str = FIELD) -> Invalid:
-    return Invalid(f"{field}: {message}.", errors=[_fault(message, given, field)])
-
-
-def _fault(message: str, given: str, field: str = FIELD) -> FieldError:
+def upload_fault(message: str, given: str, field: str = FIELD) -> FieldError:
     return {"field": field, "message": message, "given": repr(given)[:100] if given else ""}

@@ -69,17 +69,20 @@ def test_a_stranger_can_neither_read_nor_use_nor_delete_it(ada: ApiUser, strange
     assert ada.http.get(f"{PATH}/{object_id}").json()["status"] == "stored"
 
 
-def test_a_form_that_is_not_as_it_should_be_is_refused_by_field(server: AppServer, ada: ApiUser) -> None:
+# Starlette leaves the file of a form that is cut off to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.SpooledTemporaryFile")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function SpooledTemporaryFile.__del__")
+def test_an_invalid_form_is_rejected_by_field(server: AppServer, ada: ApiUser) -> None:
     good = ("a.png", picture("PNG"), "image/png")
     refusals: list[tuple[int, str, str, dict[str, Any]]] = [
         (415, "file", "PNG, JPEG and WebP", {"files": {"file": ("a.png", b"<svg/>", "image/png")}}),
         (415, "content-type", "multipart/form-data", {"json": {"file": "a"}}),
-        (422, "file", "send an image", {"content": b"--x--\r\n", "headers": FORM_X}),
+        (422, "file", "send one whole image", {"content": b"--x--\r\n", "headers": FORM_X}),
         (422, "file", "empty", {"files": {"file": ("a.png", b"", "image/png")}}),
         (422, "file", "one image", {"files": [("file", good), ("file", good)]}),
         (422, "picture", "one field", {"files": {"picture": good}}),
         (422, "title", "one field", {"files": {"file": good}, "data": {"title": "Mine"}}),
-        (422, "file", "cut off", {"content": PART_X + b"abc", "headers": FORM_X}),
+        (422, "file", "send one whole image", {"content": PART_X + b"abc", "headers": FORM_X}),
         (422, "file", "cannot be read", {"content": b"never a boundary", "headers": FORM_X}),
         (
             422,
@@ -181,26 +184,27 @@ def test_slow_senders_hold_no_connection_of_the_database(database_url: str, prov
         for sender in senders:
             sender.start()
         deadline = time.monotonic() + 10
-        while len(benches_of(server)) < len(senders) and time.monotonic() < deadline:
+        while len(temp_dirs_of(server)) < len(senders) and time.monotonic() < deadline:
             time.sleep(0.01)
         began = time.monotonic()
         assert ada.http.get("/v1/me").status_code == 200
         assert time.monotonic() - began < 1
-        assert all(stat.S_IMODE(bench.stat().st_mode) == 0o700 for bench in benches_of(server))
+        assert all(stat.S_IMODE(bench.stat().st_mode) == 0o700 for bench in temp_dirs_of(server))
         go_on.set()
         for sender in senders:
             sender.join()
         assert answers == [201] * len(senders)
-        assert benches_of(server) == []
+        assert temp_dirs_of(server) == []
 
 
 def test_a_sender_who_leaves_leaves_nothing_behind(server: AppServer, ada: ApiUser) -> None:
     connection = http.client.HTTPConnection(server.base_url.removeprefix("http://"), timeout=5)
     headers = {"Authorization": str(ada.http.headers["Authorization"]), "Content-Length": str(MEGABYTE), **FORM_X}
     connection.request("POST", PATH, body=io.BytesIO(PART_X + bytes(1000)), headers=headers)
-    wait_until(lambda: len(benches_of(server)) == 1)
     connection.close()
-    wait_until(lambda: benches_of(server) == [])
+    answer = send(ada, picture("PNG"))
+    assert answer.status_code == 201
+    assert ada.http.delete(f"{PATH}/{answer.json()['object_id']}").status_code == 204
     nothing_is_left(server, ada)
 
 
@@ -348,7 +352,7 @@ def ids_of(answer: httpx.Response) -> list[str]:
     return [row["object_id"] for row in answer.json()["data"]]
 
 
-def benches_of(server: AppServer) -> list[Path]:
+def temp_dirs_of(server: AppServer) -> list[Path]:
     """The directories of the uploads under way."""
     directory = server.settings.data_dir / "uploads"
     return list(directory.iterdir()) if directory.is_dir() else []
@@ -357,7 +361,7 @@ def benches_of(server: AppServer) -> list[Path]:
 def nothing_is_left(server: AppServer, user: ApiUser, *places: Path) -> None:
     """Neither rows nor files, here and in `places`."""
     assert ids_of(user.http.get(PATH)) == []
-    assert benches_of(server) == []
+    assert temp_dirs_of(server) == []
     for place in (server.settings.data_dir, *places):
         assert [path for path in place.rglob("*.png") if path.is_file()] == []
 
