@@ -1,8 +1,8 @@
-"""What can go wrong in a request, and how it is told: RFC 9457 problem+json, one handler for all of it."""
+"""What can go wrong in a request, and how it is reported: RFC 9457 problem+json, one handler for all of it."""
 
 import logging
 from collections.abc import Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, cast
 from uuid import UUID
 
 import asyncpg
@@ -13,6 +13,9 @@ from pydantic import BeforeValidator
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from typing_extensions import TypedDict
+
+from app.error_codes import ErrorCode
 
 log = logging.getLogger(__name__)
 
@@ -27,80 +30,111 @@ class FieldError(TypedDict):
     given: str
 
 
-class AppError(Exception):
-    """An error with a meaning for the caller; a subclass fixes status and code."""
+class Problem(TypedDict):
+    """RFC 9457: what went wrong with a request. `code` is for programs, `detail` for people.
 
-    status: int = 500
+    `errors` names faulty fields; `run_id` is the run that keeps a conversation busy.
+    """
+
+    type: str
+    title: str
+    status: int
+    code: ErrorCode
+    detail: str
+    request_id: str
+    errors: NotRequired[list[FieldError]]
+    run_id: NotRequired[str]
+
+
+class AppError(Exception):
+    """An error with a meaning for the caller; its code fixes the status, a subclass the title."""
+
     title: str = "Internal error"
-    code: str = "internal_error"
+    code: ErrorCode = ErrorCode.INTERNAL_ERROR
 
     def __init__(
         self,
         detail: str,
         *,
-        code: str | None = None,
+        code: ErrorCode | None = None,
         errors: Sequence[FieldError] = (),
         headers: dict[str, str] | None = None,
-        **extra: object,
+        run_id: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.code = code or type(self).code
         self.errors = list(errors)
         self.headers = headers or {}
-        self.extra = extra
+        self.run_id = run_id
+
+    @property
+    def status(self) -> int:
+        return self.code.status or 500
+
+
+class UnreadableBody(AppError):
+    title = "Bad Request"
+    code = ErrorCode.UNREADABLE_BODY
 
 
 class Invalid(AppError):
-    status = 422
     title = "Invalid request"
-    code = "invalid_request"
+    code = ErrorCode.INVALID_REQUEST
 
 
 class Unauthenticated(AppError):
-    status = 401
     title = "Not signed in"
-    code = "unauthenticated"
+    code = ErrorCode.UNAUTHENTICATED
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 class Forbidden(AppError):
-    status = 403
     title = "Not allowed"
-    code = "forbidden"
+    code = ErrorCode.FORBIDDEN
 
 
 class NotFound(AppError):
     """A thing that is not there, or not there for this caller: both answer alike."""
 
-    status = 404
     title = "Not found"
-    code = "not_found"
+    code = ErrorCode.NOT_FOUND
 
     def __init__(self, what: str) -> None:
         super().__init__(f"There is no such {what}.")
 
 
+class NoRoute(AppError):
+    title = "Not found"
+    code = ErrorCode.NOT_FOUND
+
+
+class MethodNotAllowed(AppError):
+    title = "Method Not Allowed"
+    code = ErrorCode.METHOD_NOT_ALLOWED
+
+
 class Conflict(AppError):
-    status = 409
     title = "Conflict"
-    code = "conflict"
+
+    def __init__(
+        self, detail: str, *, code: ErrorCode, headers: dict[str, str] | None = None, run_id: str | None = None
+    ) -> None:
+        super().__init__(detail, code=code, headers=headers, run_id=run_id)
 
 
 class TooLarge(AppError):
-    status = 413
     title = "Too large"
-    code = "too_large"
+    code = ErrorCode.TOO_LARGE
 
 
 class Unavailable(AppError):
-    status = 503
     title = "Unavailable"
-    code = "unavailable"
+    code = ErrorCode.UNAVAILABLE
 
-    def __init__(self, detail: str, *, code: str | None = None) -> None:
+    def __init__(self, detail: str, *, code: ErrorCode | None = None) -> None:
         super().__init__(detail, code=code, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
@@ -133,17 +167,18 @@ def storable(text: str) -> str:
 
 
 def problem(request: Request, error: AppError) -> JSONResponse:
-    body: dict[str, object] = {
+    body: Problem = {
         "type": f"urn:easel:problem:{error.code}",
         "title": error.title,
         "status": error.status,
         "code": error.code,
         "detail": error.detail,
-        "request_id": request.scope.get("request_id"),
+        "request_id": request.scope["request_id"],
     }
     if error.errors:
         body["errors"] = error.errors
-    body.update(error.extra)
+    if error.run_id:
+        body["run_id"] = error.run_id
     return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
 
 
@@ -155,7 +190,9 @@ def install_handlers(app: FastAPI, away: Sequence[type[Exception]]) -> None:
 
     async def unavailable(request: Request, error: Exception) -> JSONResponse:
         log.warning("dependency.unavailable", extra={"error": type(error).__name__})
-        return problem(request, Unavailable("A part that Easel needs does not answer; try again in a moment."))
+        return problem(
+            request, Unavailable("A dependency (database, Redis or storage) is unavailable; try again in a moment.")
+        )
 
     async def database(request: Request, error: Exception) -> JSONResponse:
         return await (unavailable if is_connection_error(error) else unexpected)(request, error)
@@ -197,8 +234,8 @@ def is_connection_error(error: Exception) -> bool:
 async def _validation(request: Request, error: Exception) -> JSONResponse:
     faults = cast(RequestValidationError, error).errors()
     errors = [_field_error(fault) for fault in faults]
-    faults_told = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
-    return problem(request, Invalid(f"The request is not as it should be. {faults_told}.", errors=errors))
+    summary = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
+    return problem(request, Invalid(f"Request validation failed. {summary}.", errors=errors))
 
 
 def _field_error(fault: dict[str, Any]) -> FieldError:
@@ -209,12 +246,12 @@ def _field_error(fault: dict[str, Any]) -> FieldError:
     return {"field": ".".join(location) or "body", "message": message, "given": "(hidden)" if secret else given[:100]}
 
 
+# What Starlette and FastAPI raise by themselves.
+_BY_STATUS = {400: UnreadableBody, 404: NoRoute, 405: MethodNotAllowed, 413: TooLarge}
+
+
 async def _http(request: Request, error: Exception) -> JSONResponse:
     fault = cast(HTTPException, error)
-    if fault.status_code == NotFound.status:
-        return problem(request, NotFound("page"))
-    if fault.status_code == TooLarge.status:
-        return problem(request, TooLarge(str(fault.detail)))
-    answer = AppError(str(fault.detail), code=f"http_{fault.status_code}", headers=dict(fault.headers or {}))
-    answer.status, answer.title = fault.status_code, str(fault.detail)
-    return problem(request, answer)
+    kind = _BY_STATUS.get(fault.status_code, AppError)
+    detail = "No route for this path." if kind is NoRoute else str(fault.detail)
+    return problem(request, kind(detail, headers=dict(fault.headers or {})))

@@ -22,6 +22,7 @@ from app.broker import BROKER_UNAVAILABLE, Broker, open_broker
 from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
+from app.error_codes import ErrorCode
 from app.errors import Unavailable, install_handlers
 from app.middleware import RequestMiddleware
 from app.migrate import is_current
@@ -154,7 +155,7 @@ async def readyz(
 ) -> dict[str, str]:
     """503 while the schema is behind or a part does not answer."""
     if not await is_current(database):
-        raise Unavailable("The database's schema is behind: run `just migrate`.", code="schema_behind")
+        raise Unavailable("The database's schema is behind: run `just migrate`.", code=ErrorCode.SCHEMA_BEHIND)
     await cast(Broker, request.app.state.broker).ping()
     return {"status": "ready"}
 

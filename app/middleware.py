@@ -77,7 +77,7 @@ class RequestMiddleware:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit.max_bytes:
-                raise HTTPException(TooLarge.status, str(limit))
+                raise HTTPException(413, str(limit))
             return message
 
         return count

@@ -12,6 +12,7 @@ from app.attachments import service
 from app.attachments.links import CurrentStore, Grant, ReaderLinks, verify
 from app.attachments.models import AttachmentStatus
 from app.db import Database, database
+from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
 from app.identity.actor import AttachmentReader, CurrentSettings
 from app.storage.keys import content_disposition
@@ -39,9 +40,8 @@ _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 
 
 class RangeNotSatisfiable(AppError):
-    status = 416
     title = "Range not satisfiable"
-    code = "range_not_satisfiable"
+    code = ErrorCode.RANGE_NOT_SATISFIABLE
 
     def __init__(self, size: int) -> None:
         headers = {"Content-Range": f"bytes */{size}"}
@@ -62,7 +62,9 @@ async def get_content(
     async with database.tenant(actor.tenant_id) as session:
         row = await service.get(session, actor, object_id)
     if row.status != AttachmentStatus.STORED:
-        raise Conflict("This image is not stored; its `status` and `error` say why.", code="not_stored")
+        raise Conflict(
+            "This image is not stored; its `status` and `error` say why.", code=ErrorCode.ATTACHMENT_NOT_STORED
+        )
     grant = Grant(row.storage_key, row.filename, row.mime_type)
     headers = _headers(grant, etag=row.sha256, cache_control=UNCACHED)
     if request.method == "HEAD":

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified, ModelJson
+from app.error_codes import ErrorCode
 
 
 class AttachmentStatus(StrEnum):
@@ -29,7 +30,7 @@ class AttachmentError(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    code: str
+    code: ErrorCode
     detail: str
 
 

@@ -17,6 +17,7 @@ from app.attachments.models import Attachment, AttachmentError, AttachmentKind, 
 from app.attachments.spool import Spool
 from app.attachments.variants import stored_keys
 from app.db import Database, now
+from app.error_codes import ErrorCode
 from app.errors import Conflict
 from app.identity.models import Tenant
 from app.settings import Settings
@@ -34,8 +35,10 @@ WAITING_REPORTED_AFTER = timedelta(days=1)
 BATCH = 500
 LOCK_KEY = int.from_bytes(b"easel gc")
 
-OBJECT_MISSING = AttachmentError(code="object_missing", detail="The object storage no longer has this image.")
-LOST = AttachmentError(code="lost", detail="The upload ended before its image was stored; send it again.")
+OBJECT_MISSING = AttachmentError(code=ErrorCode.OBJECT_MISSING, detail="The object storage no longer has this image.")
+LOST = AttachmentError(
+    code=ErrorCode.UPLOAD_LOST, detail="The upload ended before its image was stored; send it again."
+)
 
 
 class Kind(StrEnum):
@@ -117,7 +120,7 @@ async def _alone(database: Database) -> AsyncGenerator[None]:
     async with database.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         if not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
-            raise Conflict("Another reconcile is at work; wait for its end.", code="reconcile_running")
+            raise Conflict("Another reconcile is at work; wait for its end.", code=ErrorCode.RECONCILE_RUNNING)
         try:
             yield
         finally:

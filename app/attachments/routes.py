@@ -60,7 +60,7 @@ async def _form_of(request: Request) -> AsyncGenerator[FormData]:
     except ClientDisconnect:
         raise Invalid("The connection ended before the body did.") from None
     except HTTPException as error:
-        if error.status_code == TooLarge.status:
+        if error.status_code == 413:
             raise
         raise _invalid(f"the form cannot be read as multipart/form-data: {error.detail}", "") from None
     try:

@@ -20,6 +20,7 @@ from app.attachments.ingest import new_attachment
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.broker import Broker
 from app.db import Database, after_commit
+from app.error_codes import ErrorCode
 from app.errors import AppError, FieldError, Invalid, TooLarge, Unavailable
 from app.identity.service import Actor
 from app.images import sanitise
@@ -60,9 +61,8 @@ UPLOAD_FORM: dict[str, Any] = {
 
 
 class UnsupportedType(AppError):
-    status = 415
     title = "Unsupported type"
-    code = "unsupported_type"
+    code = ErrorCode.UNSUPPORTED_TYPE
 
 
 async def store_upload(
@@ -126,7 +126,7 @@ async def _clean(source: Path, target: Path, limit: int, given: str) -> Cleaned:
     except TooLargeWhenCleaned as error:
         raise TooLarge(str(error), errors=[upload_fault(f"{error} (UPLOAD_MAX_MB)", given)]) from None
     except UnreadableImage as error:
-        raise Invalid(str(error), code="image_unreadable", errors=[upload_fault(str(error), given)]) from None
+        raise Invalid(str(error), code=ErrorCode.IMAGE_UNREADABLE, errors=[upload_fault(str(error), given)]) from None
 
 
 def _looks_accepted(path: Path) -> bool:

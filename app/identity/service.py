@@ -9,6 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import now, uuid7
+from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from app.identity import credentials
 from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
@@ -94,9 +95,11 @@ def _choose_tenant(memberships: dict[UUID, str], asked: UUID | None) -> UUID:
             raise NotFound("tenant")
         return asked
     if not memberships:
-        raise Forbidden("You are not a member of any tenant.", code="no_tenant")
+        raise Forbidden("You are not a member of any tenant.", code=ErrorCode.NO_TENANT)
     if len(memberships) > 1:
-        raise Invalid("You belong to several tenants: say which with the header X-Tenant-Id.", code="tenant_required")
+        raise Invalid(
+            "You belong to several tenants: say which with the header X-Tenant-Id.", code=ErrorCode.TENANT_REQUIRED
+        )
     return next(iter(memberships))
 
 
@@ -110,7 +113,9 @@ async def sign_up(
     try:
         await session.flush()
     except IntegrityError:
-        raise Conflict("This e-mail address has an account already: sign in instead.", code="email_taken") from None
+        raise Conflict(
+            "This e-mail address has an account already: sign in instead.", code=ErrorCode.EMAIL_TAKEN
+        ) from None
     session.add(Membership(tenant_id=tenant.id, user_id=user.id, role=Role.OWNER))
     await session.flush()
     return user, tenant, _issue(session, settings, user.id)

@@ -5,11 +5,13 @@ from typing import Any, cast
 
 import openai
 
+from app.error_codes import ErrorCode
+
 
 class ProviderError(Exception):
     """The provider refused the request, failed or broke off; `message` is a sentence for the user."""
 
-    def __init__(self, code: str, message: str, retryable: bool) -> None:
+    def __init__(self, code: ErrorCode, message: str, retryable: bool) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -32,23 +34,27 @@ class ProviderUnreadable(ProviderError):
     """What the provider sent is not what its API describes."""
 
 
-_Row = tuple[str, str, bool]
+_Row = tuple[ErrorCode, str, bool]
 
-_BUSY: _Row = ("upstream_rate_limited", "The provider is busy: try again in a moment.", True)
-_CUT_OFF: _Row = ("upstream_disconnected", "The provider's answer broke off: try again.", True)
-_FAILED: _Row = ("upstream_failed", "The provider failed while it answered: try again.", True)
-_FORGOTTEN: _Row = ("previous_response_not_found", "The provider no longer has this conversation.", True)
-_NO_KEY: _Row = ("upstream_unauthorized", "The provider refused our key: an operator must set OPENAI_API_KEY.", False)
-_NO_QUOTA: _Row = ("upstream_quota", "The provider account has no quota left: its owner must add to it.", False)
-_TIMEOUT: _Row = ("upstream_timeout", "The provider stopped answering: try again.", True)
+_BUSY: _Row = (ErrorCode.UPSTREAM_RATE_LIMITED, "The provider is busy: try again in a moment.", True)
+_CUT_OFF: _Row = (ErrorCode.UPSTREAM_DISCONNECTED, "The provider's answer broke off: try again.", True)
+_FAILED: _Row = (ErrorCode.UPSTREAM_FAILED, "The provider failed while it answered: try again.", True)
+_FORGOTTEN: _Row = (ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND, "The provider no longer has this conversation.", True)
+_NO_KEY: _Row = (
+    ErrorCode.UPSTREAM_UNAUTHORIZED,
+    "The provider refused our key: an operator must set OPENAI_API_KEY.",
+    False,
+)
+_NO_QUOTA: _Row = (ErrorCode.UPSTREAM_QUOTA, "The provider account has no quota left: its owner must add to it.", False)
+_TIMEOUT: _Row = (ErrorCode.UPSTREAM_TIMEOUT, "The provider stopped answering: try again.", True)
 _TOO_LONG: _Row = (
-    "context_length_exceeded",
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED,
     "This conversation is too long for the model: start a new one.",
     False,
 )
-_UNAVAILABLE: _Row = ("upstream_unavailable", "The provider is not available: try again in a moment.", True)
+_UNAVAILABLE: _Row = (ErrorCode.UPSTREAM_UNAVAILABLE, "The provider is not available: try again in a moment.", True)
 _UNKNOWN_OUTCOME: _Row = (
-    "upstream_outcome_unknown",
+    ErrorCode.UPSTREAM_OUTCOME_UNKNOWN,
     "The worker was lost while the provider drew; no request is repeated automatically. Try again if you still want"
     " the image.",
     True,
@@ -66,9 +72,9 @@ _BY_CODE: dict[str, _Row] = {
 _BY_STATUS: dict[int, _Row] = {
     401: _NO_KEY,
     403: _NO_KEY,
-    404: ("upstream_not_found", "The provider does not know the model or resource asked for.", False),
-    408: ("upstream_timeout", "The provider took too long: try again.", True),
-    409: ("upstream_conflict", "The provider reported a conflict: try again.", True),
+    404: (ErrorCode.UPSTREAM_NOT_FOUND, "The provider does not know the model or resource asked for.", False),
+    408: (ErrorCode.UPSTREAM_TIMEOUT, "The provider took too long: try again.", True),
+    409: (ErrorCode.UPSTREAM_CONFLICT, "The provider reported a conflict: try again.", True),
     429: _BUSY,
 }
 
@@ -85,7 +91,7 @@ def from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
             return _from_body(error) or ProviderError(*_FAILED)
         case json.JSONDecodeError():
             return ProviderUnreadable(
-                "upstream_unreadable", "The provider's answer could not be read: try again.", True
+                ErrorCode.UPSTREAM_UNREADABLE, "The provider's answer could not be read: try again.", True
             )
 
 
@@ -93,12 +99,12 @@ def response_failed(code: str, message: str) -> ProviderError:
     """The error of a response that ended as `failed`; `code` and `message` are the provider's."""
     if code == "moderation_blocked":
         return moderation_blocked(None)
-    return ProviderError(*_BY_CODE.get(code, ("upstream_failed", f"The provider failed: {message}", True)))
+    return ProviderError(*_BY_CODE.get(code, (ErrorCode.UPSTREAM_FAILED, f"The provider failed: {message}", True)))
 
 
 def response_incomplete(reason: str | None) -> ProviderError:
     sentence = f"The provider cut its answer short ({reason or 'no reason given'}): try again."
-    return ProviderError("upstream_incomplete", sentence, True)
+    return ProviderError(ErrorCode.UPSTREAM_INCOMPLETE, sentence, True)
 
 
 def stream_cut_off() -> ProviderError:
@@ -116,7 +122,7 @@ def timed_out() -> ProviderError:
 
 
 def moderation_blocked(details: object) -> ProviderError:
-    return ProviderError("moderation_blocked", moderation_message(details), False)
+    return ProviderError(ErrorCode.MODERATION_BLOCKED, moderation_message(details), False)
 
 
 def moderation_message(details: object) -> str:
@@ -140,7 +146,7 @@ def _from_status(error: openai.APIStatusError) -> ProviderError:
     if row := _BY_STATUS.get(error.status_code):
         return ProviderError(*row)
     reason = str(_body(error).get("message", "no reason given"))[:300]
-    return ProviderError("upstream_rejected", f"The provider refused the request: {reason}", False)
+    return ProviderError(ErrorCode.UPSTREAM_REJECTED, f"The provider refused the request: {reason}", False)
 
 
 def _from_body(error: openai.APIError) -> ProviderError | None:

@@ -14,6 +14,7 @@ from app.attachments.links import Grant, Links
 from app.attachments.schemas import AttachmentView
 from app.broker import Record
 from app.conversations.schemas import MessageView
+from app.error_codes import ErrorCode
 from app.runs.models import RunError, RunStatus
 from app.runs.schemas import RunView
 
@@ -130,7 +131,7 @@ class AttachmentFailed(Event, frozen=True):
     type: Literal["attachment.failed"] = "attachment.failed"
     tool_call_id: str | None
     object_id: UUID | None
-    code: str
+    code: ErrorCode
     detail: str
     retryable: bool
 

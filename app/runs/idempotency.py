@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Database, now
+from app.error_codes import ErrorCode
 from app.errors import Conflict, Invalid
 from app.identity.service import Actor
 
@@ -80,7 +81,7 @@ async def recall(session: AsyncSession, actor: Actor, route: str, key: str | Non
     if not held:
         raise Conflict(
             f"A request with this {HEADER} is being answered: send it again in a moment.",
-            code="idempotency_in_flight",
+            code=ErrorCode.IDEMPOTENCY_IN_FLIGHT,
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
     if found:
@@ -99,7 +100,7 @@ def _answer_again(found: IdempotencyKey, request: BaseModel) -> Answer:
     if found.fingerprint != _fingerprint(request):
         raise Invalid(
             f"This {HEADER} was used with another body: send the same body, or a new key for a new run.",
-            code="idempotency_key_reused",
+            code=ErrorCode.IDEMPOTENCY_KEY_REUSED,
             errors=[{"field": HEADER, "message": "a key not used with another body", "given": repr(found.key)[:100]}],
         )
     return Answer(found.run_id, found.status, {**found.headers, **REPLAYED}, found.body)

@@ -10,6 +10,7 @@ from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified, ModelJson
+from app.error_codes import ErrorCode
 
 
 class RunStatus(StrEnum):
@@ -47,7 +48,7 @@ class RunError(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    code: str
+    code: ErrorCode
     message: str
     retryable: bool
 

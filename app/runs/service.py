@@ -10,6 +10,7 @@ from app.broker import Broker
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message, MessageRole
 from app.db import after_commit, now, uuid7
+from app.error_codes import ErrorCode
 from app.errors import Conflict, NotFound
 from app.identity.service import Actor
 from app.runs import idempotency
@@ -87,7 +88,7 @@ async def _resolve_busy(session: AsyncSession, broker: Broker, conversation_id: 
         raise Conflict(
             "A run of this conversation is not finished: wait for it, stop it with PUT /v1/runs/{id}/cancellation, "
             'or send "if_busy": "queue" or "interrupt".',
-            code="conversation_busy",
+            code=ErrorCode.CONVERSATION_BUSY,
             run_id=str(open_runs[0].id),
         )
     if if_busy == "interrupt":

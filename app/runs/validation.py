@@ -10,6 +10,7 @@ from app.agents._shared.registry import LoadedAgent, Registry, check_tool_choice
 from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentStatus
+from app.error_codes import ErrorCode
 from app.errors import Conflict, Invalid
 from app.identity.service import Actor
 from app.images.options import OptionError, check_mask
@@ -24,7 +25,7 @@ def check_options(settings: Settings, registry: Registry, agent_key: str, reques
         known = ", ".join(sorted(registry.specs))
         raise Invalid(
             f"There is no agent {agent_key!r}; there are {known}.",
-            code="unknown_agent",
+            code=ErrorCode.UNKNOWN_AGENT,
             errors=[{"field": "agent_key", "message": f"one of {known}", "given": repr(agent_key)[:100]}],
         )
     try:
@@ -71,7 +72,9 @@ async def check_images(session: AsyncSession, actor: Actor, request: NewRun) -> 
 
 def _check_input(name: str, row: Attachment) -> None:
     if row.status != AttachmentStatus.STORED:
-        raise Conflict(f"{name}: this image is not stored; its `status` and `error` say why.", code="not_stored")
+        raise Conflict(
+            f"{name}: this image is not stored; its `status` and `error` say why.", code=ErrorCode.ATTACHMENT_NOT_STORED
+        )
     if not attachments.is_input(row):
         raise _impossible(name, row.mime_type, "a PNG, JPEG or WebP image")
 
@@ -91,6 +94,6 @@ def _impossible(name: str, given: object, allowed: str) -> Invalid:
     shown = str(given)[:100]
     return Invalid(
         f"{name}: {shown} is not possible; allowed: {allowed}.",
-        code="invalid_option",
+        code=ErrorCode.INVALID_OPTION,
         errors=[{"field": name, "message": f"allowed: {allowed}", "given": shown}],
     )

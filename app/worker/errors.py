@@ -2,6 +2,7 @@
 
 from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError, UserError
 
+from app.error_codes import ErrorCode
 from app.errors import NotFound
 from app.provider import errors as provider
 from app.provider.errors import ProviderError
@@ -9,20 +10,20 @@ from app.runs.models import RunError
 from app.storage.store import ObjectMissing, StorageError
 
 AGENT_GONE = RunError(
-    code="unknown_agent", message="The agent of this run no longer exists: use another one.", retryable=False
+    code=ErrorCode.UNKNOWN_AGENT, message="The agent of this run no longer exists: use another one.", retryable=False
 )
 # After these the provider may still be at work.
 PROVIDER_MAY_CONTINUE = frozenset(
     {
-        "upstream_timeout",
-        "upstream_disconnected",
-        "upstream_unreadable",
-        "upstream_outcome_unknown",
-        "unknown_agent",
-        "internal_error",
+        ErrorCode.UPSTREAM_TIMEOUT,
+        ErrorCode.UPSTREAM_DISCONNECTED,
+        ErrorCode.UPSTREAM_UNREADABLE,
+        ErrorCode.UPSTREAM_OUTCOME_UNKNOWN,
+        ErrorCode.UNKNOWN_AGENT,
+        ErrorCode.INTERNAL_ERROR,
     }
 )
-OUR_FAULT = frozenset({"internal_error", "agent_misconfigured"})
+OUR_FAULT = frozenset({ErrorCode.INTERNAL_ERROR, ErrorCode.AGENT_MISCONFIGURED})
 
 
 def to_run_error(error: BaseException) -> RunError:
@@ -32,7 +33,7 @@ def to_run_error(error: BaseException) -> RunError:
         if found := _meaning_of(seen):
             return found
         seen = seen.__cause__ or seen.__context__
-    return RunError(code="internal_error", message="Something went wrong on our side.", retryable=True)
+    return RunError(code=ErrorCode.INTERNAL_ERROR, message="Something went wrong on our side.", retryable=True)
 
 
 def _meaning_of(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a table, one line a kind
@@ -42,21 +43,23 @@ def _meaning_of(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a t
         case TimeoutError():
             return to_run_error(provider.timed_out())
         case ObjectMissing() | NotFound():
-            return _run_error("attachment_not_found", "An image that this run names was deleted.", retryable=False)
+            return _run_error(
+                ErrorCode.ATTACHMENT_NOT_FOUND, "An image that this run names was deleted.", retryable=False
+            )
         case StorageError():
             message = "The object storage does not answer: try again in a moment."
-            return _run_error("storage_unavailable", message, retryable=True)
+            return _run_error(ErrorCode.STORAGE_UNAVAILABLE, message, retryable=True)
         case MaxTurnsExceeded():
-            return _run_error("max_turns_exceeded", "The agent took more turns than it may.", retryable=False)
+            return _run_error(ErrorCode.MAX_TURNS_EXCEEDED, "The agent took more turns than it may.", retryable=False)
         case ModelBehaviorError():
             message = "The model asked for a tool that this agent does not have."
-            return _run_error("model_misbehaved", message, retryable=True)
+            return _run_error(ErrorCode.MODEL_MISBEHAVED, message, retryable=True)
         case UserError():
-            return _run_error("agent_misconfigured", "This agent cannot run as it is set up.", retryable=False)
+            return _run_error(ErrorCode.AGENT_MISCONFIGURED, "This agent cannot run as it is set up.", retryable=False)
         case _:
             return None
 
 
-def _run_error(code: str, message: str, *, retryable: bool) -> RunError:
+def _run_error(code: ErrorCode, message: str, *, retryable: bool) -> RunError:
     # The message may quote the provider; Postgres does not accept this character in a text.
     return RunError(code=code, message=message.replace("\0", ""), retryable=retryable)

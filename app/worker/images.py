@@ -10,6 +10,7 @@ from app.attachments import variants
 from app.attachments.ingest import ingest, insert_once, new_attachment
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.schemas import AttachmentView
+from app.error_codes import ErrorCode
 from app.images.inspect import Decoded, UnreadableImage, decode, examine
 from app.provider.model import GeneratedImage, PartialImage
 from app.runs.events import AttachmentCreated, AttachmentFailed, ImagePartial
@@ -71,10 +72,10 @@ class RunImages:
             await asyncio.gather(*tasks, return_exceptions=True)
         for tool_call_id, detail in self._unreadable.items():
             if tool_call_id not in self._stored:
-                self.emit_failure(tool_call_id, "image_unreadable", detail, retryable=False)
+                self.emit_failure(tool_call_id, ErrorCode.IMAGE_UNREADABLE, detail, retryable=False)
 
     def emit_failure(
-        self, tool_call_id: str | None, code: str, detail: str, *, retryable: bool, object_id: UUID | None = None
+        self, tool_call_id: str | None, code: ErrorCode, detail: str, *, retryable: bool, object_id: UUID | None = None
     ) -> None:
         event = AttachmentFailed(
             tool_call_id=tool_call_id, object_id=object_id, code=code, detail=detail, retryable=retryable
@@ -120,7 +121,9 @@ class RunImages:
             return
         except Exception:
             log.exception("image.ingest_failed", extra={"tool_call_id": image.tool_call_id})
-            self.emit_failure(image.tool_call_id, "ingest_failed", "The image could not be recorded.", retryable=True)
+            self.emit_failure(
+                image.tool_call_id, ErrorCode.INGEST_FAILED, "The image could not be recorded.", retryable=True
+            )
             return
         self._stored.add(image.tool_call_id)
         if previews := self._previews.get(image.tool_call_id):
@@ -137,7 +140,7 @@ class RunImages:
                 f" {ctx.settings.image_output_max_mb:g} MB."
             )
             row.status = AttachmentStatus.FAILED
-            row.error = AttachmentError(code="image_too_large", detail=detail)
+            row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=detail)
             return await insert_once(ctx.database, row)
         return await ingest(ctx.database, ctx.store, ctx.spool, row, decoded.data)
 
@@ -171,7 +174,7 @@ class RunImages:
             self.emit_failure(tool_call_id, row.error.code, row.error.detail, retryable=False, object_id=row.id)
         else:
             detail = "The image is safe but not stored yet; it will be here once the object storage answers."
-            self.emit_failure(tool_call_id, "storage_unavailable", detail, retryable=True, object_id=row.id)
+            self.emit_failure(tool_call_id, ErrorCode.STORAGE_UNAVAILABLE, detail, retryable=True, object_id=row.id)
 
 
 def _partial_key(partial: PartialImage) -> str:

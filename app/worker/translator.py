@@ -9,6 +9,7 @@ from agents import AgentUpdatedStreamEvent, RawResponsesStreamEvent, RunItemStre
 
 from app.agents._shared.tools import IMAGE_TOOL
 from app.broker import Record
+from app.error_codes import ErrorCode
 from app.provider.errors import moderation_message
 from app.runs.events import (
     MAX_DELTA_CHARACTERS,
@@ -94,10 +95,10 @@ class Translator:
         for call_id in begun:
             if call_id not in self._images.received and call_id not in self._failed:
                 detail = "The provider began this image and never sent it: try again."
-                self._images.emit_failure(call_id, "image_missing", detail, retryable=True)
+                self._images.emit_failure(call_id, ErrorCode.IMAGE_MISSING, detail, retryable=True)
         if forced and not begun and not self._drew_before:
             detail = "An image was requested, but the model answered without drawing one; its text may say why."
-            self._images.emit_failure(None, "image_not_drawn", detail, retryable=True)
+            self._images.emit_failure(None, ErrorCode.IMAGE_NOT_DRAWN, detail, retryable=True)
 
     def _follow(self, event: Any) -> None:
         """Keys of the events that follow name this event of the provider."""
@@ -176,12 +177,12 @@ class Translator:
         fault = cast(dict[str, Any], error if isinstance(error, dict) else error.model_dump() if error else {})
         if fault.get("code") == "moderation_blocked":
             detail = moderation_message(fault.get("moderation_details"))
-            self._images.emit_failure(item.id, "moderation_blocked", detail, retryable=False)
+            self._images.emit_failure(item.id, ErrorCode.MODERATION_BLOCKED, detail, retryable=False)
             return
         detail = f"The provider could not draw this image: {fault.get('message') or 'no reason given'}"
         # The type says whose fault it is: after a user's error the same request would fail again.
         retryable = fault.get("type") != "image_generation_user_error"
-        self._images.emit_failure(item.id, "image_generation_failed", detail, retryable=retryable)
+        self._images.emit_failure(item.id, ErrorCode.IMAGE_GENERATION_FAILED, detail, retryable=retryable)
 
     def _agent_changed(self, agent_key: str) -> None:
         if self._agent_key is not None and self._agent_key != agent_key:
