@@ -33,10 +33,12 @@ test *args: _ready
 prove *args: _ready
     EASEL_PROVE=1 pytest -m prove "$@"
 
-# Check style and formatting
+# Check style, formatting and spelling, and that no file holds a secret
 lint: _ready
     ruff check .
     ruff format --check .
+    {{ files }} | xargs -0 codespell
+    {{ files }} | xargs -0 -n 50 -P 4 detect-secrets-hook --baseline .secrets.baseline
 
 # Check types
 types: _ready
@@ -45,6 +47,10 @@ types: _ready
 # Check code, workflows and packages for known weaknesses
 supply-chain: _ready
     @python .ci/supply_chain.py
+
+# Have git check each commit: ./just hooks, once in a clone
+hooks: _ready
+    pre-commit install
 
 # Everything CI runs
 check: lint types supply-chain test
@@ -55,6 +61,9 @@ lock *args: _ready
     uv pip compile {{ compile }} --constraint requirements.lock --output-file requirements-production.lock pyproject.toml
 
 compile := "--quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command './just lock'"
+
+# Files under version control, and new ones that .gitignore does not name
+files := "git ls-files -z --cached --others --exclude-standard"
 
 # Answers at once where .venv matches the lock; makes `just` from elsewhere work like ./just
 _ready:

@@ -29,12 +29,13 @@ def check_code() -> list[str]:
 
 
 def check_workflows() -> list[str]:
-    workflows = sorted((ROOT / ".github").glob("workflows/*.y*ml"))
-    if not workflows:
+    inputs = sorted([*ROOT.glob(".github/workflows/*.y*ml"), *ROOT.glob(".github/dependabot.y*ml")])
+    if not inputs:
         print("zizmor: there is no workflow to check")
         return []
-    done = _run("zizmor", "--offline", "--quiet", "--format", "json", *(str(path) for path in workflows))
-    return judge_workflows(_json(done), len(workflows))
+    options = ("--offline", "--strict-collection", "--quiet", "--format", "json")
+    done = _run("zizmor", *options, *(str(path) for path in inputs))
+    return judge_workflows(_json(done), len(inputs))
 
 
 def check_packages() -> list[str]:
@@ -62,10 +63,10 @@ def judge_code(report: Any) -> list[str]:
     ]
 
 
-def judge_workflows(report: Any, workflows: int) -> list[str]:
+def judge_workflows(report: Any, files: int) -> list[str]:
     """Faults in zizmor's report: whatever it rates high."""
     high = [found for found in report if found["determinations"]["severity"] == "High"]
-    print(f"zizmor: {len(high)} high, {len(report) - len(high)} lower in {workflows} workflow(s)")
+    print(f"zizmor: {len(high)} high, {len(report) - len(high)} lower in {files} file(s) of .github")
     return [f"{found['ident']}: {found['desc']}" for found in high]
 
 

@@ -101,6 +101,35 @@ def test_the_commands_of_the_readme_are_recipes() -> None:
     assert told <= recipes
 
 
+def test_a_commit_with_a_typo_a_key_or_a_merge_marker_is_refused(tmp_path: Path) -> None:
+    """In a repository of its own: the hooks of this one belong to whoever works in it."""
+    git = {"GIT_CONFIG_GLOBAL": os.devnull, "PRE_COMMIT_HOME": str(tmp_path / "cache")}
+    for name in (".pre-commit-config.yaml", ".secrets.baseline", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / ".gitignore").write_text("/.venv\n/cache/\n")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    for command in (["git", "init", "-q"], [".venv/bin/pre-commit", "install"], ["git", "add", "."]):
+        done = _run(*command, cwd=tmp_path, **git)
+        assert done.returncode == 0, done.stderr
+    commit = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.com", "commit", "-am", "Change a file"]
+    assert _run(*commit, cwd=tmp_path, **git).returncode == 0
+    # In halves, so that this file may hold them.
+    planted = {
+        "codespell": "We rec" + "ieve it.\n",
+        "detect-secrets": 'token = "AKIA' + 'Z7Q2MX4WJN5KLTRB"\n',
+        "merge-conflict": "<" * 7 + " HEAD\n",
+        "ruff-check": "import os\n",
+        "ruff-format": "x = ( 1 )\n",
+        "large-files": "x = 1\n" * 90_000,
+    }
+    assert planted.keys() == set(re.findall(r"- id: (\S+)", (ROOT / ".pre-commit-config.yaml").read_text()))
+    for hook, text in planted.items():
+        (tmp_path / "new.py").write_text(text)
+        _run("git", "add", "new.py", cwd=tmp_path, **git)
+        done = _run(*commit, cwd=tmp_path, **git)
+        assert (done.returncode, f"hook id: {hook}" in done.stderr) == (1, True), (hook, done.stderr)
+
+
 def test_hatch_run_migrate_is_just_migrate() -> None:
     hatch: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
     assert hatch["envs"]["default"]["scripts"] == {"migrate": "{root}/just migrate"}
