@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Any, cast
 
-from app.images.retirement import is_retired, notice
+from app.images import deprecations
 from app.settings import Settings
 
 FORMATS = ("png", "jpeg", "webp", "gif", "svg")
@@ -120,7 +120,7 @@ def check_settings(settings: Settings, *, today: date | None = None) -> dict[str
     }
     layer = {name: _CHECKS[name](_SETTING_NAMES[name], value) for name, value in values.items() if value is not None}
     if "model" in layer:
-        _check_alive(_SETTING_NAMES["model"], layer["model"], today)
+        _check_served(_SETTING_NAMES["model"], layer["model"], today)
     return layer
 
 
@@ -136,13 +136,13 @@ def _check_caps(layer: Mapping[str, Any], settings: Settings, today: date | None
         cap = settings.image_max_partial_images
         raise OptionError("partial_images", partials, f"0 to {cap}, the cap that {PARTIALS_CAP} sets")
     if "model" in layer:
-        _check_alive("model", layer["model"], today)
+        _check_served("model", layer["model"], today)
 
 
-def _check_alive(field: str, model: str, today: date | None) -> None:
+def _check_served(field: str, model: str, today: date | None) -> None:
     day = today or datetime.now(UTC).date()
-    if is_retired(model, day):
-        raise OptionError(field, model, f"a model that is still served ({notice(model, day)})")
+    if deprecations.is_shut_down(model, day):
+        raise OptionError(field, model, f"a model that is still served ({deprecations.warning(model, day)})")
 
 
 def _conflict(name: str, value: object, layers: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:

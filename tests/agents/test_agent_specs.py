@@ -99,7 +99,7 @@ def test_an_impossible_setting_is_told_once(tmp_path: Path) -> None:
     assert message.count("- ") == message.count("IMAGE_DEFAULT_SIZE") == 1
 
 
-def test_retiring_models_are_warned_of(tmp_path: Path) -> None:
+def test_deprecated_models_are_warned_about(tmp_path: Path) -> None:
     _write(tmp_path, "one", _spec('key="one"'))
     registry = _load(tmp_path, agent_default_model="gpt-5.1", image_model="gpt-image-1.5")
     assert [warning.partition(":")[0] for warning in registry.warnings] == ["IMAGE_MODEL", "agent 'one'"]

@@ -12,9 +12,8 @@ from typing import Any, cast
 
 from app.agents._shared.specs import AgentSpec
 from app.agents._shared.tools import IMAGE_TOOL, check_tool_config, tool_choices, tool_names
-from app.images import options
+from app.images import deprecations, options
 from app.images.options import OptionError
-from app.images.retirement import notice
 from app.settings import Settings
 
 AGENTS_DIRECTORY = Path(__file__).resolve().parent.parent
@@ -37,7 +36,7 @@ class LoadedAgent:
 
 @dataclass(frozen=True)
 class Registry:
-    """All agents by key; `warnings` are sentences about models that are gone or going."""
+    """All agents by key; `warnings` are sentences about deprecated models."""
 
     specs: dict[str, LoadedAgent]
     warnings: list[str]
@@ -181,8 +180,8 @@ def _warnings(agents: Iterable[LoadedAgent], settings: Settings, today: date) ->
         image = agent.spec.tool_configs.get(IMAGE_TOOL, {})
         author = cast("Mapping[str, Any]", image.get("svg") or {})
         used.extend((f"agent {agent.spec.key!r}", part["model"]) for part in (image, author) if part.get("model"))
-    told = ((owner, notice(model, today)) for owner, model in used)
-    return list(dict.fromkeys(f"{owner}: {sentence}" for owner, sentence in told if sentence))
+    warned = ((owner, deprecations.warning(model, today)) for owner, model in used)
+    return list(dict.fromkeys(f"{owner}: {sentence}" for owner, sentence in warned if sentence))
 
 
 def _fault(agent: str, field: str, value: object, allowed: str) -> str:
