@@ -13,7 +13,7 @@ from app.broker import Broker
 from app.db import Database, now
 from app.images import thumbnails
 from app.images.inspect import UnreadableImage
-from app.images.thumbnails import Copy
+from app.images.thumbnails import Thumbnail
 from app.storage import keys
 from app.storage.store import ObjectMissing, Store
 
@@ -84,17 +84,17 @@ async def _complete(database: Database, store: Store, row: Attachment) -> None:
         )
 
 
-async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Copy], str | None]:
+async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Thumbnail], str | None]:
     """None at all of what cannot be drawn here: the row then says so, and is not tried again."""
     if row.mime_type not in thumbnails.RASTER_TYPES:
         return [], None
     try:
-        made = await thumbnails.make_copies(await store.get(row.storage_key))
+        made = await thumbnails.make_thumbnails(await store.get(row.storage_key))
     except (ObjectMissing, UnreadableImage) as error:
         facts = {"tenant_id": str(row.tenant_id), "object_id": str(row.id), "error": str(error)}
         log.error("variants.impossible", extra=facts)
         return [], None
-    return made.copies, made.blurhash
+    return made.images, made.blurhash
 
 
 def stored_keys(tenant_id: UUID, object_id: UUID, variants: Sequence[Mapping[str, Any]] | None) -> list[str]:

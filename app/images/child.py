@@ -1,4 +1,4 @@
-"""A decoder in a process of its own: what it swells to, hangs on or is taken over by harms nobody else."""
+"""Image decoders in child processes with limits: a decoder that hangs, grows or is exploited harms only its child."""
 
 import asyncio
 import os
@@ -13,29 +13,29 @@ from app.images.inspect import UnreadableImage
 
 WALL_SECONDS = 30.0
 CPU_SECONDS = 25
-# What a WebP of the most pixels takes, and a quarter more.
+# A WebP of MAX_PIXELS needs four fifths of it.
 MEMORY_BYTES = 1280 * 1024**2
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
-# By module, for each event loop: a semaphore serves a single one.
+# Per event loop, because a semaphore belongs to one; then per module.
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
 _pool = ThreadPoolExecutor(thread_name_prefix="children")
 
 
-async def run(module: str, *arguments: str, given: bytes = b"", at_once: int) -> bytes:
-    """What `python -m MODULE ARGUMENTS` prints; it reads `given`, and at most `at_once` of its kind are at work.
+async def run(module: str, *arguments: str, stdin: bytes = b"", concurrency: int) -> bytes:
+    """The standard output of `python -m MODULE ARGUMENTS`; at most `concurrency` children of a module run at a time.
 
-    Raises UnreadableImage where it exceeds a bound of `bind`, takes too long or dies.
+    Raises UnreadableImage when the child exceeds a limit of `limit_process` or WALL_SECONDS, or crashes.
     """
     loop = asyncio.get_running_loop()
-    async with _slots.setdefault(loop, {}).setdefault(module, asyncio.Semaphore(at_once)):
-        # In threads, as uvloop's own way to start a process forks, which holds the loop up for tens of milliseconds.
+    async with _slots.setdefault(loop, {}).setdefault(module, asyncio.Semaphore(concurrency)):
+        # Popen in a thread: uvloop would fork in the event loop and stop it for tens of milliseconds.
         process = await loop.run_in_executor(_pool, _start, module, arguments)
         try:
-            return await loop.run_in_executor(_pool, _finish, process, given)
+            return await loop.run_in_executor(_pool, _finish, process, stdin)
         finally:
-            process.kill()  # where nobody waits for it any more
+            process.kill()  # the caller may have been cancelled
 
 
 def _start(module: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -45,29 +45,29 @@ def _start(module: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd=_ROOT,
-        env={},  # no secret of ours is in reach of a decoder
-        start_new_session=True,  # a Ctrl-C meant for us would look like a picture that breaks its decoder
+        env={},  # no secret in reach of the decoder
+        start_new_session=True,  # else a Ctrl-C at the terminal would look like an unreadable image
     )
 
 
-def _finish(process: subprocess.Popen[bytes], given: bytes) -> bytes:
+def _finish(process: subprocess.Popen[bytes], stdin: bytes) -> bytes:
     try:
-        told, _ = process.communicate(given, timeout=WALL_SECONDS)
+        output, _ = process.communicate(stdin, timeout=WALL_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        raise UnreadableImage(f"The picture takes longer than {WALL_SECONDS:.0f} seconds to decode.") from None
+        raise UnreadableImage(f"Decoding the image takes longer than {WALL_SECONDS:.0f} seconds.") from None
     if process.returncode:
-        raise UnreadableImage("The picture takes more time or memory to decode than it may.")
-    return told
+        raise UnreadableImage("Decoding the image needs more time or memory than allowed.")
+    return output
 
 
-def bind(max_file_bytes: int) -> None:
-    """Put the bounds on this process, which is the child."""
+def limit_process(max_file_bytes: int) -> None:
+    """Limit the current process; called by the child."""
     os.umask(0o077)
-    os.nice(10)  # requests come first
+    os.nice(10)  # the processes that serve requests go first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-    if sys.platform == "linux":  # macOS refuses this bound
+    if sys.platform == "linux":  # macOS rejects this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

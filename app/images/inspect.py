@@ -1,4 +1,4 @@
-"""What bytes really are: type, size and wholeness, told from the bytes alone and without decoding a pixel."""
+"""Image type, size and completeness from the bytes alone, without decoding pixels."""
 
 import asyncio
 import binascii
@@ -13,13 +13,13 @@ from xml.parsers import expat
 import pybase64
 from PIL import Image, UnidentifiedImageError
 
-# What today's phones take at most, and six times the largest picture the provider makes.
+# The largest photos of today's phones; six times the largest image that the provider makes.
 MAX_PIXELS = 48 * 1024**2
-# Chunks of a PNG, segments of a JPEG: a picture of 50 MB has a few thousand.
+# Chunks of a PNG or segments of a JPEG: an image of 50 MB has a few thousand.
 MAX_PARTS = 100_000
 THREADS = 4
 
-# The default pool is shared with name look-ups and files; pictures must not queue behind those.
+# Not the default pool: images must not wait there behind DNS look-ups and file access.
 pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="images")
 
 
@@ -35,7 +35,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Bytes with what they are; `sha256` is lower-case hex."""
+    """Inspected bytes; `sha256` is lower-case hex."""
 
     data: bytes
     facts: ImageFacts
@@ -43,11 +43,11 @@ class Decoded:
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no whole picture of a known type; the message says why."""
+    """The bytes are not a complete image of a known type; the message says why."""
 
 
 async def decode(base64_text: str | bytes) -> bytes:
-    """The bytes behind standard base64, decoded off the event loop; raises UnreadableImage."""
+    """Decode standard base64 off the event loop; raises UnreadableImage."""
     return await asyncio.get_running_loop().run_in_executor(pool, _decode, base64_text)
 
 
@@ -57,12 +57,12 @@ async def examine(data: bytes) -> Decoded:
 
 
 def inspect(data: bytes) -> ImageFacts:
-    """Facts told by the bytes; raises UnreadableImage for unknown types, truncated bytes and bombs."""
+    """The image's facts; raises UnreadableImage for unknown types, truncated bytes and decompression bombs."""
     for kind in _KINDS:
-        if kind.recognises(data):
+        if kind.matches(data):
             width, height = kind.measure(data)
             if width < 1 or height < 1 or width * height > MAX_PIXELS:
-                raise UnreadableImage(f"The picture measures {width}x{height}; at most {MAX_PIXELS} pixels are taken.")
+                raise UnreadableImage(f"The image has {width}x{height} pixels; at most {MAX_PIXELS} are accepted.")
             return ImageFacts(kind.mime_type, kind.extension, width, height)
     raise UnreadableImage("The bytes are neither PNG, JPEG, WebP, GIF nor SVG.")
 
@@ -71,7 +71,7 @@ def _decode(base64_text: str | bytes) -> bytes:
     try:
         return pybase64.b64decode(base64_text, validate=True)
     except (binascii.Error, ValueError):
-        raise UnreadableImage("The picture's base64 is broken.") from None
+        raise UnreadableImage("The image's base64 is invalid.") from None
 
 
 def _examine(data: bytes) -> Decoded:
@@ -82,11 +82,11 @@ def _measure_png(data: bytes) -> tuple[int, int]:
     position, chunks = 8, 0
     while data[position + 4 : position + 8] != b"IEND":
         if position >= len(data):
-            raise UnreadableImage("The PNG is cut off: its end is missing.")
+            raise UnreadableImage("The PNG is truncated: its end is missing.")
         position += 12 + int.from_bytes(data[position : position + 4])
         chunks = _count(chunks)
     if position + 12 > len(data):
-        raise UnreadableImage("The PNG is cut off: its end is missing.")
+        raise UnreadableImage("The PNG is truncated: its end is missing.")
     return _measure_by_header(data, "PNG")
 
 
@@ -99,13 +99,13 @@ def _measure_jpeg(data: bytes) -> tuple[int, int]:
         position += 1 if fill else 2 + int.from_bytes(data[position + 2 : position + 4])
         segments = _count(segments)
     if data[position : position + 2] != b"\xff\xda" or data.find(b"\xff\xd9", position) < 0:
-        raise UnreadableImage("The JPEG is cut off: its end marker is missing.")
+        raise UnreadableImage("The JPEG is truncated: its end marker is missing.")
     return _measure_by_header(data, "JPEG")
 
 
 def _count(parts: int) -> int:
     if parts >= MAX_PARTS:
-        raise UnreadableImage(f"The picture has more than {MAX_PARTS} parts.")
+        raise UnreadableImage(f"The image has more than {MAX_PARTS} chunks or segments.")
     return parts + 1
 
 
@@ -113,12 +113,12 @@ def _measure_gif(data: bytes) -> tuple[int, int]:
     try:
         _walk_gif(data)
     except IndexError:
-        raise UnreadableImage("The GIF is cut off: its trailer is missing.") from None
+        raise UnreadableImage("The GIF is truncated: its trailer is missing.") from None
     return _measure_by_header(data, "GIF")
 
 
 def _walk_gif(data: bytes) -> None:
-    """Go from block to block up to the trailer; raises IndexError where the bytes end before."""
+    """Walk the blocks up to the trailer; raises IndexError when the bytes end earlier."""
     position = 13 + _gif_palette(data[10])
     while (kind := data[position]) != 0x3B:
         if kind == 0x2C:
@@ -133,14 +133,14 @@ def _walk_gif(data: bytes) -> None:
 
 
 def _gif_palette(flags: int) -> int:
-    """How many bytes of colours follow a descriptor with these flags."""
+    """Bytes of the colour table that follows a descriptor with these flags."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _measure_webp(data: bytes) -> tuple[int, int]:
-    # By hand, as Pillow's reader sets up the whole canvas before it tells the size.
+    # Parsed here because Pillow's reader allocates the whole canvas before it reports the size.
     if len(data) < 30 or len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        raise UnreadableImage("The WebP is cut off: it is shorter than it says.")
+        raise UnreadableImage("The WebP is truncated: it is shorter than its header says.")
     chunk = data[12:16]
     if chunk == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
@@ -158,13 +158,13 @@ def _measure_by_header(data: bytes, name: str) -> tuple[int, int]:
         with Image.open(BytesIO(data), formats=[name]) as image:
             return image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImage(f"The {name} is too large: at most {MAX_PIXELS} pixels are taken.") from None
+        raise UnreadableImage(f"The {name} is too large: at most {MAX_PIXELS} pixels are accepted.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise UnreadableImage(f"The {name}'s header cannot be read.") from None
 
 
 def _measure_svg(data: bytes) -> tuple[int, int]:
-    # Told the encoding, the parser ignores any other that the file claims.
+    # With an explicit encoding the parser ignores the one that the file declares.
     parser = expat.ParserCreate("utf-8", namespace_separator=" ")
     root: list[tuple[str, dict[str, str]]] = []
 
@@ -172,18 +172,18 @@ def _measure_svg(data: bytes) -> tuple[int, int]:
         if not root:
             root.append((name, attributes))
 
-    def refuse_doctype(*_: object) -> None:
-        raise UnreadableImage("The SVG has a document type; those are refused, as they can define entities.")
+    def reject_doctype(*_: object) -> None:
+        raise UnreadableImage("The SVG has a document type, which is rejected because it can define entities.")
 
     parser.StartElementHandler = start
-    parser.StartDoctypeDeclHandler = refuse_doctype
+    parser.StartDoctypeDeclHandler = reject_doctype
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
         raise UnreadableImage(f"The SVG is not well-formed UTF-8 XML: {error}.") from None
     name, attributes = root[0]
     if name not in ("svg", "http://www.w3.org/2000/svg svg"):
-        raise UnreadableImage("The bytes are XML, but no SVG.")
+        raise UnreadableImage("The bytes are XML but not SVG.")
     return _svg_size(attributes)
 
 
@@ -194,11 +194,11 @@ def _svg_size(attributes: dict[str, str]) -> tuple[int, int]:
         box = re.split(r"[\s,]+", attributes.get("viewBox", "").strip())
         sizes = [float(part) for part in box[2:] if re.fullmatch(_LENGTH, part)]
         if len(box) != 4 or len(sizes) != 2:
-            raise UnreadableImage("The SVG says neither width and height nor a viewBox.")
+            raise UnreadableImage("The SVG has neither width and height nor a viewBox.")
     return max(1, round(sizes[0])), max(1, round(sizes[1]))
 
 
-# Up to nine digits: more is no size, and an exponent could be infinite.
+# At most nine digits and no exponent, which could be infinite.
 _LENGTH = r"\s*([0-9]{1,9}(?:\.[0-9]{0,9})?)(?:px)?\s*"
 
 
@@ -206,7 +206,7 @@ _LENGTH = r"\s*([0-9]{1,9}(?:\.[0-9]{0,9})?)(?:px)?\s*"
 class _Kind:
     mime_type: str
     extension: str
-    recognises: Callable[[bytes], bool]
+    matches: Callable[[bytes], bool]
     measure: Callable[[bytes], tuple[int, int]]
 
 

@@ -1,4 +1,4 @@
-"""Masks as the provider takes them: what is transparent may be painted over."""
+"""Masks in the provider's form: the transparent part marks what to change."""
 
 import asyncio
 from io import BytesIO
@@ -9,14 +9,14 @@ from app.images.inspect import pool
 
 
 async def to_alpha(data: bytes) -> bytes:
-    """A black-and-white picture as an RGBA PNG whose black is transparent, made off the event loop."""
+    """Convert a black-and-white image to an RGBA PNG whose black is transparent, off the event loop."""
     return await asyncio.get_running_loop().run_in_executor(pool, _to_alpha, data)
 
 
 def _to_alpha(data: bytes) -> bytes:
-    # The brightness stands for the opacity: https://platform.openai.com/docs/guides/image-generation
-    with Image.open(BytesIO(data)) as picture:
-        brightness = picture.convert("L")
+    # Brightness becomes opacity: https://platform.openai.com/docs/guides/image-generation
+    with Image.open(BytesIO(data)) as image:
+        brightness = image.convert("L")
     mask = brightness.convert("RGBA")
     mask.putalpha(brightness)
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""The image tool's options: from the names in settings, specs and runs to one set that the provider accepts.
+"""The image tool's options: from settings, specs and runs to the one set that the provider accepts.
 
 Wire names follow the SDK's `types/responses/tool_param.py`, class ImageGeneration.
 """
@@ -21,8 +21,8 @@ _SIZE_RULE = (
     "auto or WIDTHxHEIGHT: both multiples of 16, no edge over 3840, "
     "a ratio from 1:3 to 3:1, 655360 to 8294400 pixels in all"
 )
-# Option -> the formats that take it.
-_FORMATS_TAKING = {
+# Option -> the formats that accept it.
+_FORMATS_ACCEPTING = {
     "background": ("png", "webp"),
     "output_compression": ("jpeg", "webp"),
     "partial_images": ("png", "jpeg", "webp"),
@@ -31,9 +31,9 @@ _FORMATS_TAKING = {
     "svg": ("svg",),
 }
 _FITS_EVERY_FORMAT = (("background", "auto"), ("background", "opaque"), ("partial_images", 0))
-_MODELS_TAKING_FIDELITY = {"high": ("gpt-image-1.5",), "low": ("gpt-image-1.5", "gpt-image-1-mini")}
+_MODELS_ACCEPTING_FIDELITY = {"high": ("gpt-image-1.5",), "low": ("gpt-image-1.5", "gpt-image-1-mini")}
 
-# What the settings layer says -> the setting that says it.
+# Option of the settings layer -> its setting.
 _SETTING_NAMES = {
     "size": "IMAGE_DEFAULT_SIZE",
     "quality": "IMAGE_DEFAULT_QUALITY",
@@ -45,7 +45,7 @@ _SETTING_NAMES = {
 
 
 class OptionError(ValueError):
-    """An option that cannot be used: its `field`, what was `given`, what is `allowed`, both in words."""
+    """An option that cannot be used: its `field`, and as text what was `given` and what is `allowed`."""
 
     def __init__(self, field: str, given: object, allowed: str) -> None:
         text = repr(given)
@@ -62,9 +62,9 @@ def resolve(
     *,
     today: date | None = None,
 ) -> dict[str, Any]:
-    """The tool's wire options without `type`. Run goes before spec before settings; raises OptionError.
+    """The tool's wire options without `type`: run over spec over settings; raises OptionError.
 
-    A value of a lower layer that the chosen format or model cannot take gives way to the next layer's.
+    A value of a lower layer that the chosen format or model does not accept is dropped for the next layer's.
     """
     layers = [
         check_layer(run_options, settings=settings, today=today),
@@ -80,13 +80,13 @@ def resolve(
             elif depth < len(layers) - 1 and depth <= _depth_of(conflict[0], layers):
                 given_name = _name_given(name, (run_options, spec_options)[depth])
                 raise OptionError(given_name, value, conflict[1])
-    takes_partials = chosen["output_format"] in _FORMATS_TAKING["partial_images"]
-    chosen.setdefault("partial_images", settings.image_max_partial_images if takes_partials else 0)
+    accepts_partials = chosen["output_format"] in _FORMATS_ACCEPTING["partial_images"]
+    chosen.setdefault("partial_images", settings.image_max_partial_images if accepts_partials else 0)
     return chosen
 
 
 def check_layer(options: Mapping[str, object], *, settings: Settings, today: date | None = None) -> dict[str, Any]:
-    """One layer's options under their wire names, each possible by itself and beside the others; raises OptionError.
+    """One layer's options under their wire names; raises OptionError for impossible values and pairs of values.
 
     None counts as not given.
     """
@@ -109,7 +109,7 @@ def check_layer(options: Mapping[str, object], *, settings: Settings, today: dat
 
 
 def check_settings(settings: Settings, *, today: date | None = None) -> dict[str, Any]:
-    """The settings' own layer under wire names; the OptionError it raises names the setting."""
+    """The settings' layer under wire names; its OptionError names the setting."""
     values: dict[str, object] = {
         "size": settings.image_default_size,
         "quality": settings.image_default_quality,
@@ -125,7 +125,7 @@ def check_settings(settings: Settings, *, today: date | None = None) -> dict[str
 
 
 def check_mask(options: Mapping[str, Any]) -> None:
-    """Raise OptionError where resolved options leave no room for a mask."""
+    """Raise OptionError if the resolved options exclude a mask."""
     if options["output_format"] == "gif":
         raise OptionError("mask", "a mask", "a mask with every format but gif")
 
@@ -146,15 +146,15 @@ def _check_served(field: str, model: str, today: date | None) -> None:
 
 
 def _conflict(name: str, value: object, layers: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """The option that rules `value` out, with what would be allowed; None where nothing does."""
+    """The option that excludes `value`, and what would be allowed; None without a conflict."""
     if name == "input_fidelity":
-        models = _MODELS_TAKING_FIDELITY[str(value)]
+        models = _MODELS_ACCEPTING_FIDELITY[str(value)]
         if _first("model", layers) in models:
             return None
         return "model", f"{value} only with the model {' or '.join(models)}"
-    if name not in _FORMATS_TAKING or (name, value) in _FITS_EVERY_FORMAT:
+    if name not in _FORMATS_ACCEPTING or (name, value) in _FITS_EVERY_FORMAT:
         return None
-    formats, chosen = _FORMATS_TAKING[name], _first("output_format", layers)
+    formats, chosen = _FORMATS_ACCEPTING[name], _first("output_format", layers)
     if chosen in formats:
         return None
     return "output_format", f"only with the format {' or '.join(formats)}, and the format is {chosen}"
@@ -165,7 +165,7 @@ def _first(name: str, layers: Sequence[Mapping[str, Any]]) -> object:
 
 
 def _depth_of(name: str, layers: Sequence[Mapping[str, Any]]) -> int:
-    """How far down the layer lies that chose `name`; below all of them where none did."""
+    """The index of the layer that chose `name`; the number of layers if none did."""
     return next((depth for depth, layer in enumerate(layers) if name in layer), len(layers))
 
 
@@ -175,10 +175,10 @@ def _name_given(name: str, options: Mapping[str, object]) -> str:
     return next((alias for alias, wire in ALIASES.items() if wire == name and alias in options), name)
 
 
-def _one_of(*words: str) -> Callable[[str, object], str]:
+def _one_of(*choices: str) -> Callable[[str, object], str]:
     def check(name: str, value: object) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise OptionError(name, value, ", ".join(words))
+        if not isinstance(value, str) or value not in choices:
+            raise OptionError(name, value, ", ".join(choices))
         return value
 
     return check
@@ -186,7 +186,7 @@ def _one_of(*words: str) -> Callable[[str, object], str]:
 
 def _number(lowest: int, highest: int | None) -> Callable[[str, object], int]:
     def check(name: str, value: object) -> int:
-        # True is an int to Python and no number to anyone else.
+        # bool is a subclass of int.
         if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= (highest or value):
             return value
         bounds = f"of {lowest} or more" if highest is None else f"from {lowest} to {highest}"
@@ -216,13 +216,13 @@ def _size(name: str, value: object) -> str:
 
 
 def _svg(name: str, value: object) -> dict[str, Any]:
-    """`{model?, reasoning?: {effort?}}`, the author of the drawing."""
-    author = _fields(name, value, ("model", "reasoning"))
+    """`{model?, reasoning?: {effort?}}`: the model that writes the SVG."""
+    svg = _fields(name, value, ("model", "reasoning"))
     checked: dict[str, Any] = {}
-    if author.get("model") is not None:
-        checked["model"] = _model(f"{name}.model", author["model"])
-    if author.get("reasoning") is not None:
-        reasoning = _fields(f"{name}.reasoning", author["reasoning"], ("effort",))
+    if svg.get("model") is not None:
+        checked["model"] = _model(f"{name}.model", svg["model"])
+    if svg.get("reasoning") is not None:
+        reasoning = _fields(f"{name}.reasoning", svg["reasoning"], ("effort",))
         efforts = _one_of(*EFFORTS)
         checked["reasoning"] = {
             key: efforts(f"{name}.reasoning.{key}", effort) for key, effort in reasoning.items() if effort is not None
@@ -231,13 +231,13 @@ def _svg(name: str, value: object) -> dict[str, Any]:
 
 
 def _fields(name: str, value: object, allowed: Sequence[str]) -> Mapping[str, object]:
-    words = f"an object with {' and '.join(allowed)}"
+    rule = f"an object with {' and '.join(allowed)}"
     if not isinstance(value, Mapping):
-        raise OptionError(name, value, words)
+        raise OptionError(name, value, rule)
     fields = cast("Mapping[str, object]", value)
     for key in fields:
         if key not in allowed:
-            raise OptionError(f"{name}.{key}", fields[key], words)
+            raise OptionError(f"{name}.{key}", fields[key], rule)
     return fields
 
 
@@ -257,5 +257,5 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "size": _size,
     "svg": _svg,
 }
-# Every name that a spec or a run may use.
+# The names that specs and runs may use.
 OPTION_NAMES = tuple(sorted({*_CHECKS, *ALIASES}))

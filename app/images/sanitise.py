@@ -1,7 +1,7 @@
-"""Strangers' pictures made harmless: decoded whole and written anew, by a child process with bounds of its own.
+"""Uploaded images are decoded completely and encoded again by a child process, so that only pixels remain.
 
-`python -m app.images.sanitise SOURCE TARGET MAX_BYTES` is that child. It prints one line of JSON: the facts of
-`Cleaned`, or `{refused, too_large}`.
+`python -m app.images.sanitise SOURCE TARGET MAX_BYTES` is that child. It prints one line of JSON: the fields of
+`Cleaned`, or `{rejected, too_large}`.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ from app.images import child
 from app.images.inspect import ImageFacts, UnreadableImage, inspect
 
 MAX_EDGE = 16_384
-# A camera writes one scan, a progressive file about ten; each of thousands would cost a pass over all pixels.
+# A camera writes one scan, a progressive encoder about ten; each scan costs a pass over all pixels.
 MAX_SCANS = 100
 
-AT_ONCE = 2
+CONCURRENCY = 2
 
 Mask = Literal["alpha", "black_and_white"]
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The new file; `mask` is what it could serve as, if any; `sha256` is lower-case hex."""
+    """The new file; `mask` is the kind of mask it could serve as; `sha256` is lower-case hex."""
 
     mime_type: str
     extension: str
@@ -48,34 +48,35 @@ class Cleaned:
 
 
 class TooLargeWhenCleaned(UnreadableImage):
-    """The picture is a good one, but its new file would exceed the limit."""
+    """The image is valid, but its new file would exceed the limit."""
 
 
 async def clean(source: Path, target: Path, *, max_bytes: int) -> Cleaned:
-    """Write the picture in `source` anew to `target`, upright and without anything but its pixels.
+    """Encode the image in `source` again into `target`: upright, and nothing but pixels.
 
-    Both paths are absolute. Raises UnreadableImage for what is no whole, still PNG, JPEG or WebP within the bounds.
+    Both paths are absolute. Raises UnreadableImage unless `source` is a complete, still PNG, JPEG or WebP within the
+    limits.
     """
-    told = await child.run("app.images.sanitise", str(source), str(target), str(max_bytes), at_once=AT_ONCE)
-    facts = json.loads(told)
-    if "refused" in facts:
-        raise (TooLargeWhenCleaned if facts["too_large"] else UnreadableImage)(facts["refused"])
+    output = await child.run("app.images.sanitise", str(source), str(target), str(max_bytes), concurrency=CONCURRENCY)
+    facts = json.loads(output)
+    if "rejected" in facts:
+        raise (TooLargeWhenCleaned if facts["too_large"] else UnreadableImage)(facts["rejected"])
     return Cleaned(**facts)
 
 
 def main() -> None:
     source, target, max_bytes = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    child.bind(max_bytes)
+    child.limit_process(max_bytes)
     try:
-        told = asdict(_sanitise(source, target, max_bytes))
+        result = asdict(_sanitise(source, target, max_bytes))
     except UnreadableImage as error:
-        told = {"refused": str(error), "too_large": isinstance(error, TooLargeWhenCleaned)}
+        result = {"rejected": str(error), "too_large": isinstance(error, TooLargeWhenCleaned)}
     except MemoryError:
-        told = {"refused": "The picture takes more memory to decode than it may.", "too_large": False}
+        result = {"rejected": "Decoding the image needs more memory than allowed.", "too_large": False}
     except Exception:
-        # Broken pixels make Pillow raise errors of a dozen kinds.
-        told = {"refused": "The picture cannot be decoded: its data are broken.", "too_large": False}
-    json.dump(told, sys.stdout)
+        # Corrupt data makes Pillow raise a dozen kinds of errors.
+        result = {"rejected": "The image cannot be decoded: its data is corrupt.", "too_large": False}
+    json.dump(result, sys.stdout)
 
 
 def _sanitise(source: Path, target: Path, max_bytes: int) -> Cleaned:
@@ -84,16 +85,16 @@ def _sanitise(source: Path, target: Path, max_bytes: int) -> Cleaned:
     name, reader, options = _KINDS[facts.extension]
     image = reader(BytesIO(data))
     if getattr(image, "is_animated", False):
-        raise UnreadableImage("The picture is animated; send a still one.")
+        raise UnreadableImage("The image is animated; send a still one.")
     image.load()
-    turn = _turn_of(image)
+    rotation = _rotation_of(image)
     profile = cast(bytes | None, image.info.get("icc_profile"))
-    image = _with_usual_mode(_to_srgb(image, profile))
-    if turn is not None:
-        image = image.transpose(turn)
-    # Encoders take comments, profiles and resolutions over from here.
+    image = _in_common_mode(_to_srgb(image, profile))
+    if rotation is not None:
+        image = image.transpose(rotation)
+    # Encoders copy comments, profiles and resolutions from `info`.
     image.info = {}
-    # A JPEG whose pixels stand where they stood loses nothing under its own tables.
+    # A JPEG that was not changed is encoded with its own quantisation tables, which loses nothing.
     keep = {"quality": "keep"} if isinstance(image, JpegImageFile) else {}
     _write(image, target, max_bytes, name, options | keep)
     cleaned = target.read_bytes()
@@ -102,13 +103,13 @@ def _sanitise(source: Path, target: Path, max_bytes: int) -> Cleaned:
 
 
 def _inspect(data: bytes) -> ImageFacts:
-    """What the header tells, before a pixel is decoded."""
+    """The limits that can be checked before a pixel is decoded."""
     facts = inspect(data)
     if facts.extension not in _KINDS:
-        raise UnreadableImage("The picture is neither PNG, JPEG nor WebP.")
+        raise UnreadableImage("The image is neither PNG, JPEG nor WebP.")
     if max(facts.width, facts.height) > MAX_EDGE:
         raise UnreadableImage(
-            f"The picture measures {facts.width}x{facts.height}; at most {MAX_EDGE} a side are taken."
+            f"The image has {facts.width}x{facts.height} pixels; at most {MAX_EDGE} per side are accepted."
         )
     if facts.extension == "jpg" and _scans_of(data) > MAX_SCANS:
         raise UnreadableImage(f"The JPEG has more than {MAX_SCANS} scans.")
@@ -116,7 +117,7 @@ def _inspect(data: bytes) -> ImageFacts:
 
 
 def _scans_of(data: bytes) -> int:
-    """Scans before the end of the picture; segments are skipped by their lengths, so a thumbnail's do not count."""
+    """Scans of the image; segments are skipped by their lengths, so those of an embedded thumbnail do not count."""
     position, scans = 2, 0
     while scans <= MAX_SCANS and (marker := _MARKER.search(data, position)) and marker[1] != b"\xd9":
         scans += marker[1] == b"\xda"
@@ -128,14 +129,14 @@ def _scans_of(data: bytes) -> int:
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 
-def _turn_of(image: Image.Image) -> Transpose | None:
-    """What sets the picture upright, by EXIF's orientation; EXIF that cannot be read says nothing."""
+def _rotation_of(image: Image.Image) -> Transpose | None:
+    """The transposition that EXIF's orientation asks for; unreadable EXIF is ignored."""
     with suppress(Exception):
-        return _TURNS.get(image.getexif().get(0x0112, 1))
+        return _ROTATIONS.get(image.getexif().get(0x0112, 1))
     return None
 
 
-_TURNS = {
+_ROTATIONS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
     4: Transpose.FLIP_TOP_BOTTOM,
@@ -147,7 +148,7 @@ _TURNS = {
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours as they were meant; a profile that cannot be used, or is not of these colours, is left out."""
+    """Convert to sRGB; a profile that is invalid or belongs to other colours is ignored."""
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
     output = "RGB" if image.mode == "CMYK" else image.mode
@@ -160,10 +161,12 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return transform.apply_in_place(image) if output == image.mode else transform.apply(image)
 
 
-def _with_usual_mode(image: Image.Image) -> Image.Image:
-    """As L, RGB or RGBA, in 8 bits."""
+def _in_common_mode(image: Image.Image) -> Image.Image:
+    """L, RGB or RGBA, 8 bits per channel."""
     if image.mode == "I;16":
-        return cast(Any, image).point(_high_byte).convert("L")  # without it all above 255 would be white
+        return (
+            cast(Any, image).point(_high_byte).convert("L")
+        )  # `convert` alone would clip everything above 255 to white
     wanted = "RGBA" if image.has_transparency_data else "L" if image.mode in ("1", "L", "LA") else "RGB"
     return image if image.mode == wanted else image.convert(wanted)
 
@@ -179,19 +182,19 @@ def _write(image: Image.Image, target: Path, max_bytes: int, name: str, options:
     except OSError:
         if target.stat().st_size < max_bytes:
             raise
-        raise TooLargeWhenCleaned(f"Written anew, the picture would have more than {max_bytes} bytes.") from None
+        raise TooLargeWhenCleaned(f"Encoded again, the image would have more than {max_bytes} bytes.") from None
 
 
 _KINDS: dict[str, tuple[str, Callable[[BytesIO], Image.Image], dict[str, Any]]] = {
     "png": ("PNG", PngImageFile, {"compress_level": 1}),
     "jpg": ("JPEG", JpegImageFile, {"quality": 95, "subsampling": 0}),
-    # The fastest method fails for large pictures, and the default one takes twice as long.
+    # Method 0 fails for large images, and the default takes twice as long.
     "webp": ("WEBP", WebPImageFile, {"quality": 95, "exact": True, "method": 2}),
 }
 
 
 def _mask_of(image: Image.Image) -> Mask | None:
-    """Any pixel that is not opaque, or else 99 % within 16 of black or white, and some of each."""
+    """`alpha` if any pixel is not opaque; `black_and_white` if 99 % are within 16 of black or white, and both occur."""
     if image.mode == "RGBA":
         lowest, _ = cast(tuple[int, int], image.getchannel("A").getextrema())
         if lowest < 255:
@@ -201,7 +204,7 @@ def _mask_of(image: Image.Image) -> Mask | None:
         _is_two_toned(band, band) for band in (histogram[at : at + 256] for at in range(0, len(histogram), 256))
     ):
         return None
-    # Each band for itself is; white and black are where all bands agree.
+    # Each band is two-toned; the image is, if the bands are black and white at the same pixels.
     bands = image.split()[:3]
     brightest, darkest = reduce(ImageChops.lighter, bands), reduce(ImageChops.darker, bands)
     return "black_and_white" if _is_two_toned(brightest.histogram(), darkest.histogram()) else None

@@ -39,8 +39,8 @@ class ImageInputs:
         else:
             data, mime_type = await self._store.get(row.storage_key), row.mime_type
             # Images narrower than 256 px have no thumbnails.
-            if len(data) > SMALL_BYTES and (copies := (await thumbnails.make_copies(data)).copies):
-                data, mime_type = copies[-1].data, thumbnails.MIME_TYPE
+            if len(data) > SMALL_BYTES and (smaller := (await thumbnails.make_thumbnails(data)).images):
+                data, mime_type = smaller[-1].data, thumbnails.MIME_TYPE
         return _image_part(await _data_url(data, mime_type))
 
     async def source(self, row: Attachment, convert: Convert | None = None) -> dict[str, str]:

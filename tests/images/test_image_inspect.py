@@ -1,4 +1,4 @@
-"""What bytes are, told from the bytes: types, sizes, cut-off files, bombs and strangers."""
+"""Image facts from bytes: types, sizes, truncated files, decompression bombs and other formats."""
 
 import asyncio
 import base64
@@ -17,31 +17,31 @@ EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif"}
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)
-def test_a_picture_is_known_by_its_bytes(name: str) -> None:
-    assert inspect(_picture(name)) == ImageFacts(f"image/{name.lower()}", EXTENSIONS[name], 64, 48)
+def test_an_image_is_recognised_by_its_bytes(name: str) -> None:
+    assert inspect(_image(name)) == ImageFacts(f"image/{name.lower()}", EXTENSIONS[name], 64, 48)
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"quality": 50}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_every_kind_of_webp_tells_its_size(options: dict[str, object], mode: str) -> None:
-    facts = inspect(_picture("WEBP", mode, **options))
+def test_every_kind_of_webp_is_measured(options: dict[str, object], mode: str) -> None:
+    facts = inspect(_image("WEBP", mode, **options))
     assert (facts.width, facts.height) == (64, 48)
 
 
 @pytest.mark.parametrize("name", EXTENSIONS)
-def test_a_picture_cut_off_anywhere_is_refused(name: str) -> None:
-    whole = _picture(name)
+def test_an_image_truncated_anywhere_is_rejected(name: str) -> None:
+    whole = _image(name)
     for length in range(1, len(whole)):
         with pytest.raises(UnreadableImage):
             inspect(whole[:length])
 
 
-def test_a_thumbnails_end_does_not_pass_for_the_pictures_end() -> None:
-    whole = _picture("JPEG")
+def test_the_end_of_an_embedded_thumbnail_is_not_the_end_of_the_image() -> None:
+    whole = _image("JPEG")
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + 6) + b"\xff\xd8..\xff\xd9"
     with_thumbnail = whole[:2] + thumbnail + whole[2:]
     assert inspect(with_thumbnail).width == 64
-    with pytest.raises(UnreadableImage, match="cut off"):
+    with pytest.raises(UnreadableImage, match="truncated"):
         inspect(with_thumbnail[:-2])
 
 
@@ -55,7 +55,7 @@ def test_a_thumbnails_end_does_not_pass_for_the_pictures_end() -> None:
         b'<svg width="100%" height="100%" viewBox="-5 -5 120 80"/>',
     ],
 )
-def test_an_svg_is_known_by_its_root(svg: bytes) -> None:
+def test_an_svg_is_recognised_by_its_root(svg: bytes) -> None:
     assert inspect(svg) == ImageFacts("image/svg+xml", "svg", 120, 80)
 
 
@@ -83,25 +83,25 @@ def test_an_svg_is_known_by_its_root(svg: bytes) -> None:
         b"GIF89a;",
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_anything_else_is_rejected(data: bytes) -> None:
     with pytest.raises(UnreadableImage):
         inspect(data)
 
 
 @pytest.mark.parametrize("edge", [7_100, 13_000, 60_000])
-def test_a_bomb_is_refused_by_its_header(edge: int) -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header(edge: int) -> None:
     with pytest.raises(UnreadableImage, match="at most"):
         inspect(_png_that_claims(edge, edge))
 
 
-def test_base64_is_decoded_and_what_it_holds_is_hashed() -> None:
-    data = _picture("PNG")
+def test_base64_is_decoded_and_its_content_hashed() -> None:
+    data = _image("PNG")
     decoded = asyncio.run(_decode_and_examine(base64.b64encode(data).decode()))
     assert decoded == (data, inspect(data), hashlib.sha256(data).hexdigest())
 
 
 @pytest.mark.parametrize("text", ["%%%%", "abc", "aGk=\n!", "ab cd", "é" * 4])
-def test_broken_base64_is_refused(text: str) -> None:
+def test_invalid_base64_is_rejected(text: str) -> None:
     with pytest.raises(UnreadableImage, match="base64"):
         asyncio.run(decode(text))
 
@@ -111,7 +111,7 @@ async def _decode_and_examine(text: str) -> tuple[bytes, ImageFacts, str]:
     return decoded.data, decoded.facts, decoded.sha256
 
 
-def _picture(name: str, mode: str = "RGB", **options: object) -> bytes:
+def _image(name: str, mode: str = "RGB", **options: object) -> bytes:
     buffer = BytesIO()
     Image.radial_gradient("L").crop((0, 0, 64, 48)).convert(mode).save(buffer, name, **options)
     return buffer.getvalue()

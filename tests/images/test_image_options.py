@@ -1,4 +1,4 @@
-"""Image options: every value, every pair that does not go together, and the three layers."""
+"""Image options: every value, every pair that conflicts, and the three layers."""
 
 from datetime import date
 from itertools import product
@@ -13,7 +13,7 @@ from app.settings import Settings
 TODAY = date(2026, 11, 20)
 PLAIN = {"size": "1024x1024", "quality": "high", "output_format": "png", "background": "auto", "partial_images": 2}
 
-# One value that each option takes, with what must stand beside it.
+# One valid value of each option, with the options that it needs.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "action": {"action": "edit"},
     "background": {"background": "transparent"},
@@ -30,7 +30,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "size": {"size": "1536x864"},
     "svg": {"svg": {"model": "gpt-6.1-sol", "reasoning": {"effort": "low"}}, "output_format": "svg"},
 }
-# Values that only some formats take -> those formats.
+# Values that only some formats accept -> those formats.
 BOUND_TO_FORMATS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"background": "transparent"}, ("png", "webp")),
     ({"output_compression": 80}, ("jpeg", "webp")),
@@ -76,18 +76,18 @@ def test_a_spec_and_a_run_may_set_every_option(name: str) -> None:
     assert _resolve(run=options)[name] == options[name]
 
 
-def test_the_documents_names_become_the_wires() -> None:
+def test_the_documents_names_become_wire_names() -> None:
     options = _resolve(spec={"format": "jpeg", "compression": 80})
     assert (options["output_format"], options["output_compression"]) == ("jpeg", 80)
     assert not set(options) & set(ALIASES)
 
 
-def test_one_option_under_both_names_is_refused() -> None:
-    assert _refusal(run={"format": "png", "output_format": "png"}).field == "output_format"
+def test_one_option_under_both_names_is_rejected() -> None:
+    assert _rejection(run={"format": "png", "output_format": "png"}).field == "output_format"
 
 
-def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    error = _refusal(spec={"colour": "red"})
+def test_an_unknown_option_is_rejected_with_the_known_ones() -> None:
+    error = _rejection(spec={"colour": "red"})
     assert str(error).startswith("colour: ")
     assert error.allowed == ", ".join(OPTION_NAMES)
 
@@ -97,7 +97,7 @@ def test_none_counts_as_not_given() -> None:
 
 
 @pytest.mark.parametrize("size", ["auto", "1024x1024", "1536x864", "3840x2160", "2160x3840", "1408x480", "3840x1280"])
-def test_a_possible_size_is_taken(size: str) -> None:
+def test_a_possible_size_is_accepted(size: str) -> None:
     assert _resolve(run={"size": size})["size"] == size
 
 
@@ -108,29 +108,29 @@ def test_a_possible_size_is_taken(size: str) -> None:
         *("1024X1024", "1024x1024 ", "1024x1024\n", "\u0661024x1024", "0x0", 1024, ["1024x1024"], True),
     ],
 )
-def test_an_impossible_size_is_refused(size: object) -> None:
-    assert "multiples of 16" in _refusal(run={"size": size}).allowed
+def test_an_impossible_size_is_rejected(size: object) -> None:
+    assert "multiples of 16" in _rejection(run={"size": size}).allowed
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     IMPOSSIBLE,
 )
-def test_an_impossible_value_is_refused_under_the_name_it_was_given(name: str, values: list[object]) -> None:
+def test_an_impossible_value_is_rejected_under_the_name_it_was_given(name: str, values: list[object]) -> None:
     for value in values:
-        assert _refusal(run={name: value}).field.startswith(name)
-        assert _refusal(spec={name: value}).field.startswith(name)
+        assert _rejection(run={name: value}).field.startswith(name)
+        assert _rejection(spec={name: value}).field.startswith(name)
 
 
 @pytest.mark.parametrize("edge", [("output_compression", 0, 100), ("frame_count", 2, 16), ("partial_images", 0, 2)])
-def test_the_bounds_themselves_are_taken(edge: tuple[str, int, int]) -> None:
+def test_the_bounds_themselves_are_accepted(edge: tuple[str, int, int]) -> None:
     name, *bounds = edge
     beside = {"output_compression": "webp", "frame_count": "gif"}.get(name, "png")
     assert [_resolve(run={name: bound, "format": beside})[name] for bound in bounds] == bounds
 
 
 @pytest.mark.parametrize(("value", "fmt", "fits"), MATRIX)
-def test_a_format_and_a_value_of_one_layer_go_together_or_are_refused(
+def test_a_value_that_conflicts_with_the_format_of_its_layer_is_rejected(
     value: dict[str, Any], fmt: str, fits: bool
 ) -> None:
     (name,) = value
@@ -139,11 +139,13 @@ def test_a_format_and_a_value_of_one_layer_go_together_or_are_refused(
         if fits:
             assert _resolve(**options)[name] == value[name]
         else:
-            assert _refusal(**options).field == name
+            assert _rejection(**options).field == name
 
 
 @pytest.mark.parametrize(("value", "fmt", "fits"), MATRIX)
-def test_a_runs_format_drops_what_it_cannot_take_from_the_spec(value: dict[str, Any], fmt: str, fits: bool) -> None:
+def test_a_runs_format_drops_values_of_the_spec_that_conflict_with_it(
+    value: dict[str, Any], fmt: str, fits: bool
+) -> None:
     (name,) = value
     home = next(formats[0] for bound, formats in BOUND_TO_FORMATS if bound == value)
     options = _resolve(spec={**value, "format": home}, run={"format": fmt})
@@ -152,14 +154,14 @@ def test_a_runs_format_drops_what_it_cannot_take_from_the_spec(value: dict[str, 
 
 
 @pytest.mark.parametrize(("value", "fmt", "fits"), MATRIX)
-def test_a_value_above_its_formats_layer_is_refused_where_it_does_not_fit(
+def test_a_value_above_its_formats_layer_is_rejected_where_it_does_not_fit(
     value: dict[str, Any], fmt: str, fits: bool
 ) -> None:
     (name,) = value
     if fits:
         assert _resolve(spec={"format": fmt}, run=value)[name] == value[name]
     else:
-        error = _refusal(spec={"format": fmt}, run=value)
+        error = _rejection(spec={"format": fmt}, run=value)
         assert error.field == name
         assert fmt in str(error)
 
@@ -171,7 +173,7 @@ def test_a_dropped_value_gives_way_to_the_next_layer() -> None:
     assert options["background"] == "opaque"
 
 
-def test_settings_that_do_not_go_together_are_dropped_not_refused() -> None:
+def test_conflicting_settings_are_dropped_not_rejected() -> None:
     assert "output_compression" not in _resolve(image_default_compression=70)
     assert _resolve(image_default_compression=70, run={"format": "webp"})["output_compression"] == 70
     jpeg = _resolve(image_default_format="jpeg", image_default_background="transparent")
@@ -183,16 +185,16 @@ def test_the_run_goes_before_the_spec_before_the_settings() -> None:
     assert (options["quality"], options["size"], options["background"]) == ("max", "auto", "auto")
 
 
-def test_partial_images_above_the_cap_are_refused_naming_the_setting() -> None:
+def test_partial_images_above_the_cap_are_rejected_naming_the_setting() -> None:
     for layer in ("spec", "run"):
-        error = _refusal(**{layer: {"partial_images": 3}})
+        error = _rejection(**{layer: {"partial_images": 3}})
         assert "IMAGE_MAX_PARTIAL_IMAGES" in str(error)
         assert "0 to 2" in str(error)
     assert _resolve(run={"partial_images": 3}, image_max_partial_images=3)["partial_images"] == 3
 
 
 @pytest.mark.parametrize(("fmt", "partials"), [("png", 1), ("jpeg", 1), ("webp", 1), ("gif", 0), ("svg", 0)])
-def test_unset_partial_images_mean_the_cap_or_none_where_there_can_be_none(fmt: str, partials: int) -> None:
+def test_unset_partial_images_mean_the_cap_or_zero_for_formats_without_them(fmt: str, partials: int) -> None:
     assert _resolve(run={"format": fmt}, image_max_partial_images=1)["partial_images"] == partials
 
 
@@ -213,8 +215,8 @@ def test_input_fidelity_needs_a_model_that_knows_it(fidelity: str, model: str | 
         assert _resolve(run=options)["input_fidelity"] == fidelity
         assert _resolve(run={"input_fidelity": fidelity}, image_model=model)["input_fidelity"] == fidelity
     else:
-        assert _refusal(run=options).field == "input_fidelity"
-        assert _refusal(run={"input_fidelity": fidelity}, image_model=model).field == "input_fidelity"
+        assert _rejection(run=options).field == "input_fidelity"
+        assert _rejection(run={"input_fidelity": fidelity}, image_model=model).field == "input_fidelity"
 
 
 def test_a_runs_model_drops_the_specs_input_fidelity() -> None:
@@ -222,11 +224,11 @@ def test_a_runs_model_drops_the_specs_input_fidelity() -> None:
     assert "input_fidelity" not in _resolve(spec=spec, run={"model": "gpt-image-2"})
 
 
-def test_a_model_is_refused_from_its_last_day_on() -> None:
-    last_day = date(2026, 12, 1)
+def test_a_model_is_rejected_from_its_shutdown_on() -> None:
+    shutdown = date(2026, 12, 1)
     assert _resolve(run={"model": "gpt-image-1.5"})["model"] == "gpt-image-1.5"
     with pytest.raises(OptionError, match="was shut down on 2026-12-01"):
-        resolve(_settings(), {}, {"model": "gpt-image-1.5"}, today=last_day)
+        resolve(_settings(), {}, {"model": "gpt-image-1.5"}, today=shutdown)
     with pytest.raises(OptionError, match="IMAGE_MODEL"):
         check_settings(_settings(image_model="gpt-image-1"), today=TODAY)
 
@@ -236,7 +238,7 @@ def test_a_setting_that_is_impossible_is_named() -> None:
         check_settings(_settings(image_default_size="1000x1000"))
 
 
-def test_only_gif_takes_no_mask() -> None:
+def test_only_gif_accepts_no_mask() -> None:
     for fmt in FORMATS:
         if fmt == "gif":
             with pytest.raises(OptionError):
@@ -246,7 +248,7 @@ def test_only_gif_takes_no_mask() -> None:
 
 
 def test_a_long_value_is_shortened_in_the_message() -> None:
-    assert len(str(_refusal(run={"quality": "x" * 10_000}))) < 300
+    assert len(str(_rejection(run={"quality": "x" * 10_000}))) < 300
 
 
 def _resolve(
@@ -255,7 +257,9 @@ def _resolve(
     return resolve(_settings(**settings), spec or {}, run or {}, today=TODAY)
 
 
-def _refusal(spec: dict[str, Any] | None = None, run: dict[str, Any] | None = None, **settings: object) -> OptionError:
+def _rejection(
+    spec: dict[str, Any] | None = None, run: dict[str, Any] | None = None, **settings: object
+) -> OptionError:
     with pytest.raises(OptionError) as caught:
         _resolve(spec, run, **settings)
     return caught.value

@@ -1,4 +1,4 @@
-"""Smaller copies of pictures, told by their pixels."""
+"""Thumbnails, compared by their pixels."""
 
 from io import BytesIO
 from typing import Any, cast
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from app.images.inspect import UnreadableImage
-from app.images.thumbnails import make_copies
+from app.images.thumbnails import make_thumbnails
 
 ORIENTATION, DESCRIPTION = 0x0112, 0x010E
 
@@ -24,58 +24,58 @@ ORIENTATION, DESCRIPTION = 0x0112, 0x010E
         ((300, 30_000), []),
     ],
 )
-async def test_no_copy_is_larger_than_the_picture(size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
-    made = await make_copies(encoded(Image.new("RGB", size, "red"), "PNG"))
-    assert [(copy.width, copy.height) for copy in made.copies] == expected
+async def test_no_thumbnail_is_larger_than_the_image(size: tuple[int, int], expected: list[tuple[int, int]]) -> None:
+    made = await make_thumbnails(encoded(Image.new("RGB", size, "red"), "PNG"))
+    assert [(one.width, one.height) for one in made.images] == expected
     assert components_of(made.blurhash) == (4, 3)
 
 
-async def test_a_photo_stands_upright_and_tells_no_place() -> None:
+async def test_a_photo_is_rotated_upright_and_loses_its_metadata() -> None:
     photo = Image.new("RGB", (2400, 1600), "white")
     photo.paste("black", (0, 0, 2400, 800))
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     exif[DESCRIPTION] = "at home"
-    made = await make_copies(encoded(photo, "JPEG", exif=exif))
-    assert [(copy.width, copy.height) for copy in made.copies] == [(256, 384), (512, 768), (1024, 1536)]
-    for copy in made.copies:
-        assert b"at home" not in copy.data
-        with Image.open(BytesIO(copy.data)) as image:
+    made = await make_thumbnails(encoded(photo, "JPEG", exif=exif))
+    assert [(one.width, one.height) for one in made.images] == [(256, 384), (512, 768), (1024, 1536)]
+    for thumbnail in made.images:
+        assert b"at home" not in thumbnail.data
+        with Image.open(BytesIO(thumbnail.data)) as image:
             assert luminance(image, 0.9, 0.5) < 10
             assert luminance(image, 0.1, 0.5) > 245
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "I;16", "CMYK"])
-async def test_every_kind_of_pixel_keeps_its_brightness(mode: str) -> None:
+async def test_every_pixel_format_keeps_its_brightness(mode: str) -> None:
     white = Image.new("I;16", (300, 300), 65_535) if mode == "I;16" else Image.new("L", (300, 300), 255).convert(mode)
     white.paste(0 if mode != "CMYK" else (0, 0, 0, 255), (150, 0, 300, 300))
-    made = await make_copies(encoded(white, "JPEG" if mode == "CMYK" else "PNG"))
-    with Image.open(BytesIO(made.copies[0].data)) as image:
+    made = await make_thumbnails(encoded(white, "JPEG" if mode == "CMYK" else "PNG"))
+    with Image.open(BytesIO(made.images[0].data)) as image:
         assert luminance(image, 0.8, 0.5) < 10
         assert luminance(image, 0.2, 0.5) > 245
 
 
-async def test_what_is_transparent_stays_so_and_counts_as_white_in_the_blur() -> None:
-    made = await make_copies(encoded(Image.new("RGBA", (256, 256), (0, 0, 0, 0)), "PNG"))
-    with Image.open(BytesIO(made.copies[0].data)) as image:
+async def test_transparency_is_kept_and_counts_as_white_in_the_blurhash() -> None:
+    made = await make_thumbnails(encoded(Image.new("RGBA", (256, 256), (0, 0, 0, 0)), "PNG"))
+    with Image.open(BytesIO(made.images[0].data)) as image:
         assert cast(tuple[int, ...], image.getpixel((100, 100)))[3] == 0
-    assert made.blurhash == (await make_copies(encoded(Image.new("RGB", (256, 256), "white"), "PNG"))).blurhash
+    assert made.blurhash == (await make_thumbnails(encoded(Image.new("RGB", (256, 256), "white"), "PNG"))).blurhash
 
 
-async def test_of_a_gif_the_first_frame_is_copied() -> None:
+async def test_thumbnails_of_a_gif_show_its_first_frame() -> None:
     frames = [Image.new("RGB", (600, 600), color) for color in ("red", "blue")]
-    made = await make_copies(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    assert [copy.width for copy in made.copies] == [256, 512]
-    with Image.open(BytesIO(made.copies[0].data)) as image:
+    made = await make_thumbnails(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert [one.width for one in made.images] == [256, 512]
+    with Image.open(BytesIO(made.images[0].data)) as image:
         red, _, blue = cast(tuple[int, int, int], image.convert("RGB").getpixel((9, 9)))
         assert red > 200
         assert blue < 50
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"x" * 99])
-async def test_what_is_no_picture_says_so(data: bytes) -> None:
+async def test_bytes_that_are_no_image_are_unreadable(data: bytes) -> None:
     with pytest.raises(UnreadableImage):
-        await make_copies(data)
+        await make_thumbnails(data)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -1,8 +1,8 @@
-"""Promise 9: no picture that somebody sends is stored as given, whatever it hides, and none keeps the others waiting.
+"""Promise 9: no uploaded image is stored as it was sent, whatever it hides, and none delays other requests.
 
-The service is a process of its own (`easel serve` with its worker, which makes the smaller copies), so that its memory
-is its own, and how long it leaves others waiting is seen from outside, by tests/waiting.py. What a file costs is the
-processor's time, which is the same however busy the machine is.
+The service is a process of its own (`easel serve` with its worker, which makes the thumbnails), so that its memory
+is its own, and how long other requests wait is measured from outside, by tests/waiting.py. The cost of a
+file is processor time, which does not depend on how busy the machine is.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEGABYTE = 1024 * 1024
 HOST = "127.0.0.1"
 DEAREST_SECONDS = 1.0
-COPIED_SECONDS = 20.0
+THUMBNAIL_SECONDS = 20.0
 GROWTH_BYTES = 64 * MEGABYTE
 STALL_SECONDS = 0.05
 SECRET = b"<script>alert('canary')</script>"
@@ -86,14 +86,14 @@ def text() -> PngImagePlugin.PngInfo:
 
 
 def animated(name: str, frames: int, size: tuple[int, int] = (64, 64)) -> bytes:
-    pictures = [Image.new("RGB", size, (number, 0, 0)) for number in range(frames)]
+    images = [Image.new("RGB", size, (number, 0, 0)) for number in range(frames)]
     buffer = BytesIO()
-    pictures[0].save(buffer, name, save_all=True, append_images=pictures[1:], duration=10)
+    images[0].save(buffer, name, save_all=True, append_images=images[1:], duration=10)
     return buffer.getvalue()
 
 
 def many_scans(count: int) -> bytes:
-    """A progressive JPEG that refines the same nothing again and again."""
+    """A progressive JPEG that repeats its last scans."""
     whole = saved("JPEG", "L", progressive=True)
     start = whole.rindex(b"\xff\xda")
     return whole[:start] + whole[start:-2] * count + b"\xff\xd9"
@@ -162,7 +162,7 @@ def broken() -> Iterator[tuple[str, bytes]]:
 
 
 def strange() -> Iterator[tuple[str, bytes]]:
-    """Types we do not take, under the names and types of such as we take."""
+    """Types that are not accepted, under names and types that are."""
     for name in ("GIF", "BMP", "TIFF", "ICO", "PDF", "EPS", "PPM", "TGA", "JPEG2000"):
         yield name, saved(name)
     yield "PSD", b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + bytes(1_000)
@@ -173,7 +173,7 @@ def strange() -> Iterator[tuple[str, bytes]]:
 
 
 def hiding() -> Iterator[tuple[str, bytes]]:
-    """Good pictures that carry something else along."""
+    """Valid images that carry something else along."""
     tail = b"<html>" + SECRET + b"</html>PK\3\4" + bytes(30) + b"PK\5\6" + bytes(18)
     for name in ("PNG", "JPEG", "WEBP"):
         yield f"{name}, HTML and ZIP at once", saved(name) + tail
@@ -192,7 +192,7 @@ def hiding() -> Iterator[tuple[str, bytes]]:
 
 
 def odd() -> Iterator[tuple[str, bytes]]:
-    """Good pictures of modes that few programs write."""
+    """Valid images in modes that few programs write."""
     sixteen = b"".join(b"\0" + struct.pack(">8H", *range(0, 65_536, 8_192)) for _ in range(8))
     yield "png of 16 bits", png((b"IDAT", zlib.compress(sixteen)), bits=16, colours=0)
     yield (
@@ -262,12 +262,12 @@ def until_it_answers(base_url: str) -> None:
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.prove)], ids=["a quarter", "all"])
-def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
+def test_no_hostile_image_is_stored_as_sent_or_delays_others(
     service: Service, every: int, tmp_path: Path, results: Results
 ) -> None:
     ada = ApiUser(f"http://{HOST}:{service.port}")
     loaded = ada.http.post("/v1/attachments", files={"file": saved("PNG")})  # what is loaded once is loaded now
-    memory_until_copied(ada, service, loaded.json()["object_id"])
+    memory_until_thumbnails(ada, service, loaded.json()["object_id"])
     files = dict(list(corpus().items())[::every])
     before = service.process.memory_info().rss
     peaks = [before]
@@ -282,7 +282,7 @@ def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
             if answer.status_code == 201:
                 assert_clean(name, data, answer.json())
                 stored.add(name)
-                peaks.extend(memory_until_copied(ada, service, answer.json()["object_id"]))
+                peaks.extend(memory_until_thumbnails(ada, service, answer.json()["object_id"]))
             else:
                 assert answer.status_code in (415, 422), f"{name}: {answer.text}"
                 assert answer.json()["errors"][0]["field"] == "file"
@@ -292,9 +292,9 @@ def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
     slowest = max(cost, key=lambda name: cost[name])
     results(
         9,
-        "hostile pictures",
+        "hostile images",
         tried=f"{len(files)} files",
-        kept=f"{len(stored)} cleaned, the rest refused; dearest {cost[slowest]:.2f} s ({slowest}), "
+        kept=f"{len(stored)} cleaned, the rest rejected; dearest {cost[slowest]:.2f} s ({slowest}), "
         f"memory +{growth / MEGABYTE:.1f} MiB, others waited {longest_wait * 1000:.0f} ms at most",
         seed=SEED,
     )
@@ -307,30 +307,31 @@ def test_no_hostile_picture_is_stored_as_given_or_keeps_others_waiting(
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
-def memory_until_copied(user: ApiUser, service: Service, object_id: str) -> list[int]:
-    """What the service takes while it makes the smaller copies of a picture, bytes."""
-    taken: list[int] = []
-    deadline = time.monotonic() + COPIED_SECONDS
+def memory_until_thumbnails(user: ApiUser, service: Service, object_id: str) -> list[int]:
+    """The service's memory while it makes the thumbnails of an image, in bytes."""
+    measured: list[int] = []
+    deadline = time.monotonic() + THUMBNAIL_SECONDS
     while user.http.get(f"/v1/attachments/{object_id}").json()["blurhash"] is None:
-        assert time.monotonic() < deadline, "the picture was not copied"
-        taken.append(service.process.memory_info().rss)
+        assert time.monotonic() < deadline, "no thumbnails were made"
+        measured.append(service.process.memory_info().rss)
         time.sleep(0.01)
-    return [*taken, service.process.memory_info().rss]
+    return [*measured, service.process.memory_info().rss]
 
 
-def assert_clean(name: str, given: bytes, told: dict[str, Any]) -> None:
+def assert_clean(name: str, given: bytes, attachment: dict[str, Any]) -> None:
     """The stored bytes: of the type they are stored under, whole, and with nothing but pixels in them."""
-    answer = httpx.get(told["url"])
+    answer = httpx.get(attachment["url"])
     data = answer.content
-    assert answer.headers["content-type"] == told["mime_type"]
-    assert (len(data), hashlib.sha256(data).hexdigest()) == (told["size_bytes"], told["sha256"]), name
+    assert answer.headers["content-type"] == attachment["mime_type"]
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (attachment["size_bytes"], attachment["sha256"]), name
     assert data != given, name
     assert SECRET not in data, name
-    assert parts_of(data, told["mime_type"]) <= PIXELS[told["mime_type"]], name
-    with Image.open(BytesIO(data)) as picture:
-        picture.load()
-        assert (picture.get_format_mimetype(), picture.size) == (told["mime_type"], (told["width"], told["height"]))
-        assert picture.mode in ("L", "RGB", "RGBA"), name
+    assert parts_of(data, attachment["mime_type"]) <= PIXELS[attachment["mime_type"]], name
+    with Image.open(BytesIO(data)) as image:
+        image.load()
+        assert image.get_format_mimetype() == attachment["mime_type"]
+        assert image.size == (attachment["width"], attachment["height"])
+        assert image.mode in ("L", "RGB", "RGBA"), name
 
 
 PIXELS = {
