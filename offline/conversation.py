@@ -9,7 +9,7 @@ from typing import Any
 
 from offline import files
 from offline.directives import Directives, split_directives
-from offline.painter import open_picture
+from offline.drawing.painter import open_picture
 from offline.state import Record, load_editable, load_record
 from offline.wire import Json, Refused, as_object, as_objects, file_not_found, image_error, item_not_found
 

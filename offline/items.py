@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from offline.directives import Directives, moderation_details
-from offline.painter import Artwork, enlarge_png, other_type, paint
+from offline.drawing.painter import Artwork, enlarge_png, other_type, paint
 from offline.script import Call, Drawing
 from offline.state import Picture
 from offline.wire import Json, new_id

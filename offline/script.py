@@ -9,8 +9,8 @@ from typing import Any, cast
 from PIL import Image
 
 from offline.conversation import Conversation
+from offline.drawing.painter import Order
 from offline.options import ImageOptions, size_of
-from offline.painter import Order
 from offline.wire import Json, as_object, as_objects, image_error, word_set
 
 _DRAWS = word_set(

@@ -1,6 +1,5 @@
 """What travels: JSON objects, ids, and the errors of the real API."""
 
-import hashlib
 import json
 import re
 import secrets
@@ -98,8 +97,3 @@ def as_objects(value: object) -> list[Json]:
     if not isinstance(value, list):
         return []
     return [cast(Json, item) for item in cast(list[object], value) if isinstance(item, dict)]
-
-
-def seed_of(text: str) -> int:
-    """The same number for the same text, in every process."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])

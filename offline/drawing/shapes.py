@@ -3,6 +3,7 @@
 Lengths are in units of a stage whose shorter side is 100; y grows downwards.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from html import escape
 from math import cos, radians, sin
@@ -107,6 +108,11 @@ def lighter(color: Color, share: float = 0.3) -> Color:
 
 def darker(color: Color, share: float = 0.3) -> Color:
     return mix(color, (20, 16, 30), share)
+
+
+def seed_of(text: str) -> int:
+    """The same number for the same text, in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def render(image: Image.Image, shapes: list[Shape], *, solid_only: bool = False) -> None:

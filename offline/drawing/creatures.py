@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from offline.shapes import Color, Pen, darker, lighter, mix
+from offline.drawing.shapes import Color, Pen, darker, lighter, mix
 
 _INK: Color = (52, 44, 58)
 _ROSE: Color = (240, 150, 150)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from math import cos, radians, sin
 
-from offline.shapes import Color, Pen, Point, darker, lighter
+from offline.drawing.shapes import Color, Pen, Point, darker, lighter
 
 _INK: Color = (52, 44, 58)
 

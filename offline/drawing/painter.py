@@ -10,9 +10,9 @@ from math import cos, pi, sin
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from offline.edits import edit
-from offline.scene import Scene, compose, draw_figures, draw_label, draw_scene
-from offline.shapes import Pen, render, stretched, to_svg
+from offline.drawing.edits import edit
+from offline.drawing.scene import Scene, compose, draw_figures, draw_label, draw_scene
+from offline.drawing.shapes import Pen, render, stretched, to_svg
 
 _DETAIL = {"low": 0, "medium": 1, "high": 2, "xhigh": 3, "max": 4}
 _MAX_CANVAS = 2048  # drawn no larger than this, then enlarged

@@ -5,9 +5,8 @@ import re
 
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
-from offline.scene import COLORS, compose, draw_figures, draw_label, draw_worn, read_figures, worn_alone
-from offline.shapes import STAGE, Color, Pen, lighter, render, stretched
-from offline.wire import seed_of
+from offline.drawing.scene import COLORS, compose, draw_figures, draw_label, draw_worn, read_figures, worn_alone
+from offline.drawing.shapes import STAGE, Color, Pen, lighter, render, seed_of, stretched
 
 _NIGHT: Color = (36, 44, 104)
 _FALLBACK_TINTS: tuple[Color, ...] = (

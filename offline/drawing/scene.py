@@ -7,10 +7,9 @@ import random
 import re
 from dataclasses import dataclass, replace
 
-from offline.creatures import CREATURES, WORN, creature, draw_creature, draw_robot, wear
-from offline.shapes import STAGE, Color, Pen, darker, lighter, mix, text_width
-from offline.things import OBJECTS, SCENERY, SKY
-from offline.wire import seed_of
+from offline.drawing.creatures import CREATURES, WORN, creature, draw_creature, draw_robot, wear
+from offline.drawing.shapes import STAGE, Color, Pen, darker, lighter, mix, seed_of, text_width
+from offline.drawing.things import OBJECTS, SCENERY, SKY
 
 COLORS: dict[str, Color] = {
     "red": (214, 66, 66),
