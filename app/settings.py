@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app import EaselError
+
 ImageQuality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
 ImageBackground = Literal["auto", "opaque", "transparent"]
@@ -164,7 +166,7 @@ def _write_once(path: Path, text: str) -> None:
         draft.unlink()
 
 
-class SettingsError(Exception):
+class SettingsError(EaselError):
     """The settings cannot be used; the message lists every fault at once."""
 
 

@@ -1,6 +1,7 @@
-"""The provider as a process of its own, started by the embedded parts: it loads nothing of the rest of the service."""
+"""The simulator as a process of its own: it loads nothing of Easel."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -10,20 +11,21 @@ from types import FrameType
 
 import uvicorn
 
-from app import logs
 from offline.routes import SERVED, create_app
 
 
 def main() -> None:
-    """Serve on loopback until SIGTERM or the end of standard input, which the parent holds open while it lives."""
+    """Serve on loopback until SIGTERM or Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m offline", description=main.__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--state", type=Path, required=True, help="the directory that keeps what was drawn")
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when standard input does")
     chosen = parser.parse_args()
-    logs.configure("info")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # uvicorn raises the signal once more when it has ended: that is no failure.
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if chosen.end_with_stdin:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     uvicorn.run(create_app(chosen.state), port=chosen.port, log_config=None, access_log=False, **SERVED)
 
 

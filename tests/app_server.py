@@ -17,8 +17,8 @@ import httpx
 import uvicorn
 
 from app.agents._shared.registry import load_registry
-from app.cli import Server
 from app.embedded import Parts
+from app.server import Server
 from app.settings import Settings
 from offline.routes import SERVED
 from offline.routes import create_app as create_offline

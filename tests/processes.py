@@ -17,10 +17,10 @@ from pathlib import Path
 import httpx
 
 from app import logs
-from app.cli import Server
 from app.embedded import Parts
 from app.main import work
 from app.provider.warm_up import warm_up
+from app.server import Server
 from app.settings import load_settings
 from tests.servers import free_port
 

@@ -6,8 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from app import EaselError
 
-class StorageError(Exception):
+
+class StorageError(EaselError):
     """The storage did not do what it was asked; messages carry neither keys of an account nor signatures."""
 
 

