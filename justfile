@@ -55,6 +55,10 @@ hooks: _ready
 # Everything CI runs
 check: lint types supply-chain test
 
+# Build the wheel into dist/
+wheel: _ready
+    python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
 # Write both lock files from pyproject.toml; ./just lock --upgrade takes in newer packages
 lock *args: _ready
     uv pip compile {{ compile }} --extra dev --output-file requirements.lock pyproject.toml "$@"
