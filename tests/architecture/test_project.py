@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from app.settings import Settings
 
@@ -84,6 +85,15 @@ def test_every_line_of_a_lock_is_pinned_by_hash(lock: str) -> None:
     assert (unpinned, unhashed) == ([], [])
 
 
+def test_the_lock_holds_what_pyproject_asks_for() -> None:
+    """Dependabot raises pyproject.toml alone: `./just lock` must follow."""
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    asked = [Requirement(line) for line in [*project["dependencies"], *(line for extra in extras for line in extra)]]
+    locked = {_pin(block[0]).partition("==")[0]: _pin(block[0]).partition("==")[2] for block in _blocks(LOCKS[0])}
+    assert [str(one) for one in asked if not one.specifier.contains(locked.get(one.name.lower(), "0"))] == []
+
+
 def test_production_runs_the_versions_that_were_tested() -> None:
     tested, production = ({block[0] for block in _blocks(lock)} for lock in LOCKS)
     assert {_pin(line) for line in production} <= {_pin(line) for line in tested}
@@ -128,6 +138,23 @@ def test_a_commit_with_a_typo_a_key_or_a_merge_marker_is_refused(tmp_path: Path)
         _run("git", "add", "new.py", cwd=tmp_path, **git)
         done = _run(*commit, cwd=tmp_path, **git)
         assert (done.returncode, f"hook id: {hook}" in done.stderr) == (1, True), (hook, done.stderr)
+
+
+def test_a_release_needs_the_version_of_its_tag_and_a_day(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci/release").write_text((ROOT / ".ci/release").read_text())
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.2.0"\n')
+    changelog = tmp_path / "CHANGELOG.md"
+    changelog.write_text("# Changelog\n\n## 0.2.0 (unreleased)\n\n- Faster.\n")
+
+    def release(command: str, tag: str) -> subprocess.CompletedProcess[str]:
+        return _run("bash", ".ci/release", command, tag, cwd=tmp_path)
+
+    assert "pyproject.toml names 0.2.0" in release("check-tag", "v0.1.0").stderr
+    assert "write the day" in release("check-tag", "v0.2.0").stderr
+    changelog.write_text("# Changelog\n\n## 0.2.0 (2027-01-31)\n\n- Faster.\n\n## 0.1.0 (2026-12-01)\n\n- First.\n")
+    assert release("check-tag", "v0.2.0").returncode == 0
+    assert release("notes", "v0.2.0").stdout.strip() == "- Faster."
 
 
 def test_hatch_run_migrate_is_just_migrate() -> None:
