@@ -13,7 +13,7 @@ setup: _ready
 dev *args: _ready
     easel serve "$@"
 
-# One designer chat from sign-up to saved picture: ./just demo "a gray tabby cat hugging an otter"
+# One designer chat from sign-up to saved image: ./just demo "a gray tabby cat hugging an otter"
 demo *args: _ready
     @easel demo "$@"
 

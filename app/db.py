@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Together, with the closing of a connection that hangs, less than the 10 seconds that a request may take.
+# Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 4
 POOL_WAIT_SECONDS = 4.0
@@ -77,7 +77,7 @@ def now() -> datetime:
 
 
 class EnumText(TypeDecorator[StrEnum]):
-    """A StrEnum in a text column: members in Python, plain words in the database."""
+    """A StrEnum in a text column: members in Python, their values in the database."""
 
     impl = Text
     cache_ok = True

@@ -32,7 +32,7 @@ class FieldError(TypedDict):
 
 
 class Problem(TypedDict):
-    """RFC 9457: what went wrong with a request. `code` is for programs, `detail` for people.
+    """RFC 9457: what went wrong with a request. `code` is for programs, `detail` for users.
 
     `errors` names faulty fields; `run_id` is the run that keeps a conversation busy.
     """
@@ -183,8 +183,8 @@ def problem(request: Request, error: AppError) -> JSONResponse:
     return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
 
 
-def install_handlers(app: FastAPI, away: Sequence[type[Exception]]) -> None:
-    """Map every exception a route can raise to problem+json; `away` is what parts raise that do not answer."""
+def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]) -> None:
+    """Map every exception of a route to problem+json; `unavailable_errors` mean that a dependency does not answer."""
 
     async def app_error(request: Request, error: Exception) -> JSONResponse:
         return problem(request, cast(AppError, error))
@@ -206,7 +206,13 @@ def install_handlers(app: FastAPI, away: Sequence[type[Exception]]) -> None:
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DBAPIError, database)
-    for kind in (OSError, PoolTimeout, asyncpg.InternalClientError, asyncpg.PostgresConnectionError, *away):
+    for kind in (
+        OSError,
+        PoolTimeout,
+        asyncpg.InternalClientError,
+        asyncpg.PostgresConnectionError,
+        *unavailable_errors,
+    ):
         app.add_exception_handler(kind, unavailable)
     app.add_exception_handler(Exception, unexpected)
 

@@ -72,7 +72,7 @@ def agents_of(settings: Settings) -> Registry:
     except SpecError as error:
         raise SettingsError(str(error)) from None
     for warning in registry.warnings:
-        log.warning("model.retiring", extra={"notice": warning})
+        log.warning("model.retiring", extra={"warning": warning})
     return registry
 
 
@@ -129,7 +129,7 @@ async def reconcile_store(settings: Settings, database_url: str, *, apply: bool)
     """Raises SettingsError where there is nothing to compare, else what `reconcile` raises."""
     if settings.storage_provider == "memory" and settings.database_url is not None:
         raise SettingsError(
-            "Beside DATABASE_URL, STORAGE_PROVIDER=memory keeps pictures in the serving process alone, where this"
+            "Beside DATABASE_URL, STORAGE_PROVIDER=memory keeps images in the serving process alone, where this"
             " command cannot look: set STORAGE_PROVIDER to minio or gcs."
         )
     async with AsyncExitStack() as stack:

@@ -48,7 +48,7 @@ class RequestMiddleware:
         started = time.monotonic()
         status = 0
 
-        async def tell(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -59,9 +59,9 @@ class RequestMiddleware:
             limit = self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
             if (declared := self._declared(scope)) > limit.max_bytes:
                 fault = FieldError(field="body", message=str(limit), given=f"{declared} bytes")
-                await problem(Request(scope), TooLarge(str(limit), errors=[fault]))(scope, receive, tell)
+                await problem(Request(scope), TooLarge(str(limit), errors=[fault]))(scope, receive, send_with_id)
             else:
-                await self._app(scope, self._limited(receive, limit), tell)
+                await self._app(scope, self._limited(receive, limit), send_with_id)
             line = {"method": scope["method"], "path": scope["path"].partition("/files/")[0], "status": status}
             log.info("request", extra={**line, "ms": round((time.monotonic() - started) * 1000, 1)})
 

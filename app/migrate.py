@@ -23,7 +23,7 @@ LOCK_POLL_SECONDS = 0.1
 
 
 async def migrate(url: str) -> str:
-    """Bring the database to the newest revision and return its name; several at once take turns.
+    """Bring the database to the newest revision and return its name; concurrent calls wait for each other.
 
     Alembic keeps one migration per process: two databases at once need two processes.
     """
@@ -44,7 +44,7 @@ async def open_for_migration(url: str) -> AsyncGenerator[AsyncConnection]:
 
     `url` is any libpq form. Rows that row security would hide are an error here instead of absent.
     """
-    # asyncpg reads the libpq forms itself. No command timeout: a migration takes as long as it takes.
+    # asyncpg reads the libpq forms itself. No command timeout: a migration may need any time.
     options = {"dsn": url, "timeout": CONNECT_SECONDS, "server_settings": {"row_security": "off"}}
     engine = create_async_engine("postgresql+asyncpg://", connect_args=options, poolclass=NullPool)
     async with engine.connect() as connection:

@@ -15,7 +15,7 @@ KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
-    """uvicorn that tells the app's open streams to end before it waits for them."""
+    """uvicorn that ends the app's open streams before it waits for them."""
 
     def __init__(self, settings: Settings, parts: Parts, *, host: str, port: int) -> None:
         self.app = create_app(settings, parts)

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     run_lease_seconds: float = Field(default=20, ge=1)
     tenant_concurrency: int = Field(default=10, ge=1)
 
-    # Pictures
+    # Images
     image_model: str | None = None
     image_default_size: str = "1024x1024"
     image_default_quality: ImageQuality = "high"
@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     gcs_signing_email: str | None = None
     storage_emulator_host: str | None = None
 
-    # Lifetimes and bounds
+    # Lifetimes and limits
     link_ttl_seconds: int = Field(default=300, ge=10, le=300)
     stream_ttl_seconds: int = Field(default=3600, ge=600)
     access_token_seconds: int = Field(default=3600, ge=60)
@@ -154,16 +154,16 @@ class Settings(BaseSettings):
 
 def _write_once(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
     try:
-        os.link(draft, path)  # fails where another process was first: its key stands
+        os.link(temporary, path)  # fails where another process was first: its key stands
     except FileExistsError:
         pass
     finally:
-        draft.unlink()
+        temporary.unlink()
 
 
 class SettingsError(EaselError):

@@ -63,7 +63,7 @@ async def refresh(
     async with database.identity() as session:
         pair = await identity.rotate(session, settings, body.refresh_token)
     if isinstance(pair, identity.Stolen):
-        raise identity.refused_refresh()
+        raise identity.refresh_rejected()
     return _tokens(pair)
 
 

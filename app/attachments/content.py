@@ -31,7 +31,7 @@ UNCACHED = "private, no-store"
 
 _REDIRECT: dict[int | str, dict[str, Any]] = {307: {"description": "A fresh link of the store"}}
 _PARTS: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The one range that `Range` asks for"},
+    206: {"description": "The one range that `Range` names"},
     304: {"description": "`If-None-Match` names these very bytes"},
     416: {"description": "`Range` starts behind the last byte"},
 }
@@ -45,7 +45,7 @@ class RangeNotSatisfiable(AppError):
 
     def __init__(self, size: int) -> None:
         headers = {"Content-Range": f"bytes */{size}"}
-        super().__init__(f"There are {size} bytes; ask for a range within them.", headers=headers)
+        super().__init__(f"The image has {size} bytes; request a range within them.", headers=headers)
 
 
 @router.head("/attachments/{object_id}/content", response_class=Response, include_in_schema=False)
@@ -68,7 +68,7 @@ async def get_content(
     grant = Grant(row.storage_key, row.filename, row.mime_type)
     headers = _headers(grant, etag=row.sha256, cache_control=UNCACHED)
     if request.method == "HEAD":
-        # A store's link is signed for GET alone, and the row knows all that is asked.
+        # A store's link is signed for GET alone, and the row has all that HEAD needs.
         length = {"Content-Length": str(row.size_bytes)}
         return Response(headers=headers | length, media_type=grant.content_type)
     if link := await links.of_store(grant):
@@ -108,22 +108,22 @@ async def _read(store: Store, grant: Grant) -> bytes:
 
 
 def _answer(request: Request, data: bytes, grant: Grant, headers: dict[str, str]) -> Response:
-    """The bytes, the range of them that is asked for, or word that the reader has them already."""
-    asked, etag = request.headers, headers["ETag"]
-    known = {name.strip().removeprefix("W/") for name in asked.get("If-None-Match", "").split(",")}
+    """200 with the bytes, 206 with the requested range, or 304 where the reader has them already."""
+    given, etag = request.headers, headers["ETag"]
+    known = {name.strip().removeprefix("W/") for name in given.get("If-None-Match", "").split(",")}
     if known & {etag, "*"}:
         return Response(status_code=304, headers=headers)
     wanted = None
-    if request.method == "GET" and asked.get("If-Range", etag) == etag:
-        wanted = _wanted(asked.get("Range", ""), len(data))
+    if request.method == "GET" and given.get("If-Range", etag) == etag:
+        wanted = _requested_range(given.get("Range", ""), len(data))
     if wanted is None:
         return Response(data, headers=headers, media_type=grant.content_type)
     place = {"Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"}
     return Response(data[wanted.start : wanted.stop], 206, headers | place, grant.content_type)
 
 
-def _wanted(header: str, size: int) -> range | None:
-    """The bytes that a Range header asks for; None for all of them, as for several ranges and for what is none."""
+def _requested_range(header: str, size: int) -> range | None:
+    """The bytes that a Range header names; None (all bytes) for several ranges and for an invalid header."""
     found = _ONE_RANGE.fullmatch(header.strip())
     if found is None or not any(found.groups()):
         return None

@@ -41,7 +41,7 @@ class Grant:
 
     @property
     def content_type(self) -> str:
-        """The type it is served as: a type that is none of ours tells a browser nothing."""
+        """The type it is served as: an unknown type is served as a plain download."""
         return self.mime_type if self.mime_type in SERVED_TYPES else "application/octet-stream"
 
 
@@ -90,7 +90,7 @@ def verify(settings: Settings, token: str) -> Grant:
 
 
 def _mac(key: str, payload: str) -> str:
-    """In hex, over the payload as written: a token can be spelled in one way only."""
+    """In hex, over the payload as written: one grant has one valid token text."""
     return hmac.new(key.encode(), b"easel file link\0" + payload.encode(), hashlib.sha256).hexdigest()
 
 

@@ -153,18 +153,18 @@ async def _compare_objects(run: ReconcileRun, tenant_id: UUID) -> None:
     if batch:
         await _classify_objects(run, tenant_id, batch)
     if run.apply:
-        # What was marked and not seen again is gone, or belongs to somebody.
+        # A candidate that was not seen again is deleted, or has a row now.
         async with run.database.tenant(tenant_id) as session:
             await session.execute(delete(OrphanCandidate).where(OrphanCandidate.seen_at < run.started))
 
 
 async def _classify_objects(run: ReconcileRun, tenant_id: UUID, items: Sequence[StoredObject]) -> None:
     previews = [item for item in items if keys.parse(item.key)[0] == keys.PREVIEWS]
-    pictures = [item.key for item in items if keys.parse(item.key)[0] != keys.PREVIEWS]
-    # Asked after the listing: a row is there before its object, and no key is ever used again.
-    owned = await _owned_keys(run, tenant_id, pictures)
+    images = [item.key for item in items if keys.parse(item.key)[0] != keys.PREVIEWS]
+    # Queried after the listing: a row is inserted before its object is stored, and no key is used twice.
+    owned = await _owned_keys(run, tenant_id, images)
     expired = [item.key for item in previews if item.modified_at <= now() - run.preview_age]
-    for kind, found in ((Kind.ORPHAN, [key for key in pictures if key not in owned]), (Kind.PREVIEW, expired)):
+    for kind, found in ((Kind.ORPHAN, [key for key in images if key not in owned]), (Kind.PREVIEW, expired)):
         run.report[kind].found += len(found)
         if run.apply and found:
             await _mark_or_delete(run, tenant_id, kind, found)
@@ -267,10 +267,10 @@ async def _correct(run: ReconcileRun, tenant_id: UUID, row: Row, kind: Kind) -> 
 
 
 def _find_temporary_files(run: ReconcileRun, settings: Settings) -> None:
-    drafts = leftover_drafts(settings, before=now() - run.grace)
+    paths = leftover_drafts(settings, before=now() - run.grace)
     count = run.report[Kind.TEMPORARY]
-    count.found += len(drafts)
+    count.found += len(paths)
     if run.apply:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
-        count.done += len(drafts)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        count.done += len(paths)

@@ -1,4 +1,4 @@
-"""Pictures that wait on this machine's disk until the store takes them; files 0600, bounded."""
+"""Images that wait on this machine's disk until the store accepts them; files 0600, limited in total size."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ class Waiting:
 
 
 class Spool:
-    """One file for each waiting picture: `{tenant_id}_{object_id}` under `directory`."""
+    """One file for each waiting image: `{tenant_id}_{object_id}` under `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -37,16 +37,16 @@ class Spool:
         used = sum(_size(waiting.path) for waiting in self.waiting())
         if used + len(data) > MAX_BYTES:
             raise OSError(f"the spool is full: {used} bytes wait for the store")
-        draft = self._directory / f".{name}"
+        temporary = self._directory / f".{name}"
         try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(data)
                 os.fsync(file.fileno())
         except OSError:
-            # On a full disk the beginning of this picture would take the place of others.
-            draft.unlink(missing_ok=True)
+            # On a full disk a half-written image would occupy the space of others.
+            temporary.unlink(missing_ok=True)
             raise
-        draft.rename(self._directory / name)
+        temporary.rename(self._directory / name)
 
     def waiting(self) -> Iterator[Waiting]:
         """What waits, oldest object first."""

@@ -1,4 +1,4 @@
-"""A stored picture's smaller copies: asked for, made, stored, and made good where they were missed."""
+"""The thumbnails (variants) of a stored image: requested, made, stored, and requested again where they are missing."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from app.storage.store import ObjectMissing, Store
 log = logging.getLogger(__name__)
 
 MAKE = "make_variants"
-# A picture this old has lost its task, or its task waits behind others: asking again does no harm.
+# An image this old has lost its task, or its task waits behind others: a second task does no harm.
 MISSED_AFTER = timedelta(minutes=1)
 MISSED_AT_ONCE = 100
 
@@ -30,7 +30,7 @@ async def request(broker: Broker, tenant_id: UUID, object_id: UUID) -> None:
 
 
 async def request_missed(database: Database, broker: Broker) -> None:
-    """Ask again for stored pictures that nobody has tried, the oldest first."""
+    """Request the variants of stored images that no worker has tried, the oldest first."""
     async with database.identity() as session:
         found = await session.execute(
             select(Attachment.tenant_id, Attachment.id)
@@ -48,7 +48,7 @@ async def request_missed(database: Database, broker: Broker) -> None:
 
 
 async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUID) -> None:
-    """Store the copies, then tell the row; safe to repeat, and at the same time as another.
+    """Store the thumbnails, then update the row; safe to repeat, also concurrently.
 
     Raises StorageError, and leaves the row untried, where the store does not answer.
     """
@@ -57,7 +57,7 @@ async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUI
         if row is not None and row.status == AttachmentStatus.STORED and row.variants is None:
             await _complete(database, store, row)
     finally:
-        # Deleted meanwhile, or before a lost worker's task came back: nobody else knows of these objects.
+        # The image was deleted meanwhile: no row names these objects any more.
         if await _find(database, tenant_id, object_id) is None:
             for key in stored_keys(tenant_id, object_id, None):
                 await store.delete(key)
@@ -98,7 +98,7 @@ async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Thumbnail], s
 
 
 def stored_keys(tenant_id: UUID, object_id: UUID, variants: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """The keys of a picture's copies; of every copy there can be, where its row does not know them yet."""
+    """The keys of an image's variants; of every possible variant where its row has none yet."""
     if variants is not None:
         return [str(variant["storage_key"]) for variant in variants]
     return [keys.variant_key(tenant_id, object_id, width) for width in thumbnails.WIDTHS]

@@ -16,16 +16,16 @@ KEY_PREFIX = "easel_sk_"
 _passwords = PasswordHash.recommended()
 # Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits.
 _hashers = ThreadPoolExecutor(2, thread_name_prefix="argon2")
-_unknown_person = _passwords.hash(secrets.token_urlsafe(16))
+_unknown_user = _passwords.hash(secrets.token_urlsafe(16))
 
 
 def new_secret(prefix: str) -> str:
-    """A secret of 256 random bits behind a prefix that tells its kind."""
+    """A secret of 256 random bits behind a prefix that names its kind."""
     return prefix + secrets.token_urlsafe(32)
 
 
 def successor(signing_key: str, prefix: str, parent: str) -> str:
-    """The secret that follows a refresh token: derived, so that a retry gets the same one and no plaintext is kept."""
+    """The secret that follows a refresh token: derived, so that a retry gets the same one without storing it."""
     digest = hmac.new(signing_key.encode(), f"{prefix}{parent}".encode(), hashlib.sha256).digest()
     return prefix + urlsafe_b64encode(digest).decode().rstrip("=")
 
@@ -41,7 +41,7 @@ async def hash_password(password: str) -> str:
 
 
 async def verify_password(password: str, stored: str | None) -> bool:
-    """False for an unknown person (`stored` None) after the same work as for a known one."""
-    hashed = stored or _unknown_person
+    """False for an unknown user (`stored` None), after the same work as for a known one."""
+    hashed = stored or _unknown_user
     matches = await asyncio.get_running_loop().run_in_executor(_hashers, _passwords.verify, password, hashed)
     return matches and stored is not None

@@ -1,4 +1,4 @@
-"""Who is who: tenants, people, memberships, and their credentials (hashes only)."""
+"""Tenants, users, memberships, and their credentials (hashes only)."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -33,7 +33,7 @@ class Tenant(Identified, Base):
 
 
 class User(Identified, Base):
-    """A person; `email` is kept in lower case."""
+    """A user; `email` is kept in lower case."""
 
     __tablename__ = "users"
 
@@ -52,7 +52,7 @@ class Membership(Base):
 
 
 class ApiKey(Identified, Base):
-    """A tenant's key; it acts as the person who made it. Null `scopes` means all of that person's rights."""
+    """A tenant's key; it acts as the user who made it. Null `scopes` means all of that user's rights."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -73,7 +73,7 @@ class ApiKey(Identified, Base):
 
 
 class Token(Identified, Base):
-    """An access or refresh token of a person; all that follow from one sign-in share `family_id`."""
+    """An access or refresh token of a user; all that follow from one sign-in share `family_id`."""
 
     __tablename__ = "tokens"
 

@@ -15,7 +15,7 @@ from app.identity import credentials
 from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
 from app.settings import Settings
 
-# A retry of a refresh whose answer was lost gets the same successor within this time; later it is theft.
+# A repeated refresh gets the same successor within this time, as its answer may have been lost; later it is theft.
 REFRESH_GRACE = timedelta(seconds=10)
 LAST_USED_PRECISION = timedelta(seconds=60)
 
@@ -26,7 +26,7 @@ NOT_SIGNED_IN = "Send `Authorization: Bearer <access token or API key>`; this on
 
 @dataclass(frozen=True)
 class Actor:
-    """Who asks, in which tenant, with what rights; `scopes` None means all that the role allows."""
+    """The caller, in one tenant, with their rights; `scopes` None means all that the role allows."""
 
     user_id: UUID
     tenant_id: UUID
@@ -89,11 +89,11 @@ async def _identify_token(session: AsyncSession, bearer: str, tenant_id: UUID | 
     return Actor(rows[0].user_id, chosen, Role(memberships[chosen]), token_family=rows[0].family_id)
 
 
-def _choose_tenant(memberships: dict[UUID, str], asked: UUID | None) -> UUID:
-    if asked is not None:
-        if asked not in memberships:
+def _choose_tenant(memberships: dict[UUID, str], requested: UUID | None) -> UUID:
+    if requested is not None:
+        if requested not in memberships:
             raise NotFound("tenant")
-        return asked
+        return requested
     if not memberships:
         raise Forbidden("You are not a member of any tenant.", code=ErrorCode.NO_TENANT)
     if len(memberships) > 1:
@@ -106,7 +106,7 @@ def _choose_tenant(memberships: dict[UUID, str], asked: UUID | None) -> UUID:
 async def sign_up(
     session: AsyncSession, settings: Settings, *, email: str, password: str, tenant_name: str
 ) -> tuple[User, Tenant, TokenPair]:
-    """A new person with a new tenant of their own; Conflict where the address is taken."""
+    """A new user with a new tenant of their own; Conflict where the address is taken."""
     user = User(email=email.lower(), password_hash=await credentials.hash_password(password))
     tenant = Tenant(name=tenant_name)
     session.add_all([user, tenant])
@@ -163,10 +163,10 @@ class Stolen:
 
 async def rotate(session: AsyncSession, settings: Settings, refresh_token: str) -> TokenPair | Stolen:
     """Trade a refresh token for its one successor; the caller turns Stolen into a refusal after the commit."""
-    mark = credentials.fingerprint(refresh_token)
+    secret_hash = credentials.fingerprint(refresh_token)
     used = await session.execute(
         update(Token)
-        .where(Token.secret_hash == mark, Token.kind == TokenKind.REFRESH, Token.used_at.is_(None))
+        .where(Token.secret_hash == secret_hash, Token.kind == TokenKind.REFRESH, Token.used_at.is_(None))
         .where(Token.revoked_at.is_(None), Token.expires_at > now(), _enabled())
         .values(used_at=now())
         .returning(Token.user_id, Token.family_id)
@@ -176,24 +176,26 @@ async def rotate(session: AsyncSession, settings: Settings, refresh_token: str) 
     refresh = credentials.successor(signing_key, credentials.REFRESH_PREFIX, refresh_token)
     if row := used.one_or_none():
         return _keep(session, settings, row.user_id, row.family_id, access, refresh)
-    return await _replayed(session, settings, mark, TokenPair(access, refresh, settings.access_token_seconds))
+    return await _replayed(session, settings, secret_hash, TokenPair(access, refresh, settings.access_token_seconds))
 
 
 def _enabled() -> ColumnElement[bool]:
     return exists().where(User.id == Token.user_id, User.disabled_at.is_(None))
 
 
-async def _replayed(session: AsyncSession, settings: Settings, mark: bytes, pair: TokenPair) -> TokenPair | Stolen:
-    token = await session.scalar(select(Token).where(Token.secret_hash == mark, Token.kind == TokenKind.REFRESH))
+async def _replayed(
+    session: AsyncSession, settings: Settings, secret_hash: bytes, pair: TokenPair
+) -> TokenPair | Stolen:
+    token = await session.scalar(select(Token).where(Token.secret_hash == secret_hash, Token.kind == TokenKind.REFRESH))
     if token is None or token.revoked_at is not None or token.used_at is None:
-        raise refused_refresh()
+        raise refresh_rejected()
     if token.used_at > now() - REFRESH_GRACE:
         return pair
     await revoke_family(session, token.family_id)
     return Stolen(token.family_id)
 
 
-def refused_refresh() -> AppError:
+def refresh_rejected() -> AppError:
     return Unauthenticated("This refresh token is not valid any more: sign in again.")
 
 

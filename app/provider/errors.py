@@ -1,4 +1,4 @@
-"""What the provider refuses or fails at, as our errors: the only place that knows its exceptions and its codes."""
+"""The provider's refusals and failures, as our errors: the only place that knows its exceptions and its codes."""
 
 import json
 from typing import Any, cast

@@ -36,7 +36,7 @@ QUERY_SECONDS = 3.0
 
 
 class Pause(Enum):
-    """What a reader is told while there is no event."""
+    """What a reader gets while there is no event."""
 
     HEARTBEAT = auto()
     DRAINING = auto()

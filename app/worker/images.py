@@ -1,4 +1,4 @@
-"""A run's images on their way from the provider into storage, each announced once it is there."""
+"""Takes a run's images from the provider into storage, each announced once it is there."""
 
 import asyncio
 import logging
