@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from docket import Docket, Worker
+from docket import Docket
 from redis.exceptions import RedisError
 
 from app.settings import Settings
@@ -25,10 +25,6 @@ READ_BATCH = 200
 # The limit for a command, beyond the time that it is asked to wait.
 REDIS_TIMEOUT_SECONDS = 3
 REDIS_CONNECTIONS = 500
-# A task whose worker died is delivered again after this share of a run's lease.
-REDELIVERY_SHARE = 0.75
-TASK_CHECK = timedelta(milliseconds=5)
-RECONNECTION_DELAY = timedelta(seconds=1)
 
 # KEYS: the stream, its fence. ARGV: attempt, lifetime in seconds, then seq, type, data and key of each record.
 # Returns how many were written, or -1 where a later attempt holds the stream.
@@ -148,36 +144,6 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
         url = f"{given}{joint}max_connections={REDIS_CONNECTIONS}&socket_connect_timeout={REDIS_TIMEOUT_SECONDS}"
     async with Docket(name=name, url=url) as docket:
         yield Broker(docket, stream_ttl_seconds=settings.stream_ttl_seconds)
-
-
-@asynccontextmanager
-async def running_worker(broker: Broker, settings: Settings, stopping: asyncio.Event) -> AsyncGenerator[None]:
-    """Execute tasks until `stopping` is set: no task begins after that, and the block's end waits for those that did.
-
-    The block's end sets `stopping`.
-    """
-    async with Worker(
-        broker.docket,
-        concurrency=settings.worker_concurrency,
-        redelivery_timeout=timedelta(seconds=settings.run_lease_seconds * REDELIVERY_SHARE),
-        minimum_check_interval=TASK_CHECK,
-        scheduling_resolution=timedelta(milliseconds=100),
-        reconnection_delay=RECONNECTION_DELAY,
-    ) as worker:
-        executing = asyncio.create_task(worker.run_forever())
-        stopping_worker = asyncio.create_task(_stop_worker(executing, stopping))
-        log.info("worker.started")
-        try:
-            yield
-        finally:
-            stopping.set()
-            await asyncio.gather(executing, stopping_worker, return_exceptions=True)
-
-
-async def _stop_worker(executing: asyncio.Task[None], stopping: asyncio.Event) -> None:
-    await stopping.wait()
-    # Once only: docket finishes its tasks after the first cancellation, and breaks them off after a second.
-    executing.cancel()
 
 
 def _stream(run_id: UUID) -> str:

@@ -1,15 +1,15 @@
 """The worker's tasks: executing runs, making variants, dropping previews."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
-from docket import ConcurrencyLimit
+from docket import ConcurrencyLimit, Worker
 
 from app.attachments import variants
-from app.broker import running_worker
 from app.db import now
 from app.provider.warm_up import warm_up
 from app.runs import service as runs
@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 
 VARIANTS_AT_ONCE = 4
 DROP_PREVIEWS = "drop_previews"
+# A task whose worker died is delivered again after this share of a run's lease.
+REDELIVERY_SHARE = 0.75
+TASK_CHECK = timedelta(milliseconds=5)
+RECONNECTION_DELAY = timedelta(seconds=1)
 
 
 @asynccontextmanager
@@ -30,8 +34,38 @@ async def working(ctx: WorkerContext) -> AsyncGenerator[None]:
     """Execute tasks until the block ends; runs that have not ended then are released to another worker."""
     # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.
     await warm_up()
-    async with running_worker(ctx.broker, ctx.settings, ctx.stopping), housekeeping.running(ctx):
+    async with _running_worker(ctx), housekeeping.running(ctx):
         yield
+
+
+@asynccontextmanager
+async def _running_worker(ctx: WorkerContext) -> AsyncGenerator[None]:
+    """Execute tasks until `ctx.stopping` is set: none begins after that, and the block's end waits for those that did.
+
+    The block's end sets `ctx.stopping`.
+    """
+    async with Worker(
+        ctx.broker.docket,
+        concurrency=ctx.settings.worker_concurrency,
+        redelivery_timeout=timedelta(seconds=ctx.settings.run_lease_seconds * REDELIVERY_SHARE),
+        minimum_check_interval=TASK_CHECK,
+        scheduling_resolution=timedelta(milliseconds=100),
+        reconnection_delay=RECONNECTION_DELAY,
+    ) as worker:
+        executing = asyncio.create_task(worker.run_forever())
+        stopping_worker = asyncio.create_task(_stop_worker(executing, ctx.stopping))
+        log.info("worker.started")
+        try:
+            yield
+        finally:
+            ctx.stopping.set()
+            await asyncio.gather(executing, stopping_worker, return_exceptions=True)
+
+
+async def _stop_worker(executing: asyncio.Task[None], stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    # Once only: docket finishes its tasks after the first cancellation, and breaks them off after a second.
+    executing.cancel()
 
 
 def register(ctx: WorkerContext) -> None:
