@@ -1,3 +1,4 @@
+# Recipes that start servers `exec` them: a shell in between would take SIGTERM and leave them running.
 set positional-arguments
 
 export PATH := justfile_directory() / ".venv/bin" + ":" + env("PATH")
@@ -11,15 +12,15 @@ setup: _ready
 
 # Serve the API with its embedded parts, for development
 dev *args: _ready
-    easel serve "$@"
+    exec easel serve "$@"
 
 # One designer chat from sign-up to saved image: ./just demo "a gray tabby cat hugging an otter"
 demo *args: _ready
-    @easel demo "$@"
+    @exec easel demo "$@"
 
 # Bring the database to the newest schema
 migrate: _ready
-    @easel migrate
+    @exec easel migrate
 
 # Write a migration from what the models changed: ./just revision "add titles"
 revision message: _ready

