@@ -5,11 +5,14 @@ import gc
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Annotated, cast
+from functools import partial
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from typing_extensions import TypedDict
 
 from app.accounts import routes as accounts
 from app.agents import routes as agents
@@ -26,6 +29,7 @@ from app.error_codes import ErrorCode
 from app.errors import Unavailable, install_handlers
 from app.middleware import RequestMiddleware
 from app.migrate import is_current
+from app.openapi import describe, problems
 from app.provider.client import Provider
 from app.runs import routes as runs
 from app.settings import Settings, SettingsError
@@ -42,9 +46,24 @@ EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id"
 probes = APIRouter(tags=["operation"])
 
 
+class Alive(TypedDict):
+    status: Literal["alive"]
+
+
+class Ready(TypedDict):
+    status: Literal["ready"]
+
+
 def create_app(settings: Settings, parts: Parts, registry: Registry | None = None) -> FastAPI:
     """The API; with `EMBEDDED_WORKER` it executes runs as well."""
-    app = FastAPI(title="Easel", version="0.1.0", lifespan=_lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Easel",
+        version="0.1.0",
+        lifespan=_lifespan,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.openapi = partial(describe, app)
     app.state.settings = settings
     app.state.parts = parts
     app.state.registry = registry or agents_of(settings)
@@ -145,21 +164,32 @@ async def reconcile_store(settings: Settings, database_url: str, *, apply: bool)
 
 
 @probes.get("/livez")
-async def livez() -> dict[str, str]:
+async def check_liveness() -> Alive:
+    """Ask whether the process answers.
+
+    It says nothing of the parts that Easel needs: `/readyz` does.
+    """
     return {"status": "alive"}
 
 
-@probes.get("/readyz")
-async def readyz(
+@probes.get("/readyz", responses=problems(ErrorCode.SCHEMA_BEHIND, ErrorCode.UNAVAILABLE))
+async def check_readiness(
     request: Request, database: Annotated[Database, Depends(database, scope="function")]
-) -> dict[str, str]:
-    """503 while the schema is behind or a part does not answer."""
+) -> Ready:
+    """Ask whether requests can be served.
+
+    503 while the database's schema is behind, or the database or Redis is unavailable.
+    """
     if not await is_current(database):
         raise Unavailable("The database's schema is behind: run `just migrate`.", code=ErrorCode.SCHEMA_BEHIND)
     await cast(Broker, request.app.state.broker).ping()
     return {"status": "ready"}
 
 
-@probes.get("/metrics", response_class=Response)
-async def metrics() -> Response:
+@probes.get("/metrics", response_class=PlainTextResponse)
+async def get_metrics() -> Response:
+    """Read the process's metrics.
+
+    In Prometheus' text format.
+    """
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Page(BaseModel, Generic[T]):
-    """One page; `next_cursor` is null on the last."""
+    """For `class ConversationPage(Page[ConversationView])`; `next_cursor` is null on the last page."""
 
     data: list[T]
     next_cursor: UUID | None = None
@@ -21,8 +21,8 @@ class Page(BaseModel, Generic[T]):
 class PageQuery(BaseModel):
     """`limit` rows after `cursor`, the `next_cursor` of the page before."""
 
-    limit: Annotated[int, Field(ge=1, le=100)] = 20
-    cursor: UUID | None = None
+    limit: Annotated[int, Field(ge=1, le=100, description="How many at most.")] = 20
+    cursor: Annotated[UUID | None, Field(description="The `next_cursor` of the page before.")] = None
 
 
 async def fetch_page(

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Email
 from app.errors import not_blank
 from app.identity.models import Role
 from app.identity.service import SCOPES
+from app.paging import Page
 
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 Password = Annotated[SecretStr, Field(min_length=10, max_length=1000)]
@@ -88,6 +89,10 @@ class ApiKeyView(BaseModel):
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
+
+
+class ApiKeyPage(Page[ApiKeyView]):
+    pass
 
 
 class ApiKeyMade(ApiKeyView):

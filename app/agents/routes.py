@@ -5,7 +5,8 @@ from typing import Annotated, cast
 from fastapi import APIRouter, Depends, Request
 
 from app.agents._shared.registry import Registry, image_options
-from app.agents.schemas import AgentList, AgentView
+from app.agents._shared.tools import IMAGE_TOOL
+from app.agents.schemas import AgentList, AgentView, ImageOptions
 from app.identity.actor import ChatReader, CurrentSettings
 
 router = APIRouter(prefix="/v1/agents", tags=["agents"])
@@ -19,13 +20,19 @@ def registry_of(request: Request) -> Registry:
 async def list_agents(
     actor: ChatReader, settings: CurrentSettings, registry: Annotated[Registry, Depends(registry_of)]
 ) -> AgentList:
+    """List the agents.
+
+    `image` holds the options that a run gets where it names none.
+    """
     views = [
         AgentView(
             key=key,
             display_name=loaded.spec.display_name,
             description=loaded.spec.description,
             tools=list(loaded.spec.tool_keys),
-            image=image_options(settings, loaded, {}) if "image_generation" in loaded.spec.tool_keys else None,
+            image=cast(ImageOptions, image_options(settings, loaded, {}))
+            if IMAGE_TOOL in loaded.spec.tool_keys
+            else None,
         )
         for key, loaded in sorted(registry.specs.items())
     ]

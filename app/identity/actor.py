@@ -1,10 +1,10 @@
 """The actor of a request, and what a route may ask of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, cast
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, cast
 from uuid import UUID
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -15,7 +15,10 @@ from app.identity.models import Role
 from app.identity.service import Actor
 from app.settings import Settings
 
-_bearer = HTTPBearer(auto_error=False, description="An access token or an API key.")
+TenantId = Annotated[UUID, id_of("tenant")]
+TENANT_HEADER = "Which tenant is meant; needed where the user belongs to several."
+
+_bearer = HTTPBearer(scheme_name="bearer", auto_error=False, description="An access token or an API key.")
 
 
 def settings_of(request: Request) -> Settings:
@@ -28,7 +31,7 @@ CurrentSettings = Annotated[Settings, Depends(settings_of)]
 async def authenticate(
     database: Annotated[Database, Depends(database, scope="function")],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    x_tenant_id: Annotated[Annotated[UUID, id_of("tenant")] | None, Header()] = None,
+    x_tenant_id: Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)] = None,
 ) -> Actor:
     if bearer is None:
         raise Unauthenticated(service.NOT_SIGNED_IN)
@@ -39,15 +42,18 @@ async def authenticate(
 CurrentActor = Annotated[Actor, Depends(authenticate)]
 
 
-def require(role: Role, scope: str) -> Callable[[Actor], Awaitable[Actor]]:
-    """For `Depends(require(Role.MEMBER, "chat:read"))`: the actor, or Forbidden."""
+def require(role: Role, scope: str) -> Any:
+    """For `Annotated[Actor, require(Role.MEMBER, "chat:read")]`: the actor, or Forbidden.
+
+    By `Security`, which writes the scope into the OpenAPI document.
+    """
 
     async def check(actor: CurrentActor) -> Actor:
         if not actor.allows(role, scope):
             raise Forbidden(f"This needs the scope {scope} and the role {role} or higher.")
         return actor
 
-    return check
+    return Security(check, scopes=[scope])
 
 
 async def open_session(
@@ -59,9 +65,9 @@ async def open_session(
 
 
 TenantSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
-ChatReader = Annotated[Actor, Depends(require(Role.MEMBER, "chat:read"))]
-ChatWriter = Annotated[Actor, Depends(require(Role.MEMBER, "chat:write"))]
-AttachmentReader = Annotated[Actor, Depends(require(Role.MEMBER, "attachments:read"))]
-AttachmentWriter = Annotated[Actor, Depends(require(Role.MEMBER, "attachments:write"))]
-AccountReader = Annotated[Actor, Depends(require(Role.MEMBER, "account:read"))]
-AccountWriter = Annotated[Actor, Depends(require(Role.MEMBER, "account:write"))]
+ChatReader = Annotated[Actor, require(Role.MEMBER, "chat:read")]
+ChatWriter = Annotated[Actor, require(Role.MEMBER, "chat:write")]
+AttachmentReader = Annotated[Actor, require(Role.MEMBER, "attachments:read")]
+AttachmentWriter = Annotated[Actor, require(Role.MEMBER, "attachments:write")]
+AccountReader = Annotated[Actor, require(Role.MEMBER, "account:read")]
+AccountWriter = Annotated[Actor, require(Role.MEMBER, "account:write")]

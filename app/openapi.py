@@ -1,0 +1,176 @@
+"""The OpenAPI document: what FastAPI derives from the routes, completed by what holds for every route of a kind.
+
+A route declares what is particular to it: its docstring (a summary, a blank line, a description), `problems(...)` and
+`sends(...)`. Replies that follow from a credential, a body or a parameter are added here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
+
+from app.error_codes import ErrorCode
+from app.errors import Problem
+
+Json = dict[str, Any]
+Responses = dict[int | str, Json]
+
+PROBLEM_TYPE = "application/problem+json"
+EVENT_STREAM = "text/event-stream"
+_DECLARED = "x-codes"
+
+DESCRIPTION = (
+    "The backend of a multi-tenant agents SaaS whose agents draw. An error is a `Problem` (RFC 9457): its `code` says"
+    " what happened, its `request_id` finds it in the log."
+)
+TAGS = [
+    {"name": "accounts", "description": "Sign up, sign in, and the API keys of the signed-in user."},
+    {"name": "agents", "description": "The agents that a run can name."},
+    {"name": "conversations", "description": "The user's conversations and their messages."},
+    {"name": "runs", "description": "One turn of an agent: start it, follow its events, stop it."},
+    {"name": "attachments", "description": "The user's images, generated and uploaded, and their bytes."},
+    {"name": "operation", "description": "For load balancers and monitoring."},
+]
+HEADERS = {
+    "Accept-Ranges": "`bytes`: `Range` is understood.",
+    "Cache-Control": "How long the bytes may be kept.",
+    "Content-Disposition": "The image's file name, and whether a browser may show it in place.",
+    "Content-Range": "Which of how many bytes these are, or how many there are.",
+    "ETag": "Names these very bytes; send it as `If-None-Match` or `If-Range`.",
+    "Idempotent-Replayed": "`true` where an earlier request with this `Idempotency-Key` started the run.",
+    "Location": "The path or link of what the reply is about.",
+    "Retry-After": "Seconds to wait before the request is sent again.",
+    "WWW-Authenticate": "`Bearer`.",
+    "X-Request-Id": "Finds the request in the log.",
+    "X-Run-Id": "The run's id.",
+}
+_SENT_WITH = {
+    ErrorCode.UNAUTHENTICATED: "WWW-Authenticate",
+    ErrorCode.IDEMPOTENCY_IN_FLIGHT: "Retry-After",
+    ErrorCode.RANGE_NOT_SATISFIABLE: "Content-Range",
+    ErrorCode.SCHEMA_BEHIND: "Retry-After",
+    ErrorCode.UNAVAILABLE: "Retry-After",
+}
+
+
+def problems(*codes: ErrorCode) -> Responses:
+    """For a route's `responses`: the error codes that are particular to it."""
+    return {status: {_DECLARED: [str(code) for code in group]} for status, group in _by_status(codes).items()}
+
+
+def sends(*headers: str) -> Json:
+    """For a response of a route: the headers that it comes with."""
+    return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers}}
+
+
+def streams(event: Any) -> Json:
+    """For a response of a route: server-sent events, the `data` of each one of `event`'s types."""
+    return {"model": event, "content": {EVENT_STREAM: {}}}
+
+
+def describe(app: FastAPI) -> Json:
+    """For `app.openapi`; made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
+        )
+        _complete(document)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _complete(document: Json) -> None:
+    components = document["components"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(name, None)
+    template = "#/components/schemas/{model}"
+    problem = TypeAdapter(Problem).json_schema(mode="serialization", ref_template=template)
+    components["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
+    components["headers"] = {
+        name: {"description": description, "schema": {"type": "string"}} for name, description in HEADERS.items()
+    }
+    components["responses"] = {}
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            _split_docstring(operation)
+            _add_problems(operation, components["responses"])
+            for status, response in operation["responses"].items():
+                _complete_response(int(status), response)
+
+
+def _split_docstring(operation: Json) -> None:
+    summary, _, description = operation.pop("description", "").partition("\n\n")
+    operation["summary"] = summary.removesuffix(".")
+    operation["description"] = description
+
+
+def _add_problems(operation: Json, shared: Json) -> None:
+    """Documents every code; responses whose codes are all general are shared by reference."""
+    responses: Json = operation["responses"]
+    if _DECLARED not in responses.get("422", {_DECLARED: []}):
+        del responses["422"]  # FastAPI's own, which the application never sends
+    general = set(_general_codes(operation))
+    declared = {ErrorCode(code) for response in responses.values() for code in response.pop(_DECLARED, ())}
+    for status, codes in _by_status(general | declared).items():
+        response = _problem_response(status, codes)
+        if len(codes) == 1 or general.issuperset(codes):
+            name = "Or".join(code.name.title().replace("_", "") for code in codes)
+            shared[name] = response
+            response = {"$ref": f"#/components/responses/{name}"}
+        responses[str(status)] = response
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _general_codes(operation: Json) -> Iterator[ErrorCode]:
+    """What any operation of this kind can answer."""
+    body, parameters = operation.get("requestBody"), operation.get("parameters", ())
+    yield ErrorCode.INTERNAL_ERROR
+    if body or parameters:
+        yield ErrorCode.UNAVAILABLE
+    if body:
+        yield from (ErrorCode.TOO_LARGE, ErrorCode.INVALID_REQUEST)
+        if "application/json" in body["content"]:
+            yield ErrorCode.UNREADABLE_BODY
+    for scopes in operation.get("security", ()):
+        # NOT_FOUND is the answer to a tenant in `X-Tenant-Id` that is not the caller's.
+        yield from (ErrorCode.UNAUTHENTICATED, ErrorCode.NO_TENANT, ErrorCode.NOT_FOUND, ErrorCode.TENANT_REQUIRED)
+        if any(scopes.values()):
+            yield ErrorCode.FORBIDDEN
+    for parameter in parameters:
+        if parameter["in"] == "path":
+            yield ErrorCode.NOT_FOUND
+        elif parameter["name"] != "X-Tenant-Id":
+            yield ErrorCode.INVALID_REQUEST
+
+
+def _by_status(codes: Iterable[ErrorCode]) -> dict[int, list[ErrorCode]]:
+    found: defaultdict[int, list[ErrorCode]] = defaultdict(list)
+    for code in sorted(codes):
+        if code.status is None:
+            raise ValueError(f"{code!r} has no HTTP status: no request is answered so")
+        found[code.status].append(code)
+    return found
+
+
+def _problem_response(status: int, codes: list[ErrorCode]) -> Json:
+    these = {"properties": {"status": {"const": status}, "code": {"enum": [str(code) for code in codes]}}}
+    return {
+        "description": "\n".join(f"- `{code}`: {code.sentence}" for code in codes),
+        **sends("X-Request-Id", *dict.fromkeys(_SENT_WITH[code] for code in codes if code in _SENT_WITH)),
+        "content": {PROBLEM_TYPE: {"schema": {"allOf": [{"$ref": "#/components/schemas/Problem"}, these]}}},
+    }
+
+
+def _complete_response(status: int, response: Json) -> None:
+    if "$ref" in response:
+        return
+    if response["description"] == "Successful Response":
+        response["description"] = HTTPStatus(status).phrase
+    content = response.get("content", {})
+    if {EVENT_STREAM, "application/json"} <= content.keys():  # FastAPI documents a model as JSON
+        content[EVENT_STREAM] = content.pop("application/json")
+    response["headers"] = {**sends("X-Request-Id")["headers"], **response.get("headers", {})}
