@@ -1,1 +1,1 @@
-"""A stand-in for OpenAI's Responses API: no model, no network, real pictures. For development and tests only."""
+"""A stand-in for OpenAI's Responses API: no model, no network, real images. For development and tests only."""

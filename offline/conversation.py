@@ -1,4 +1,4 @@
-"""What a request says: the newest words of the user, the pictures it brings, the answers of its tools."""
+"""What a request says: the newest words of the user, the images it brings, the answers of its tools."""
 
 import base64
 import binascii
@@ -9,11 +9,11 @@ from typing import Any
 
 from offline import files
 from offline.directives import Directives, split_directives
-from offline.drawing.painter import open_picture
+from offline.drawing.painter import open_image
 from offline.state import Record, load_editable, load_record
-from offline.wire import Json, Refused, as_object, as_objects, file_not_found, image_error, item_not_found
+from offline.wire import ApiError, Json, as_object, as_objects, file_not_found, image_error, item_not_found
 
-_MAX_PICTURES = 16
+_MAX_IMAGES = 16
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
 
 
@@ -23,11 +23,11 @@ class Conversation:
     directives: Directives = field(default_factory=Directives)
     texts: list[str] = field(default_factory=list[str])  # all user messages up to now, `text` included
     outputs: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (function, output) since `text`
-    sources: list[bytes] = field(default_factory=list[bytes])  # what an edit would change, and pictures to add to it
-    brought: bool = False  # the newest message itself brings pictures
-    named: str | None = None  # the id of a picture that came as nothing but its id
+    sources: list[bytes] = field(default_factory=list[bytes])  # what an edit would change, and images to add to it
+    brought: bool = False  # the newest message itself brings images
+    named: str | None = None  # the id of an image that came as nothing but its id
     uploads: list[bytes] = field(default_factory=list[bytes])  # every input_image of this request
-    stored: list[str] = field(default_factory=list[str])  # ids of the pictures of the responses before this one
+    stored: list[str] = field(default_factory=list[str])  # ids of the images of the responses before this one
 
 
 @dataclass
@@ -36,9 +36,9 @@ class _Reading:
 
     texts: list[str] = field(default_factory=list[str])
     fresh: list[bytes] = field(default_factory=list[bytes])  # input images since the last answer
-    named: bytes | None = None  # the newest picture named by its id
+    named: bytes | None = None  # the newest image named by its id
     named_id: str | None = None  # that id, where nothing but the id was sent
-    newest: bytes | None = None  # the newest picture of any kind
+    newest: bytes | None = None  # the newest image of any kind
     uploads: list[bytes] = field(default_factory=list[bytes])
     calls: dict[str, str] = field(default_factory=dict[str, str])
     answered: set[str] = field(default_factory=set[str])
@@ -46,7 +46,7 @@ class _Reading:
 
 
 def read_conversation(body: Json, root: Path) -> Conversation:
-    """Parse `input` and what `previous_response_id` stands for; raises Refused as the real API does."""
+    """Parse `input` and what `previous_response_id` stands for; raises ApiError as the real API does."""
     before = _record_before(body, root)
     reading = _Reading(calls=dict(before.open_calls))
     given = body.get("input")
@@ -54,7 +54,7 @@ def read_conversation(body: Json, root: Path) -> Conversation:
     for index, item in enumerate(items):
         _read_item(reading, item, f"input[{index}]", root)
     if missing := [call for call in reading.calls if call not in reading.answered]:
-        raise Refused(f"No tool output found for function call {missing[0]}.", param="input")
+        raise ApiError(f"No tool output found for function call {missing[0]}.", param="input")
     text, directives = split_directives(reading.texts[-1] if reading.texts else "")
     earlier = [split_directives(words)[0] for words in reading.texts[:-1]]
     texts = [*before.texts, *earlier, *([text] if reading.texts else [])]
@@ -67,12 +67,12 @@ def read_conversation(body: Json, root: Path) -> Conversation:
         brought=bool(reading.fresh or reading.named),
         named=reading.named_id,
         uploads=reading.uploads,
-        stored=before.pictures,
+        stored=before.images,
     )
 
 
-def read_picture(part: Json, where: str, root: Path) -> bytes:
-    """The bytes of a picture given by `file_id` or, as a data URL, by `image_url`: Pillow can read them."""
+def read_image(part: Json, where: str, root: Path) -> bytes:
+    """The bytes of an image given by `file_id` or, as a data URL, by `image_url`: Pillow can read them."""
     if not part.get("file_id"):
         return _from_data_url(part.get("image_url"), f"{where}.image_url")
     param = f"{where}.file_id"
@@ -88,9 +88,9 @@ def _from_data_url(url: Any, param: str) -> bytes:
         message = (
             f"Invalid '{param}'. Expected a base64-encoded data URL with an image MIME type "
             f"(e.g. 'data:image/png;base64,aW1nIGJ5dGVzIGhlcmU='), but got '{got}'. "
-            "(The offline provider downloads nothing.)"
+            "(The offline simulator downloads nothing.)"
         )
-        raise Refused(message, param=param, code="invalid_value")
+        raise ApiError(message, param=param, code="invalid_value")
     try:
         data = base64.b64decode(url[head.end() :], validate=True)
     except binascii.Error:
@@ -100,7 +100,7 @@ def _from_data_url(url: Any, param: str) -> bytes:
 
 def _checked(data: bytes, param: str) -> bytes:
     try:
-        open_picture(data)
+        open_image(data)
     except (OSError, ValueError, SyntaxError):
         raise image_error("Invalid image data.", param=param, code="invalid_image_file") from None
     return data
@@ -113,7 +113,7 @@ def _record_before(body: Json, root: Path) -> Record:
     record = load_record(root, str(previous))
     if record is None or record.response["status"] not in ("completed", "incomplete"):
         message = f"Previous response with id '{previous}' not found."
-        raise Refused(message, param="previous_response_id", code="previous_response_not_found")
+        raise ApiError(message, param="previous_response_id", code="previous_response_not_found")
     return record
 
 
@@ -122,18 +122,18 @@ def _read_item(reading: _Reading, item: Json, where: str, root: Path) -> None:
     if kind == "message":
         _read_message(reading, item, where, root)
     elif kind in ("image_generation_call", "item_reference") and str(item.get("id")).startswith("ig_"):
-        reading.named = reading.newest = _named_picture(item, root)
+        reading.named = reading.newest = _named_image(item, root)
         reading.named_id = None if item.get("result") else str(item["id"])
     elif kind == "image_generation_call":
         message = f"Invalid '{where}.id': '{item.get('id')}'. Expected an ID that begins with 'ig'."
-        raise Refused(message, param=f"{where}.id", code="invalid_value")
+        raise ApiError(message, param=f"{where}.id", code="invalid_value")
     elif kind == "function_call":
         reading.calls[str(item.get("call_id"))] = str(item.get("name"))
     elif kind == "function_call_output":
         call = str(item.get("call_id"))
         if call not in reading.calls:
             message = f"No tool call found for function call output with call_id {call}."
-            raise Refused(message, param="input")
+            raise ApiError(message, param="input")
         reading.answered.add(call)
         reading.outputs.append((reading.calls[call], _words(item.get("output"))))
 
@@ -148,30 +148,30 @@ def _read_message(reading: _Reading, item: Json, where: str, root: Path) -> None
         reading.outputs = []
     for place, part in enumerate(as_objects(item.get("content"))):
         if part.get("type") == "input_image":
-            picture = read_picture(part, f"{where}.content[{place}]", root)
-            reading.fresh.append(picture)
-            reading.uploads.append(picture)
-            reading.newest = picture
-    if len(reading.uploads) > _MAX_PICTURES:
-        raise image_error(f"Too many images: at most {_MAX_PICTURES} are accepted.", param="input")
+            image = read_image(part, f"{where}.content[{place}]", root)
+            reading.fresh.append(image)
+            reading.uploads.append(image)
+            reading.newest = image
+    if len(reading.uploads) > _MAX_IMAGES:
+        raise image_error(f"Too many images: at most {_MAX_IMAGES} are accepted.", param="input")
 
 
 def _sources(reading: _Reading, before: Record, root: Path) -> list[bytes]:
-    """Pictures sent with the newest message win, then one named by id, then the newest there is."""
+    """Images sent with the newest message win, then one named by id, then the newest there is."""
     if reading.fresh:
         return reading.fresh
     if newest := reading.named or reading.newest:
         return [newest]
-    return [picture for name in before.pictures[-1:] if (picture := load_editable(root, name))]
+    return [image for name in before.images[-1:] if (image := load_editable(root, name))]
 
 
-def _named_picture(item: Json, root: Path) -> bytes:
+def _named_image(item: Json, root: Path) -> bytes:
     if item.get("result"):
         return _from_data_url(f"data:image/png;base64,{item['result']}", "input")
-    picture = load_editable(root, str(item["id"]))
-    if picture is None:
+    image = load_editable(root, str(item["id"]))
+    if image is None:
         raise item_not_found(str(item["id"]))
-    return picture
+    return image
 
 
 def _words(content: Any) -> str:

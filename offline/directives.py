@@ -6,54 +6,54 @@ Several may stand in one message. Each applies to that one request, so the next 
 import re
 from dataclasses import dataclass, field
 
-from offline.wire import Json, Refused
+from offline.wire import ApiError, Json
 
 # name -> what it does. Where a value is meant it is named.
 DIRECTIVES: dict[str, str] = {
-    # Refused before anything starts
+    # Rejected before anything starts
     "http": "=STATUS: answer with that HTTP status and an error body",
     "retry_after": "=SECONDS: with `http` or `rate_limit`, the Retry-After header",
     "rate_limit": "HTTP 429 with Retry-After: 1",
     "moderation_400": "HTTP 400, code moderation_blocked; =STAGE: input (default) or output",
-    "needs_reasoning": "a picture named by nothing but its id is refused: its reasoning item is missing",
+    "needs_reasoning": "an image named by nothing but its id is refused: its reasoning item is missing",
     "reset": "the connection is aborted before any header",
     # The stream breaks; a background response goes on behind it
     "cut": "=N: the connection is aborted after N events (default: after the third piece of text)",
     "eof": "=N: the stream ends cleanly after N events (default: right before the last one)",
-    "hush": "=N: silence after N events (default: after the third piece of text)",
+    "silence": "=N: silence after N events (default: after the third piece of text)",
     "stall": "created, then silence for ever",
     "garbage": "one data line that is not JSON",
     "no_seq": "no sequence numbers",
     "duplicate_seq": "every sequence number is used by two events",
-    "keepalive": "a keepalive before every picture, however fast it is drawn",
+    "keepalive": "a keepalive before every image, however fast it is drawn",
     # The response fails
     "quota": "an error event insufficient_quota, then response.failed",
     "error_event": "an error event and nothing after it",
     "failed": "response.failed with server_error; =late: after all output",
     "incomplete": "response.incomplete, max_output_tokens, with half of the text",
-    "refusal": "a refusal instead of text and pictures",
-    # The picture fails
-    "moderation": "the picture's item fails with moderation_blocked; =STAGE: input or output (default)",
-    "picture_error": "=CODE: the picture's item fails at once with that code (default server_error)",
-    "no_final": "previews, then the item fails without a result; =quiet: it ends without a result or an error",
-    "truncated": "the final picture's bytes are cut in half",
+    "refusal": "a refusal instead of text and images",
+    # The image fails
+    "moderation": "the image's item fails with moderation_blocked; =STAGE: input or output (default)",
+    "image_error": "=CODE: the image's item fails at once with that code (default server_error)",
+    "no_final": "partials, then the item fails without a result; =quiet: it ends without a result or an error",
+    "truncated": "the final image's bytes are cut in half",
     "wrong_type": "a JPEG where a PNG was asked for (a PNG where a JPEG was)",
     "not_an_image": "the result is text in base64",
-    "big": "=MB: the final picture weighs that much and is still valid (PNG only)",
+    "big": "=MB: the final image weighs that much and is still valid (PNG only)",
     # What is made, and how fast
-    "order": "=3: one unrequested preview, no image_generation_call.completed, status generating",
+    "order": "=3: one unrequested partial image, no image_generation_call.completed, status generating",
     "slow": "=SECONDS: drawing takes that long, with keepalives",
-    "two": "two pictures in one response",
+    "two": "two images in one response",
     "words": "=N: the text has N words",
     "call": "=NAME: a call of that function, whether it was offered or not",
     "nul": "the text holds the character U+0000, and so does the revised prompt",
-    "text_only": "no picture, even when one is forced",
-    "no_text": "no message after the picture",
+    "text_only": "no image, even when one is forced",
+    "no_text": "no message after the image",
     "no_usage": "no `tool_usage`",
 }
 
 _DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.]+)\s*)?\]", re.IGNORECASE)
-_NUMBERS = ("http", "retry_after", "cut", "eof", "hush", "big", "slow", "words")
+_NUMBERS = ("http", "retry_after", "cut", "eof", "silence", "big", "slow", "words")
 _NUMBER = re.compile(r"\d{1,6}(\.\d+)?")
 
 
@@ -76,14 +76,14 @@ def split_directives(text: str) -> tuple[str, Directives]:
     """The text without its directives, and those; an unknown one is refused, so that a typing error is not silent."""
     values = {name.lower(): value for name, value in _DIRECTIVE.findall(text)}
     if unknown := sorted(values.keys() - DIRECTIVES.keys()):
-        raise Refused(f"Unknown offline directive '{unknown[0]}'. Known are: {', '.join(DIRECTIVES)}.")
+        raise ApiError(f"Unknown offline directive '{unknown[0]}'. Known are: {', '.join(DIRECTIVES)}.")
     for name, value in values.items():
         if name in _NUMBERS and value and not _NUMBER.fullmatch(value):
-            raise Refused(f"The directive [offline: {name}=…] takes a number, not '{value}'.")
+            raise ApiError(f"The directive [offline: {name}=…] accepts a number, not '{value}'.")
     return " ".join(_DIRECTIVE.sub(" ", text).split()), Directives(values)
 
 
-def refuse_on_request(directives: Directives, model: str, *, stream: bool) -> None:
+def raise_requested_error(directives: Directives, model: str, *, stream: bool) -> None:
     """Raise what a directive asks to be refused with before the response starts.
 
     What a stream tells in an error event is a status without one.
@@ -92,16 +92,16 @@ def refuse_on_request(directives: Directives, model: str, *, stream: bool) -> No
     if "rate_limit" in directives:
         raise _rate_limited(model, headers or {"Retry-After": "1"})
     if "moderation_400" in directives:
-        raise Refused(
-            "Your request was rejected by the safety system. (offline provider, on request)",
+        raise ApiError(
+            "Your request was rejected by the safety system. (offline simulator, on request)",
             kind="image_generation_user_error",
             code="moderation_blocked",
             more=moderation_details(directives.text("moderation_400") or "input"),
         )
     if "quota" in directives and not stream:
         kind = "insufficient_quota"
-        raise Refused(
-            "You exceeded your current quota. (offline provider, on request)", status=429, kind=kind, code=kind
+        raise ApiError(
+            "You exceeded your current quota. (offline simulator, on request)", status=429, kind=kind, code=kind
         )
     if "error_event" in directives and not stream:
         raise _http_error(500, model, headers)
@@ -114,8 +114,8 @@ def moderation_details(stage: str) -> Json:
     return {"moderation_details": {"moderation_stage": stage, "categories": ["violence"]}}
 
 
-def _rate_limited(model: str, headers: dict[str, str]) -> Refused:
-    return Refused(
+def _rate_limited(model: str, headers: dict[str, str]) -> ApiError:
+    return ApiError(
         f"Rate limit reached for {model} in organization org-offline on requests per min (RPM): "
         "Limit 3, Used 3, Requested 1. Please try again in 1s.",
         status=429,
@@ -125,9 +125,9 @@ def _rate_limited(model: str, headers: dict[str, str]) -> Refused:
     )
 
 
-def _http_error(status: int, model: str, headers: dict[str, str]) -> Refused:
+def _http_error(status: int, model: str, headers: dict[str, str]) -> ApiError:
     if not 400 <= status <= 599:
-        raise Refused("The directive [offline: http=…] takes a status from 400 to 599.")
+        raise ApiError("The directive [offline: http=…] accepts a status from 400 to 599.")
     if status == 429:
         return _rate_limited(model, headers)
     kind = "server_error" if status >= 500 else "invalid_request_error"
@@ -141,4 +141,4 @@ def _http_error(status: int, model: str, headers: dict[str, str]) -> Refused:
         503: "The server is currently overloaded with other requests. Sorry about that! Please try again later.",
     }.get(status, "The request failed.")
     code = {401: "invalid_api_key", 404: "model_not_found"}.get(status)
-    return Refused(f"{message} (offline provider, on request)", status=status, kind=kind, code=code, headers=headers)
+    return ApiError(f"{message} (offline simulator, on request)", status=status, kind=kind, code=code, headers=headers)

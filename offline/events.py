@@ -4,9 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from offline.items import Output, function_call, message, picture, reasoning, refusal
+from offline.items import Output, function_call, image_call, message, reasoning, refusal
 from offline.options import ImageOptions
-from offline.prepare import Ready
+from offline.request import ParsedRequest
 from offline.usage import image_usage, text_usage
 from offline.wire import Json, as_object, as_objects, new_id
 
@@ -35,9 +35,9 @@ _REPEATED: Json = {
 }
 _QUOTA = (
     "You exceeded your current quota, please check your plan and billing details. "
-    "(Easel's offline provider, on request.)"
+    "(Easel's offline simulator, on request.)"
 )
-_BROKEN = "The server had an error while processing your request. (Easel's offline provider, on request.)"
+_BROKEN = "The server had an error while processing your request. (Easel's offline simulator, on request.)"
 TERMINAL = ("response.completed", "response.failed", "response.incomplete")
 
 
@@ -64,13 +64,13 @@ def new_response(body: Json, image_options: ImageOptions | None) -> Json:
     }
 
 
-async def perform(response: Json, ready: Ready, out: Output) -> AsyncIterator[Json]:
+async def response_events(response: Json, request: ParsedRequest, out: Output) -> AsyncIterator[Json]:
     """The events, without sequence numbers; `response` and `out` follow them and are up to date at each one."""
     response["output"] = out.items
     yield _about(response, "created")
     if response["background"]:
         yield _about(response, "queued")
-        await asyncio.sleep(0.05 * out.pace)
+        await asyncio.sleep(0.05 / out.speed)
     response["status"] = "in_progress"
     if "stall" in out.directives:
         await asyncio.Event().wait()
@@ -79,42 +79,45 @@ async def perform(response: Json, ready: Ready, out: Output) -> AsyncIterator[Js
         async for event in failure(response):
             yield event
         return
-    async for event in _output(response, ready, out):
+    async for event in _output(response, request, out):
         yield event
     if out.directives.text("failed") == "late":
         async for event in _fail(response):
             yield event
         return
-    _finish(response, ready, out)
+    _finish(response, request, out)
     yield _about(response, response["status"])
 
 
-async def _output(response: Json, ready: Ready, out: Output) -> AsyncIterator[Json]:
-    for part in _parts(response, ready, out):
+async def _output(response: Json, request: ParsedRequest, out: Output) -> AsyncIterator[Json]:
+    for part in _parts(response, request, out):
         async for event in part:
             yield event
 
 
-def _parts(response: Json, ready: Ready, out: Output) -> Iterator[AsyncIterator[Json]]:
-    plan, summary = ready.plan, bool(response["reasoning"].get("summary"))
-    if plan.drawings or plan.calls or summary:
-        encrypted = "reasoning.encrypted_content" in (ready.body.get("include") or [])
+def _parts(response: Json, request: ParsedRequest, out: Output) -> Iterator[AsyncIterator[Json]]:
+    plan, summary = request.plan, bool(response["reasoning"].get("summary"))
+    if plan.drawings or plan.call or summary:
+        encrypted = "reasoning.encrypted_content" in (request.body.get("include") or [])
         yield reasoning(out, encrypted=encrypted, summary=summary)
-    yield from (function_call(out, call) for call in plan.calls)
-    yield from (picture(out, drawing) for drawing in plan.drawings)
+    if plan.call:
+        yield function_call(out, plan.call)
+    yield from (image_call(out, drawing) for drawing in plan.drawings)
     if "refusal" in out.directives:
         yield refusal(out)
     elif plan.text is not None:
         yield message(out, plan.text, half="incomplete" in out.directives)
 
 
-def _finish(response: Json, ready: Ready, out: Output) -> None:
+def _finish(response: Json, request: ParsedRequest, out: Output) -> None:
     cut_short = "incomplete" in out.directives
     response["status"] = "incomplete" if cut_short else "completed"
     response["incomplete_details"] = {"reason": "max_output_tokens"} if cut_short else None
     response["completed_at"] = None if cut_short else int(time.time())
     response["service_tier"] = "default"
-    response["usage"] = text_usage([str(response["instructions"] or ""), *ready.said.texts], ready.plan.text)
+    response["usage"] = text_usage(
+        [str(response["instructions"] or ""), *request.conversation.texts], request.plan.text
+    )
     response["tool_usage"] = _tool_usage(image_usage(out.drawn))
     if "no_usage" in out.directives:
         del response["tool_usage"]

@@ -3,28 +3,31 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
+
+from openai.types import FilePurpose
 
 from offline.state import read_bytes, write_bytes
-from offline.wire import Json, Refused, decode, encode, is_id, new_file_id
+from offline.wire import ApiError, Json, decode, encode, is_id, new_file_id
 
-_PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
+_PURPOSES = get_args(FilePurpose)
 _MIN_SECONDS, _MAX_SECONDS = 3600, 30 * 24 * 3600
 
 
 def check_form(fields: Mapping[str, object]) -> tuple[str, int | None]:
-    """`purpose`, and the seconds of `expires_after` (None without); raises Refused."""
+    """`purpose`, and the seconds of `expires_after` (None without); raises ApiError."""
     purpose = fields.get("purpose")
     if purpose not in _PURPOSES:
-        raise Refused(f"'{purpose}' is not one of {list(_PURPOSES)} - 'purpose'", param="purpose")
+        raise ApiError(f"'{purpose}' is not one of {list(_PURPOSES)} - 'purpose'", param="purpose")
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
         return str(purpose), None
     if anchor != "created_at":
         message = f"Invalid value: '{anchor}'. Supported values are: 'created_at'."
-        raise Refused(message, param="expires_after.anchor", code="invalid_value")
+        raise ApiError(message, param="expires_after.anchor", code="invalid_value")
     if not str(seconds).isdecimal() or not _MIN_SECONDS <= int(str(seconds)) <= _MAX_SECONDS:
         message = f"Invalid 'expires_after.seconds': '{seconds}'. Expected {_MIN_SECONDS} to {_MAX_SECONDS}."
-        raise Refused(message, param="expires_after.seconds", code="invalid_value")
+        raise ApiError(message, param="expires_after.seconds", code="invalid_value")
     return str(purpose), int(str(seconds))
 
 

@@ -1,40 +1,36 @@
-"""The options of a request, checked as the real API checks them: impossible ones raise `Refused`.
+"""The options of a request, checked as the real API checks them: impossible ones raise `ApiError`.
 
-Names follow the SDK's `types/responses/tool_param.py` (class ImageGeneration) and `response_create_params.py`.
+Names and values are those of the installed SDK's types; what the types do not say stands here.
 """
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from offline.wire import Json, Refused, as_object, as_objects, image_error, word_set
+from openai.types.responses.response_create_params import ResponseCreateParamsBase, ResponseCreateParamsStreaming
+from openai.types.responses.tool_param import (
+    ImageGeneration,
+    ImageGenerationInputImageMask,
+    ImageGenerationSvg,
+    ImageGenerationSvgReasoning,
+)
 
-REQUEST_KEYS = word_set(
-    "access_programs background background_options context_management conversation image include input instructions "
-    "max_output_tokens max_tool_calls metadata model moderation parallel_tool_calls previous_response_id prompt "
-    "prompt_cache_key prompt_cache_options prompt_cache_retention reasoning safety_identifier service_tier store "
-    "stream stream_options temperature text tool_choice tools top_logprobs top_p truncation user"
-)
-IMAGE_TOOL_KEYS = word_set(
-    "type action background complexity frame_count frame_duration_ms input_fidelity input_image_mask model moderation "
-    "output_compression output_format partial_images quality size svg"
-)
+from offline.wire import ApiError, Json, as_object, as_objects, image_error
+
+
+def _values(hint: object) -> tuple[str, ...]:
+    """The strings of a Literal, however deep it stands in unions."""
+    return tuple(value for part in get_args(hint) for value in ([part] if isinstance(part, str) else _values(part)))
+
+
+REQUEST_KEYS = get_type_hints(ResponseCreateParamsBase).keys() | get_type_hints(ResponseCreateParamsStreaming).keys()
+_TOOL = get_type_hints(ImageGeneration)
 DEFAULT_IMAGE_MODEL = "gpt-image-2.6-sunburst"
 OLD_IMAGE_MODELS = ("gpt-image-1.5", "gpt-image-1-mini", "chatgpt-image-latest")
-IMAGE_MODELS = (
-    "gpt-image-2",
-    "gpt-image-2-2026-04-21",
-    "gpt-image-2.5-sunburst",
-    "gpt-image-2.5-sunburst-2026-09-08",
-    "gpt-image-2.5-flare",
-    "gpt-image-2.5-flare-2026-09-08",
-    "gpt-image-2.6-sunburst",
-    "gpt-image-2.6-flare",
-    *OLD_IMAGE_MODELS,
-)
-_STANDARD_SIZES = ("1024x1024", "1024x1536", "1536x1024")
+_SHUT_DOWN = ("gpt-image-1",)
+IMAGE_MODELS = tuple(name for name in _values(_TOOL["model"]) if name not in _SHUT_DOWN)
+_STANDARD_SIZES = tuple(size for size in _values(_TOOL["size"]) if size != "auto")
 _MIN_PIXELS, _MAX_PIXELS, _MAX_EDGE, _MAX_RATIO = 655_360, 8_294_400, 3840, 3
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass(frozen=True)
@@ -55,11 +51,11 @@ class ImageOptions:
     mask: Json  # {file_id} or {image_url}, empty for none
 
     def echo(self, tool: Json) -> Json:
-        """The tool as the response repeats it: defaults filled in; previews and mask are not repeated."""
-        told = {key: value for key, value in tool.items() if key not in ("partial_images", "input_image_mask")}
+        """The tool as the response repeats it: defaults filled in; partials and mask are not repeated."""
+        echoed = {key: value for key, value in tool.items() if key not in ("partial_images", "input_image_mask")}
         defaults = {"type": "image_generation", "background": "auto", "moderation": "auto", "n": 1}
         defaults |= {"output_compression": 100, "output_format": "png", "quality": "auto", "size": "auto"}
-        return {**defaults, "model": self.model, **told}
+        return {**defaults, "model": self.model, **echoed}
 
 
 def check_request(body: Json) -> None:
@@ -69,16 +65,16 @@ def check_request(body: Json) -> None:
             raise _unknown(key)
     if not isinstance(body.get("model"), str) or not body["model"]:
         message = "Missing required parameter: 'model'."
-        raise Refused(message, param="model", code="missing_required_parameter")
+        raise ApiError(message, param="model", code="missing_required_parameter")
     if body.get("input") in (None, "", []) and not body.get("previous_response_id"):
         message = "One of 'input' or 'previous_response_id' or 'prompt' or 'conversation_id' must be provided."
-        raise Refused(message, code="missing_required_parameter")
+        raise ApiError(message, code="missing_required_parameter")
     for key in ("background", "store", "stream", "parallel_tool_calls"):
         _typed(body.get(key), bool, key, "a boolean")
     _integer(body, "max_output_tokens", "", 16, 10**9, default=0)
     if body.get("previous_response_id") and body.get("conversation"):
         message = "Mutually exclusive parameters: 'previous_response_id' and 'conversation'."
-        raise Refused(message, code="mutually_exclusive_parameters")
+        raise ApiError(message, code="mutually_exclusive_parameters")
 
 
 def check_tool_choice(choice: Any, tools: list[Json]) -> None:
@@ -87,44 +83,43 @@ def check_tool_choice(choice: Any, tools: list[Json]) -> None:
         return
     if isinstance(choice, str):
         supported = "Supported values are: 'none', 'auto', and 'required'."
-        raise Refused(f"Invalid value: '{choice}'. {supported}", param="tool_choice", code="invalid_value")
+        raise ApiError(f"Invalid value: '{choice}'. {supported}", param="tool_choice", code="invalid_value")
     wanted = as_object(choice)
     kind, name = wanted.get("type"), wanted.get("name")
     for allowed in as_objects(wanted.get("tools")) if kind == "allowed_tools" else [wanted]:
         named = [tool for tool in tools if tool.get("type") == allowed.get("type")]
         if not named or (name and name not in [tool.get("name") for tool in named]):
             message = f"Tool choice '{name or allowed.get('type')}' not found in 'tools' parameter."
-            raise Refused(message, param="tool_choice")
+            raise ApiError(message, param="tool_choice")
 
 
 def parse_image_tool(tool: Json, index: int) -> ImageOptions:
     """Check one `image_generation` tool, the `index`-th of the request."""
     where = f"tools[{index}]"
     for key in tool:
-        if key not in IMAGE_TOOL_KEYS:
+        if key not in _TOOL:
             raise _unknown(f"{where}.{key}")
     model = tool.get("model", DEFAULT_IMAGE_MODEL)
     if model not in IMAGE_MODELS:
         raise image_error(f"The model '{model}' does not exist.", param="model")
     old = model in OLD_IMAGE_MODELS
-    qualities = ("low", "medium", "high", "auto")
-    newest = ("low", "medium", "high", "xhigh", "max", "auto")
-    formats = ("png", "webp", "jpeg")
+    # The newest models know more qualities, the oldest fewer formats.
+    later = () if "-2.5-" in model or "-2.6-" in model else ("xhigh", "max")
     options = ImageOptions(
         model=model,
-        action=_choice(tool, "action", ("generate", "edit", "auto"), "auto", where),
-        background=_choice(tool, "background", ("transparent", "opaque", "auto"), "auto", where),
-        moderation=_choice(tool, "moderation", ("auto", "low"), "auto", where),
-        output_format=_choice(tool, "output_format", formats if old else (*formats, "gif", "svg"), "png", where),
+        action=_choice(tool, "action", "auto", where),
+        background=_choice(tool, "background", "auto", where),
+        moderation=_choice(tool, "moderation", "auto", where),
+        output_format=_choice(tool, "output_format", "png", where, but=("gif", "svg") if old else ()),
         output_compression=_integer(tool, "output_compression", where, 0, 100, default=100),
         partial_images=_integer(tool, "partial_images", where, 0, 3, default=0),
-        quality=_choice(tool, "quality", newest if "-2.5-" in model or "-2.6-" in model else qualities, "auto", where),
+        quality=_choice(tool, "quality", "auto", where, but=later),
         size=_size(tool.get("size", "auto"), old),
         frame_count=_integer(tool, "frame_count", where, 2, 16, default=9),
         frame_duration_ms=_integer(tool, "frame_duration_ms", where, 10, 65_530, default=200),
         mask=_mask(tool, where),
     )
-    _choice(tool, "complexity", ("low", "medium", "high"), "medium", where)
+    _choice(tool, "complexity", "medium", where)
     _check_fidelity(tool, model, where)
     _check_svg(tool, where)
     _check_together(tool, options)
@@ -158,7 +153,7 @@ def _check_together(tool: Json, options: ImageOptions) -> None:
 def _check_fidelity(tool: Json, model: str, where: str) -> None:
     if tool.get("input_fidelity") is None:
         return
-    value = _choice(tool, "input_fidelity", ("high", "low"), "low", where)
+    value = _choice(tool, "input_fidelity", "low", where)
     if model not in OLD_IMAGE_MODELS:
         message = f"The model '{model}' does not support the 'input_fidelity' parameter."
         raise image_error(message, param="input_fidelity")
@@ -170,17 +165,19 @@ def _check_svg(tool: Json, where: str) -> None:
     if "svg" not in tool:
         return
     svg = as_object(tool["svg"])
-    for key in svg.keys() - {"model", "reasoning"}:
+    for key in svg.keys() - get_type_hints(ImageGenerationSvg).keys():
         raise _unknown(f"{where}.svg.{key}")
-    if svg.get("reasoning"):
-        _choice(as_object(svg["reasoning"]), "effort", _EFFORTS, "medium", f"{where}.svg.reasoning")
+    reasoning = as_object(svg.get("reasoning"))
+    efforts = _values(get_type_hints(ImageGenerationSvgReasoning)["effort"])
+    if reasoning and reasoning.get("effort", "medium") not in efforts:
+        raise _unsupported(f"{where}.svg.reasoning.effort", reasoning["effort"], efforts)
     if tool.get("output_format") != "svg":
         raise image_error("'svg' requires output format 'svg'.", param="svg")
 
 
 def _mask(tool: Json, where: str) -> Json:
     mask = as_object(tool.get("input_image_mask"))
-    for key in mask.keys() - {"file_id", "image_url"}:
+    for key in mask.keys() - get_type_hints(ImageGenerationInputImageMask).keys():
         raise _unknown(f"{where}.input_image_mask.{key}")
     return mask
 
@@ -207,13 +204,13 @@ def _size(value: Any, old: bool) -> str:
     return f"{width}x{height}"
 
 
-def _choice(tool: Json, key: str, allowed: tuple[str, ...], default: str, where: str) -> str:
+def _choice(tool: Json, key: str, default: str, where: str, *, but: tuple[str, ...] = ()) -> str:
+    """The value of `key`, which is one of the SDK's values except `but`."""
     value = tool.get(key, default)
-    if value in allowed:
-        return value
-    listed = ", ".join(f"'{name}'" for name in allowed[:-1])
-    message = f"Invalid value: '{value}'. Supported values are: {listed}{',' * (len(allowed) > 2)} and '{allowed[-1]}'."
-    raise Refused(message, param=f"{where}.{key}", code="invalid_value")
+    allowed = tuple(name for name in _values(_TOOL[key]) if name not in but)
+    if value not in allowed:
+        raise _unsupported(f"{where}.{key}", value, allowed)
+    return value
 
 
 def _integer(tool: Json, key: str, where: str, low: int, high: int, *, default: int) -> int:
@@ -224,10 +221,10 @@ def _integer(tool: Json, key: str, where: str, low: int, high: int, *, default: 
         raise _wrong_type(value, name, "an integer")
     if value < low:
         message = f"Invalid '{name}': integer below minimum value. Expected a value >= {low}, but got {value} instead."
-        raise Refused(message, param=name, code="integer_below_min_value")
+        raise ApiError(message, param=name, code="integer_below_min_value")
     if value > high:
         message = f"Invalid '{name}': integer above maximum value. Expected a value <= {high}, but got {value} instead."
-        raise Refused(message, param=name, code="integer_above_max_value")
+        raise ApiError(message, param=name, code="integer_above_max_value")
     return value
 
 
@@ -236,11 +233,17 @@ def _typed(value: Any, kind: type, name: str, wanted: str) -> None:
         raise _wrong_type(value, name, wanted)
 
 
-def _wrong_type(value: object, name: str, wanted: str) -> Refused:
+def _wrong_type(value: object, name: str, wanted: str) -> ApiError:
     got: dict[type, str] = {str: "a string", bool: "a boolean", int: "an integer", list: "an array", dict: "an object"}
     message = f"Invalid type for '{name}': expected {wanted}, but got {got.get(type(value), 'a decimal')} instead."
-    return Refused(message, param=name, code="invalid_type")
+    return ApiError(message, param=name, code="invalid_type")
 
 
-def _unknown(name: str) -> Refused:
-    return Refused(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+def _unsupported(name: str, value: object, allowed: tuple[str, ...]) -> ApiError:
+    listed = ", ".join(f"'{name}'" for name in allowed[:-1])
+    message = f"Invalid value: '{value}'. Supported values are: {listed}{',' * (len(allowed) > 2)} and '{allowed[-1]}'."
+    return ApiError(message, param=name, code="invalid_value")
+
+
+def _unknown(name: str) -> ApiError:
+    return ApiError(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")

@@ -1,4 +1,4 @@
-"""What outlives a request: finished responses, their pictures and, for background ones, their event streams.
+"""What outlives a request: finished responses, their images and, for background ones, their event streams.
 
 Everything is a file under one directory for each API key, written whole or not at all. A file under `running/` that
 is still there at the next start belonged to a response that a killed provider never finished.
@@ -15,18 +15,18 @@ from offline.wire import Json, as_objects, decode, encode, is_id
 
 @dataclass
 class Record:
-    """A response at rest; the base64 of its pictures lies in their own files."""
+    """A response at rest; the base64 of its images lies in their own files."""
 
     response: Json
-    pictures: list[str] = field(default_factory=list[str])  # ids of all pictures of the conversation, newest last
+    images: list[str] = field(default_factory=list[str])  # ids of all images of the conversation, newest last
     texts: list[str] = field(default_factory=list[str])  # what the user said in it, newest last
     open_calls: dict[str, str] = field(default_factory=dict[str, str])  # call id -> function not yet answered
 
 
 @dataclass(frozen=True)
-class Picture:
+class StoredImage:
     sent: bytes  # what the client got, broken or not
-    editable: bytes  # the same picture as pixels
+    editable: bytes  # the same image as pixels
 
 
 def account_directory(directory: Path, key: str) -> Path:
@@ -38,7 +38,10 @@ def fail_interrupted(directory: Path) -> None:
     """Responses that were running when the provider was killed, under whichever key, are failed from now on."""
     for path in directory.glob("*/running/*"):
         record = Record(**decode(path.read_bytes()))
-        error = {"code": "server_error", "message": "The offline provider was stopped while this response was running."}
+        error = {
+            "code": "server_error",
+            "message": "The offline simulator was stopped while this response was running.",
+        }
         record.response |= {"status": "failed", "error": error}
         save_record(path.parent.parent, record)
 
@@ -54,7 +57,7 @@ def unmark_running(root: Path, response_id: str) -> None:
 def save_record(root: Path, record: Record) -> None:
     """Store the response without its base64 and take its mark from `running/`."""
     output = [_without_result(item) for item in as_objects(record.response["output"])]
-    slim = Record({**record.response, "output": output}, record.pictures, record.texts, record.open_calls)
+    slim = Record({**record.response, "output": output}, record.images, record.texts, record.open_calls)
     write_bytes(root / "responses" / record.response["id"], encode(asdict(slim)))
     unmark_running(root, record.response["id"])
 
@@ -70,7 +73,7 @@ def load_response(root: Path, response_id: str) -> Json | None:
     if record is None:
         return None
     for item in as_objects(record.response["output"]):
-        if item["type"] == "image_generation_call" and (sent := read_bytes(root / "pictures", item["id"])):
+        if item["type"] == "image_generation_call" and (sent := read_bytes(root / "images", item["id"])):
             item["result"] = base64.b64encode(sent).decode()
     return record.response
 
@@ -81,22 +84,22 @@ def delete_response(root: Path, response_id: str) -> bool:
         return False
     for item in as_objects(record.response["output"]):
         for name in (item["id"], f"{item['id']}.editable"):
-            (root / "pictures" / name).unlink(missing_ok=True)
+            (root / "images" / name).unlink(missing_ok=True)
     (root / "events" / response_id).unlink(missing_ok=True)
     (root / "responses" / response_id).unlink()
     return True
 
 
-def save_picture(root: Path, picture_id: str, picture: Picture) -> None:
-    write_bytes(root / "pictures" / picture_id, picture.sent)
-    if picture.editable is not picture.sent:
-        write_bytes(root / "pictures" / f"{picture_id}.editable", picture.editable)
+def save_image(root: Path, image_id: str, image: StoredImage) -> None:
+    write_bytes(root / "images" / image_id, image.sent)
+    if image.editable is not image.sent:
+        write_bytes(root / "images" / f"{image_id}.editable", image.editable)
 
 
-def load_editable(root: Path, picture_id: str) -> bytes | None:
-    """The pixels of a stored picture, or None where it was never stored."""
-    sent = read_bytes(root / "pictures", picture_id)
-    editable = root / "pictures" / f"{picture_id}.editable"
+def load_editable(root: Path, image_id: str) -> bytes | None:
+    """The pixels of a stored image, or None where it was never stored."""
+    sent = read_bytes(root / "images", image_id)
+    editable = root / "images" / f"{image_id}.editable"
     return editable.read_bytes() if sent is not None and editable.exists() else sent
 
 
@@ -123,6 +126,6 @@ def read_bytes(folder: Path, name: str) -> bytes | None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(data)
-    os.replace(draft, path)  # noqa: PTH105 - Path.replace says less clearly that it overwrites
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)  # noqa: PTH105 - Path.replace says less clearly that it overwrites

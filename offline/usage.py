@@ -1,4 +1,4 @@
-"""Token counts: the published grid for pictures, plain estimates for the rest."""
+"""Token counts: the published grid for images, plain estimates for the rest."""
 
 import io
 from collections.abc import Sequence
@@ -6,17 +6,17 @@ from math import ceil
 
 from PIL import Image
 
-from offline.script import Drawing
+from offline.decide import Drawing
 from offline.wire import Json
 
 _TOKENS_PER_PARTIAL = 100
-# The side, in patches, of a picture's longer edge. 2.6 has no published grid: 2.5's stands in for it.
+# The side, in patches, of an image's longer edge. 2.6 has no published grid: 2.5's stands in for it.
 _GRID = {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96}
 _GRID_OF_2 = {"low": 16, "medium": 48, "high": 96}
 
 
 def image_tokens(model: str, quality: str, size: tuple[int, int]) -> int:
-    """Output tokens of one picture, without previews."""
+    """Output tokens of one image, without partials."""
     long, short = max(size), min(size)
     newer = "-2.5-" in model or "-2.6-" in model
     side = (_GRID if newer else _GRID_OF_2)[quality]
@@ -25,12 +25,12 @@ def image_tokens(model: str, quality: str, size: tuple[int, int]) -> int:
 
 
 def image_usage(drawings: Sequence[tuple[Drawing, int]]) -> Json:
-    """`tool_usage.image_gen`: the sum over (drawing, previews sent)."""
-    text = sum(_words(drawing.order.prompt) for drawing, _ in drawings)
-    given = sum(_input_tokens(picture) for drawing, _ in drawings for picture in drawing.order.sources)
+    """`tool_usage.image_gen`: the sum over (drawing, partials sent)."""
+    text = sum(_words(drawing.spec.prompt) for drawing, _ in drawings)
+    given = sum(_input_tokens(source) for drawing, _ in drawings for source in drawing.spec.sources)
     made = sum(
-        image_tokens(drawing.model, drawing.quality, drawing.order.pixels) + _TOKENS_PER_PARTIAL * previews
-        for drawing, previews in drawings
+        image_tokens(drawing.model, drawing.quality, drawing.spec.pixels) + _TOKENS_PER_PARTIAL * partials
+        for drawing, partials in drawings
     )
     return {
         "input_tokens": text + given,
@@ -41,9 +41,9 @@ def image_usage(drawings: Sequence[tuple[Drawing, int]]) -> Json:
     }
 
 
-def text_usage(said: list[str], answered: str | None) -> Json:
+def text_usage(conversation: list[str], answered: str | None) -> Json:
     """`usage` of the response itself."""
-    given = 8 + sum(_words(text) for text in said)
+    given = 8 + sum(_words(text) for text in conversation)
     made = 4 + _words(answered or "")
     return {
         "input_tokens": given,
@@ -58,6 +58,6 @@ def _words(text: str) -> int:
     return ceil(len(text) / 4)
 
 
-def _input_tokens(picture: bytes) -> int:
-    with Image.open(io.BytesIO(picture)) as image:
+def _input_tokens(data: bytes) -> int:
+    with Image.open(io.BytesIO(data)) as image:
         return min(1536, ceil(image.width / 32) * ceil(image.height / 32))

@@ -11,7 +11,7 @@ Json = dict[str, Any]
 _ID = re.compile(r"^((resp|ig|up)_[0-9a-f]{50}|file-[0-9a-f]{24})$")
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """The request is answered with this error: an HTTP status and the real API's error body."""
 
     def __init__(
@@ -31,17 +31,17 @@ class Refused(Exception):
         self.headers = headers or {}
 
 
-def image_error(message: str, *, param: str | None = None, code: str = "invalid_value") -> Refused:
+def image_error(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """An error of the image tool: the type is always the same, only `code` tells moderation from a bad size."""
-    return Refused(message, kind="image_generation_user_error", param=param, code=code)
+    return ApiError(message, kind="image_generation_user_error", param=param, code=code)
 
 
-def response_not_found(response_id: str) -> Refused:
-    return Refused(f"Response with id '{response_id}' not found.", status=404)
+def response_not_found(response_id: str) -> ApiError:
+    return ApiError(f"Response with id '{response_id}' not found.", status=404)
 
 
-def item_not_found(item_id: str) -> Refused:
-    return Refused(
+def item_not_found(item_id: str) -> ApiError:
+    return ApiError(
         f"Item with id '{item_id}' not found. Items are not persisted when `store` is set to false. "
         "Try again with `store` set to true, or remove this item from your input.",
         status=404,
@@ -49,8 +49,8 @@ def item_not_found(item_id: str) -> Refused:
     )
 
 
-def file_not_found(file_id: str, param: str = "id") -> Refused:
-    return Refused(f"No such File object: {file_id}", status=404, param=param)
+def file_not_found(file_id: str, param: str = "id") -> ApiError:
+    return ApiError(f"No such File object: {file_id}", status=404, param=param)
 
 
 def new_id(prefix: str) -> str:
@@ -76,7 +76,7 @@ def decode(body: bytes) -> Json:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise Refused(
+        raise ApiError(
             "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
             "library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
         )

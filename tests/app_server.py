@@ -217,9 +217,9 @@ def starting_easel(
 
 @contextmanager
 def running_provider(directory: Path) -> Generator[str]:
-    """The offline provider at fifty times its usual pace; its base URL."""
+    """The offline simulator at fifty times its usual speed; its base URL."""
     port = free_port()
-    app = create_offline(directory, pace=0.02)
+    app = create_offline(directory, speed=50)
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, **SERVED)
     with _in_thread(uvicorn.Server(config)):
         yield f"http://127.0.0.1:{port}/v1"

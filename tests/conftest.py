@@ -132,7 +132,7 @@ def empty_database_url(postgres: Postgres) -> Generator[str]:
 
 @pytest.fixture(scope="session")
 def provider_url(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The offline provider, for all tests; its base URL."""
+    """The offline simulator, for all tests; its base URL."""
     with running_provider(tmp_path_factory.mktemp("provider")) as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""Edits that anyone can see: the same words change the same picture in the same way."""
+"""Edits that anyone can see: the same words change the same image in the same way."""
 
 import random
 import re
@@ -62,7 +62,7 @@ def _draw_over(image: Image.Image, prompt: str, mask: Image.Image | None) -> Non
     """What the prompt names to be added, some weather, and the label."""
     scene = compose(prompt, image.size)
     pen = Pen()
-    rng = random.Random(scene.seed)  # noqa: S311 - the same edit must give the same picture
+    rng = random.Random(scene.seed)  # noqa: S311 - the same edit must give the same image
     snow = {"snow", "snowy", "snowing", "winter", "stars", "starry", "night"} & set(scene.words)
     for _ in range(90 if snow else 14):
         spot = rng.uniform(0, scene.width), rng.uniform(0, scene.height * (1 if snow else 0.5))
@@ -92,7 +92,7 @@ def _open_to_change(mask: Image.Image) -> Image.Image:
 
 
 def _set_in(image: Image.Image, others: list[Image.Image]) -> None:
-    """Set further pictures into the lower edge, framed in white: the last one at the right, the others before it."""
+    """Set further images into the lower edge, framed in white: the last one at the right, the others before it."""
     step = min(image.width // max(3, len(others)), image.height // 3)
     side, frame = step * 3 // 4, max(1, step // 32)
     for place, other in enumerate(reversed(others), start=1):

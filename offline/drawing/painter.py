@@ -1,4 +1,4 @@
-"""Makes pictures with Pillow, from a prompt alone or by changing given ones; each takes well under a second."""
+"""Makes images with Pillow, from a prompt alone or by changing given ones; each takes well under a second."""
 
 import base64
 import io
@@ -21,8 +21,8 @@ _PNG_END = b"IEND"
 
 
 @dataclass(frozen=True)
-class Order:
-    """One picture to make; every option is decided (no `auto`)."""
+class ImageSpec:
+    """One image to make; every option is decided (no `auto`)."""
 
     prompt: str
     pixels: tuple[int, int]
@@ -30,7 +30,7 @@ class Order:
     background: str  # opaque | transparent
     output_format: str
     compression: int
-    previews: int
+    partials: int
     frame_count: int
     frame_duration_ms: int
     sources: tuple[bytes, ...] = ()  # non-empty makes it an edit
@@ -40,54 +40,54 @@ class Order:
 @dataclass(frozen=True)
 class Artwork:
     final: bytes
-    previews: tuple[bytes, ...]  # sharper and sharper; the last one is `final`
-    editable: bytes | None  # a PNG of the same picture, where the final itself has no pixels
+    partials: tuple[bytes, ...]  # sharper and sharper; the last one is `final`
+    editable: bytes | None  # a PNG of the same image, where the final itself has no pixels
 
 
-def paint(order: Order) -> Artwork:
-    if order.sources:
-        sources = [open_picture(data) for data in order.sources]
-        image = edit(sources, open_picture(order.mask) if order.mask else None, order.prompt, order.pixels)
+def paint(spec: ImageSpec) -> Artwork:
+    if spec.sources:
+        sources = [open_image(data) for data in spec.sources]
+        image = edit(sources, open_image(spec.mask) if spec.mask else None, spec.prompt, spec.pixels)
     else:
-        image = _from_prompt(order)
-    if order.background == "opaque" and image.mode == "RGBA":
+        image = _from_prompt(spec)
+    if spec.background == "opaque" and image.mode == "RGBA":
         image = _on_white(image)
-    final = _encode(image, order)
-    blurred = [_encode(_unfinished(image, index), order) for index in range(order.previews - 1)]
-    previews = (*blurred, final) if order.previews else ()
-    return Artwork(final, previews, _png(image, 1) if order.output_format == "svg" else None)
+    final = _encode(image, spec)
+    blurred = [_encode(_unfinished(image, index), spec) for index in range(spec.partials - 1)]
+    partials = (*blurred, final) if spec.partials else ()
+    return Artwork(final, partials, _png(image, 1) if spec.output_format == "svg" else None)
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """RGBA pixels of any picture Pillow can read (the first frame); raises OSError or ValueError for others."""
+def open_image(data: bytes) -> Image.Image:
+    """RGBA pixels of any image Pillow can read (the first frame); raises OSError or ValueError for others."""
     with Image.open(io.BytesIO(data)) as image:
         return (ImageOps.exif_transpose(image) or image).convert("RGBA")
 
 
 def enlarge_png(png: bytes, size: int) -> bytes:
-    """The same picture, padded with noise in a private chunk until the file weighs `size` bytes."""
+    """The same image, padded with noise in a private chunk until the file weighs `size` bytes."""
     noise = random.Random(0).randbytes(max(0, size - len(png) - 12))  # noqa: S311 - weight, not secrecy
     body = b"ofFl" + noise
     end = png.rindex(_PNG_END) - 4
     return png[:end] + struct.pack(">I", len(noise)) + body + struct.pack(">I", zlib.crc32(body)) + png[end:]
 
 
-def other_type(order: Order, data: bytes) -> bytes:
-    """The same picture as JPEG, or as PNG where it is one already."""
-    image = open_picture(data).convert("RGB")
-    return _png(image, 1) if order.output_format == "jpeg" else _jpeg(image, 85)
+def other_type(spec: ImageSpec, data: bytes) -> bytes:
+    """The same image as JPEG, or as PNG where it is one already."""
+    image = open_image(data).convert("RGB")
+    return _png(image, 1) if spec.output_format == "jpeg" else _jpeg(image, 85)
 
 
-def _from_prompt(order: Order) -> Image.Image:
-    scene = compose(order.prompt, order.pixels)
-    detail = _DETAIL[order.quality]
-    enlarge = min(2 if detail else 1, _MAX_CANVAS / max(order.pixels))
-    canvas = round(order.pixels[0] * enlarge), round(order.pixels[1] * enlarge)
+def _from_prompt(spec: ImageSpec) -> Image.Image:
+    scene = compose(spec.prompt, spec.pixels)
+    detail = _DETAIL[spec.quality]
+    enlarge = min(2 if detail else 1, _MAX_CANVAS / max(spec.pixels))
+    canvas = round(spec.pixels[0] * enlarge), round(spec.pixels[1] * enlarge)
     image = (
-        _draw_transparent(scene, canvas) if order.background == "transparent" else _draw_opaque(scene, canvas, detail)
+        _draw_transparent(scene, canvas) if spec.background == "transparent" else _draw_opaque(scene, canvas, detail)
     )
-    image = stretched(image, order.pixels, Image.Resampling.BOX if enlarge == 2 else Image.Resampling.LANCZOS)
-    if detail >= 2 and image.mode == "RGB" and order.pixels[0] * order.pixels[1] <= _GRAIN_PIXELS:
+    image = stretched(image, spec.pixels, Image.Resampling.BOX if enlarge == 2 else Image.Resampling.LANCZOS)
+    if detail >= 2 and image.mode == "RGB" and spec.pixels[0] * spec.pixels[1] <= _GRAIN_PIXELS:
         image = _with_grain(image, scene.seed)
     return image
 
@@ -110,7 +110,7 @@ def _draw_transparent(scene: Scene, canvas: tuple[int, int]) -> Image.Image:
 
 
 def _with_grain(image: Image.Image, seed: int) -> Image.Image:
-    """A little paper grain: it looks drawn, and the file weighs what a real picture weighs."""
+    """A little paper grain: it looks drawn, and the file weighs what a real image weighs."""
     tile = Image.frombytes("L", (256, 256), random.Random(seed).randbytes(65_536))  # noqa: S311 - the same each time
     grain = Image.new("L", image.size)
     for x in range(0, image.width, 256):
@@ -121,7 +121,7 @@ def _with_grain(image: Image.Image, seed: int) -> Image.Image:
 
 
 def _unfinished(image: Image.Image, index: int) -> Image.Image:
-    """How the picture looked before it was done: coarse at first, then sharper."""
+    """How the image looked before it was done: coarse at first, then sharper."""
     coarse = 24 // 3**index or 2
     small = ImageOps.scale(image, 1 / coarse, Image.Resampling.BOX)
     return stretched(small.filter(ImageFilter.GaussianBlur(1)), image.size, Image.Resampling.BICUBIC)
@@ -133,16 +133,16 @@ def _on_white(image: Image.Image) -> Image.Image:
     return paper
 
 
-def _encode(image: Image.Image, order: Order) -> bytes:
-    match order.output_format:
+def _encode(image: Image.Image, spec: ImageSpec) -> bytes:
+    match spec.output_format:
         case "jpeg":
-            return _jpeg(image.convert("RGB"), min(95, max(5, order.compression)))
+            return _jpeg(image.convert("RGB"), min(95, max(5, spec.compression)))
         case "webp":
-            return _saved(image, "WEBP", quality=min(95, max(1, order.compression)), method=1)
+            return _saved(image, "WEBP", quality=min(95, max(1, spec.compression)), method=1)
         case "gif":
-            return _gif(image.convert("RGB"), order)
+            return _gif(image.convert("RGB"), spec)
         case "svg":
-            return _svg(image, order)
+            return _svg(image, spec)
         case _:
             return _png(image, 1)
 
@@ -161,34 +161,34 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def _gif(image: Image.Image, order: Order) -> bytes:
-    """The picture with sparkles that circle around its middle, one step a frame."""
+def _gif(image: Image.Image, spec: ImageSpec) -> bytes:
+    """The image with sparkles that circle around its middle, one step a frame."""
     base = image.quantize(200, dither=Image.Dither.NONE)
     palette = base.getpalette() or []
     frames: list[Image.Image] = []
-    for index in range(order.frame_count):
+    for index in range(spec.frame_count):
         pen = Pen()
         width, height = (100 * side / min(image.size) for side in image.size)
         for sparkle in range(6):
-            turn = 2 * pi * (index / order.frame_count / 6 + sparkle / 6)
+            turn = 2 * pi * (index / spec.frame_count / 6 + sparkle / 6)
             spot = width * (0.5 + 0.36 * cos(turn)), height * (0.42 + 0.3 * sin(turn))
             pen.circle(*spot, 1.2 + 0.5 * (sparkle % 3), (255, 246, 200))
         frame = base.convert("RGB")
         render(frame, pen.shapes)
         frames.append(frame.quantize(palette=base) if palette else frame)
-    duration = round(order.frame_duration_ms, -1)
+    duration = round(spec.frame_duration_ms, -1)
     return _saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0, disposal=1)
 
 
-def _svg(image: Image.Image, order: Order) -> bytes:
-    """Real shapes for a new picture; an edited one is embedded as the pixels it is made of."""
-    width, height = order.pixels
-    scene = compose(order.prompt, order.pixels)
-    if order.sources:
+def _svg(image: Image.Image, spec: ImageSpec) -> bytes:
+    """Real shapes for a new image; an edited one is embedded as the pixels it is made of."""
+    width, height = spec.pixels
+    scene = compose(spec.prompt, spec.pixels)
+    if spec.sources:
         kind, data = ("png", _png(image, 3)) if image.mode == "RGBA" else ("jpeg", _jpeg(image, 85))
         link = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         body = f'<image width="{scene.width:.2f}" height="{scene.height:.2f}" href="{link}"/>'
-    elif order.background == "transparent":
+    elif spec.background == "transparent":
         pen = Pen()
         draw_figures(pen, scene)
         draw_label(pen, scene.width, scene.height, scene.caption)
@@ -198,6 +198,6 @@ def _svg(image: Image.Image, order: Order) -> bytes:
         stops = f'<stop stop-color="{top}"/><stop offset="1" stop-color="{bottom}"/>'
         sky = f'<linearGradient id="sky" x2="0" y2="1">{stops}</linearGradient>'
         rect = '<rect width="100%" height="100%" fill="url(#sky)"/>'
-        body = f"<defs>{sky}</defs>\n{rect}\n{to_svg(draw_scene(scene, _DETAIL[order.quality]).shapes)}"
+        body = f"<defs>{sky}</defs>\n{rect}\n{to_svg(draw_scene(scene, _DETAIL[spec.quality]).shapes)}"
     box = f'width="{width}" height="{height}" viewBox="0 0 {scene.width:.3f} {scene.height:.3f}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n{body}\n</svg>\n'.encode()

@@ -29,7 +29,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in _locked():
         _link_distribution(name, packages)
     (wheel,) = folder.glob("easel-*.whl")
-    pip = [sys.executable, "-m", "pip", "--python", folder / "venv", "install"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", folder / "venv", "install"]
     _run(*pip, "--quiet", "--no-deps", "--no-index", "--no-compile", wheel, cwd=folder)
     return folder / "venv" / "bin"
 
@@ -44,7 +44,7 @@ def test_it_migrates_serves_and_draws_from_an_empty_directory(
         variables = {name.upper(): str(value) for name, value in settings.items()}
         variables |= {"ENVIRONMENT": "production", "PUBLIC_URL": "http://127.0.0.1", "DATA_DIR": str(empty)}
         variables |= {"DATABASE_URL": empty_database_url, "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
-        migrated = _run(clean / "easel", "migrate", cwd=empty, **variables)
+        migrated = _run(clean / "easel", "migrate", cwd=empty, variables=variables)
         assert "The database is at revision" in migrated.stdout
         with _serving(clean, empty, variables) as base_url:
             user = ApiUser(base_url)
@@ -63,8 +63,7 @@ def test_it_explains_itself_and_what_is_missing(clean: Path, tmp_path: Path) -> 
         ("offline", {}, "The offline simulator is not installed: it is part of Easel's source code"),
     ]
     for command, variables, sentence in refusals:
-        done = _run(clean / "easel", command, cwd=tmp_path, check=False, **variables)
-        assert done.returncode == 1
+        done = _run(clean / "easel", command, cwd=tmp_path, variables=variables, fails=True)
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"easel: {sentence}")
 
@@ -110,10 +109,18 @@ def _link_distribution(name: str, packages: Path) -> None:
             shutil.copyfile(str(file.locate()), target)
 
 
-def _run(*command: str | Path, cwd: Path, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+def _run(
+    *command: str | Path, cwd: Path, variables: dict[str, str] | None = None, fails: bool = False
+) -> subprocess.CompletedProcess[str]:
     """In an environment of these variables alone."""
     done = subprocess.run(
-        command, cwd=cwd, env={"PATH": os.defpath, **variables}, capture_output=True, text=True, timeout=60, check=False
+        command,
+        cwd=cwd,
+        env={"PATH": os.defpath, **(variables or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert done.returncode == 0 or not check, done.stderr
+    assert (done.returncode != 0) is fails, done.stderr
     return done

@@ -38,7 +38,7 @@ class Ending:
 BREAKS = {
     "cut": Ending(error="upstream_disconnected", pictures=1, retryable=True),
     "eof": Ending(error="upstream_disconnected", pictures=1, retryable=True),
-    "hush": Ending(error="upstream_timeout", pictures=1, retryable=True),
+    "silence": Ending(error="upstream_timeout", pictures=1, retryable=True),
 }
 FAULTS = {
     # The whole run fails

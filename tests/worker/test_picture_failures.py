@@ -42,9 +42,9 @@ def test_a_request_refused_at_the_door_says_so_too(ada: ApiUser, provider_url: s
 def test_an_error_of_the_provider_s_picture_says_whether_another_try_helps(
     ada: ApiUser, code: str, *, retryable: bool
 ) -> None:
-    failed = told_of_failure(ada.draw(f"Draw a house [offline: picture_error={code}]"))
+    failed = told_of_failure(ada.draw(f"Draw a house [offline: image_error={code}]"))
     assert (failed["code"], failed["retryable"]) == ("image_generation_failed", retryable)
-    assert "The picture could not be made." in failed["detail"]
+    assert "The image could not be made." in failed["detail"]
 
 
 def test_previews_without_a_picture_are_told_as_a_picture_that_never_came(ada: ApiUser) -> None:
@@ -65,7 +65,7 @@ def test_a_forced_picture_that_was_not_drawn_is_told(ada: ApiUser) -> None:
 
 
 def test_two_pictures_of_one_turn_may_differ_in_size(ada: ApiUser) -> None:
-    events = ada.draw("Draw two pictures of a fox", image={"size": "auto"})
+    events = ada.draw("Draw a fox [offline: two]", image={"size": "auto"})
     created = [event["attachment"] for event in events if event["type"] == "attachment.created"]
     assert sorted((made["width"], made["height"]) for made in created) == [(1024, 1024), (1536, 1024)]
     assert len({made["tool_call_id"] for made in created}) == len({made["sha256"] for made in created}) == 2
@@ -89,7 +89,7 @@ def test_a_picture_without_a_word_is_an_answer_and_is_paid_once(ada: ApiUser, pr
 
 def test_every_call_of_a_turn_names_the_same_unnamed_person(ada: ApiUser, provider_url: str) -> None:
     word = f"w{uuid.uuid4().hex}"
-    events = ada.ask(f"What time is it, {word}?")
+    events = ada.ask(f"What time is it, {word}? [offline: call=current_time]")
     assert "tool.completed" in kinds(events)
     run_calls = posts_since(provider_url, word)
     assert len(run_calls) == 2

@@ -8,18 +8,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from offline.directives import Directives
-from offline.live import Run
+from offline.generation import Generation
 
 _FLUSH_SECONDS = 0.05
 _TEXT_BEFORE_CUT = 3
 
 
-async def spoiled(request: Request, run: Run, directives: Directives) -> AsyncIterator[bytes]:
-    """The run's frames to the client that asked for them, broken off where a directive says so."""
-    broken_off = next((name for name in ("cut", "eof", "hush") if name in directives), "eof")
+async def with_faults(request: Request, generation: Generation, directives: Directives) -> AsyncIterator[bytes]:
+    """The generation's frames to the client that asked for them, broken off where a directive says so."""
+    broken_off = next((name for name in ("cut", "eof", "silence") if name in directives), "eof")
     limit = int(directives.number(broken_off, 0))
     sent = texts = 0
-    async for frame in run.follow():
+    async for frame in generation.follow():
         if limit and sent == limit:
             break
         if "eof" in directives and frame.startswith((b"event: response.completed", b"event: response.incomplete")):
@@ -31,7 +31,7 @@ async def spoiled(request: Request, run: Run, directives: Directives) -> AsyncIt
             break
     if broken_off == "cut":
         await abort(request)
-    if broken_off == "hush":
+    if broken_off == "silence":
         # Until the client has had enough.
         await asyncio.Event().wait()
 

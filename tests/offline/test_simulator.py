@@ -1,4 +1,4 @@
-"""The offline provider through the real SDK over HTTP: shapes, options, edits, resuming, failures on request."""
+"""The offline simulator through the real SDK over HTTP: shapes, options, edits, resuming, failures on request."""
 
 import asyncio
 import base64
@@ -28,23 +28,21 @@ from openai import (
     NotFoundError,
 )
 from openai.types.responses import Response, ResponseStreamEvent
-from openai.types.responses.response_create_params import ResponseCreateParamsBase, ResponseCreateParamsStreaming
 from openai.types.responses.response_output_item import ImageGenerationCall
-from openai.types.responses.tool_param import ImageGeneration
 from PIL import Image, ImageChops
 from pydantic import TypeAdapter
 
 from offline.directives import DIRECTIVES
-from offline.journal import Journal
-from offline.options import IMAGE_TOOL_KEYS, REQUEST_KEYS
+from offline.request_log import RequestLog
 from offline.routes import create_app
 from offline.usage import image_tokens
 
 Json = dict[str, Any]
 
+CURRENT_TIME: Json = {"type": "function", "name": "current_time", "parameters": {}}
 CAT = "draw a gray tabby cat hugging an otter with an orange scarf"
 FORCED = {"type": "image_generation"}
-FAST = 0.02
+FAST = 50.0
 STRICT = TypeAdapter[Any](ResponseStreamEvent)
 
 
@@ -97,12 +95,6 @@ def call(client: AsyncOpenAI) -> Caller:
 # --- What the real API accepts, we accept
 
 
-def test_the_known_options_are_those_of_the_installed_sdk() -> None:
-    assert set(ImageGeneration.__annotations__) == IMAGE_TOOL_KEYS
-    create = ResponseCreateParamsBase.__annotations__ | ResponseCreateParamsStreaming.__annotations__
-    assert set(create) == REQUEST_KEYS
-
-
 def test_a_picture_costs_what_the_published_grid_says() -> None:
     assert image_tokens("gpt-image-2", "high", (1024, 1024)) == 7024
 
@@ -143,7 +135,10 @@ WHOLE: list[tuple[str, Json]] = [
     (f"{CAT} [offline: moderation]", {"image": {}}),
     ("draw a frog", {"image": {"output_format": "svg"}, "background": True}),
     ("Hello there", {"reasoning": {"effort": "low", "summary": "auto"}}),
-    ("What time is it?", {"functions": [{"type": "function", "name": "current_time", "parameters": {}}]}),
+    (
+        "Go on [offline: call=current_time]",
+        {"functions": [{"type": "function", "name": "current_time", "parameters": {}}]},
+    ),
     ("Hello [offline: refusal]", {}),
     ("Hello [offline: incomplete]", {}),
     ("Hello [offline: failed]", {}),
@@ -225,7 +220,7 @@ async def test_a_transparent_background_is_see_through_and_an_opaque_one_is_not(
 
 
 async def test_two_pictures_of_one_response_differ_in_size(call: Caller) -> None:
-    items = _pictures(await call.create("Draw two pictures of a fox", {"size": "auto"}))
+    items = _pictures(await call.create("Draw a fox [offline: two]", {"size": "auto"}))
     assert [item.size for item in items] == ["1024x1024", "1536x1024"]
     assert items[0].id != items[1].id
 
@@ -304,7 +299,7 @@ async def test_a_forced_tool_is_used_whatever_was_said(call: Caller) -> None:
 
 async def test_a_function_is_called_and_its_output_quoted(call: Caller) -> None:
     functions = [_function("current_time")]
-    asked = await call.create("What time is it?", functions=functions)
+    asked = await call.create("What time is it? [offline: call=current_time]", functions=functions)
     called = asked.output[-1]
     assert called.type == "function_call"
     assert (called.name, called.arguments) == ("current_time", "{}")
@@ -313,18 +308,29 @@ async def test_a_function_is_called_and_its_output_quoted(call: Caller) -> None:
     assert "12:30" in told.output_text
 
 
+async def test_a_forced_function_gets_a_value_for_each_required_argument(call: Caller) -> None:
+    fields = {"path": {"type": "string"}, "lines": {"type": "integer"}, "kind": {"enum": ["text", "bytes"]}}
+    parameters = {"type": "object", "properties": fields, "required": [*fields]}
+    functions = [{"type": "function", "name": "read_file", "parameters": parameters}]
+    choices: list[Any] = [{"type": "function", "name": "read_file"}, "required"]
+    for choice in choices:
+        called = (await call.create("a.txt", functions=[*functions], tool_choice=choice)).output[-1]
+        assert called.type == "function_call"
+        assert json.loads(called.arguments) == {"path": "a.txt", "lines": 1, "kind": "text"}
+
+
 async def test_a_call_without_its_output_is_refused(call: Caller) -> None:
     functions = [_function("current_time")]
-    asked = await call.create("What time is it?", functions=functions)
+    asked = await call.create("What time is it? [offline: call=current_time]", functions=functions)
     error = await call.refusal("Never mind", previous_response_id=asked.id)
     assert "No tool output found for function call" in str(error)
     unknown = {"type": "function_call_output", "call_id": "call_0", "output": "x"}
     assert "No tool call found" in str(await call.refusal([unknown]))
 
 
-async def test_drawing_is_handed_over_to_an_agent_that_can_and_that_one_draws(call: Caller) -> None:
+async def test_an_agent_that_was_handed_the_conversation_draws(call: Caller) -> None:
     functions = [_function("transfer_to_writer"), _function("transfer_to_designer")]
-    asked = await call.create(CAT, functions=functions)
+    asked = await call.create(f"{CAT} [offline: call=transfer_to_designer]", functions=functions)
     called = asked.output[-1]
     assert called.type == "function_call"
     assert called.name == "transfer_to_designer"
@@ -633,15 +639,15 @@ async def test_requests_are_counted_with_their_base64_abbreviated(call: Caller, 
 
 
 def test_the_record_of_requests_keeps_the_newest_in_bounded_memory() -> None:
-    journal = Journal()
+    log = RequestLog()
     for number in range(1500):
-        journal.add("POST", "/v1/responses", number, None)
-    kept = [entry["body_bytes"] for entry in json.loads(journal.listed())]
+        log.add("POST", "/v1/responses", number, None)
+    kept = [entry["body_bytes"] for entry in json.loads(log.listed())]
     assert kept == list(range(500, 1500))
     for number in range(50):
-        journal.add("POST", "/v1/responses", number, {"input": "words " * 200_000})
-    assert len(journal.listed()) < 33_000_000
-    assert json.loads(journal.listed())[-1]["body_bytes"] == 49
+        log.add("POST", "/v1/responses", number, {"input": "words " * 200_000})
+    assert len(log.listed()) < 33_000_000
+    assert json.loads(log.listed())[-1]["body_bytes"] == 49
 
 
 # --- Failures on request
@@ -669,7 +675,7 @@ async def test_the_stage_of_the_safety_check_can_be_chosen(call: Caller) -> None
 
 
 async def test_a_picture_fails_with_the_code_that_was_asked_for(call: Caller) -> None:
-    error = _pictures(await call.create(f"{CAT} [offline: picture_error=invalid_value]", {}))[0].error
+    error = _pictures(await call.create(f"{CAT} [offline: image_error=invalid_value]", {}))[0].error
     assert error is not None
     assert (error.type, error.code) == ("image_generation_user_error", "invalid_value")
 
@@ -769,7 +775,7 @@ async def test_a_background_response_outlives_its_broken_stream(call: Caller) ->
 
 async def test_a_stream_falls_silent_while_the_background_response_goes_on(call: Caller) -> None:
     quick = Caller(call.client.with_options(timeout=0.3))
-    stream = await quick.open("Hello [offline: hush]", background=True)
+    stream = await quick.open("Hello [offline: silence]", background=True)
     created = await anext(stream)
     with pytest.raises(APITimeoutError):
         await _collect(stream, [])
@@ -937,10 +943,10 @@ def _client(url: str, key: str = "sk-offline") -> AsyncOpenAI:
 
 
 @contextmanager
-def _served(directory: Path, pace: float) -> Generator[str]:
+def _served(directory: Path, speed: float) -> Generator[str]:
     """The provider on a free loopback port, in a thread of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(directory, pace), log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(create_app(directory, speed), log_level="warning", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: server.run([listener]))
     thread.start()

@@ -12,7 +12,7 @@ _SHOWN_LETTERS = 200
 _BASE64 = re.compile(r"(data:[\w/+.-]+;base64,)?[A-Za-z0-9+/=_-]+")
 
 
-class Journal:
+class RequestLog:
     """Entries are kept as JSON text; the oldest make room once there are too many or they weigh too much."""
 
     def __init__(self) -> None:
