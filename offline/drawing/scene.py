@@ -86,7 +86,7 @@ class Scene:
 def compose(prompt: str, pixels: tuple[int, int]) -> Scene:
     words = tuple(re.findall(r"[a-z]+|\d+", prompt.lower()))
     seed = seed_of(" ".join(words) or prompt)
-    rng = random.Random(seed)  # noqa: S311 - the same prompt must give the same picture
+    rng = random.Random(seed)  # noqa: S311 - the same prompt must give the same image
     sky_top, sky_bottom, ground = rng.choice(_PASTELS)
     for names, *colors in _BACKDROPS:
         if set(names.split()) & set(words):
@@ -160,7 +160,7 @@ def draw_scene(scene: Scene, detail: int) -> Pen:
 
 
 def draw_figures(pen: Pen, scene: Scene) -> None:
-    """The figures of a scene without sky and ground, as a transparent picture or an edit shows them."""
+    """The figures of a scene without sky and ground, as a transparent image or an edit shows them."""
     rng = random.Random(scene.seed + 4)  # noqa: S311 - as above
     crowd = [figure for figure in scene.figures for _ in range(figure.count)]
     for index, figure in enumerate(high := [figure for figure in crowd if figure.name in SKY]):
@@ -179,11 +179,11 @@ def draw_figures(pen: Pen, scene: Scene) -> None:
 def draw_label(
     pen: Pen, width: float, height: float, caption: str, *, corner: tuple[float, float] | None = None
 ) -> None:
-    """The plain word OFFLINE in a corner, with the prompt behind it where its letters can be drawn.
+    """The plain word OFFLINE in a corner, with the prompt behind it where a font has all of its characters.
 
     Always as wide and never see-through, so that an edit's label covers the one before it.
     """
-    readable = caption if all(ord(letter) < 0x250 for letter in caption) else ""
+    readable = caption if text_width(caption, 1) else ""
     tall, end = 3.1, min(width - 10, 76)
     first = text_width("OFFLINE", tall)
     while readable and first + text_width(readable, tall) > end - 5:

@@ -1,4 +1,4 @@
-"""Flat drawing: a picture is a list of shapes, rendered to pixels or to SVG.
+"""Flat drawing: an image is a list of shapes, rendered to pixels or to SVG.
 
 Lengths are in units of a stage whose shorter side is 100; y grows downwards.
 """
@@ -9,7 +9,9 @@ from html import escape
 from math import cos, radians, sin
 from typing import Any, cast
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from offline.drawing.fonts import font_for
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -131,8 +133,8 @@ def render(image: Image.Image, shapes: list[Shape], *, solid_only: bool = False)
             case Line(points, width):
                 _line(draw, [(x * unit, y * unit) for x, y in points], max(1, round(width * unit)), fill)
             case Text((x, y), height, words):
-                font = ImageFont.load_default(max(8, round(height * unit)))
-                draw.text((x * unit, y * unit), words, font=font, fill=fill)
+                if font := font_for(words, max(8, round(height * unit))):
+                    draw.text((x * unit, y * unit), words, font=font, fill=fill)
 
 
 def stretched(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
@@ -141,8 +143,9 @@ def stretched(image: Image.Image, size: tuple[int, int], how: Image.Resampling) 
 
 
 def text_width(words: str, height: float) -> float:
-    """How wide a text of that height stands, in the same unit."""
-    return ImageFont.load_default(100).getlength(words) * height / 100
+    """How wide a text of that height is, in the same unit; 0 where no font has its characters."""
+    font = font_for(words, 100)
+    return font.getlength(words) * height / 100 if font else 0
 
 
 def to_svg(shapes: list[Shape]) -> str:
