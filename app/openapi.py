@@ -5,12 +5,13 @@ A route declares what is particular to it: its docstring (a summary, a blank lin
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import TypeAdapter
 
 from app.error_codes import ErrorCode
@@ -78,18 +79,34 @@ def describe(app: FastAPI) -> Json:
         document = get_openapi(
             title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
         )
-        _complete(document)
+        _complete(document, _scopes(app))
         app.openapi_schema = document
     return app.openapi_schema
 
 
-def _complete(document: Json) -> None:
+def _scopes(app: FastAPI) -> dict[str, list[str]]:
+    """Operation id -> the scopes that the route's dependencies require.
+
+    Not by FastAPI's `Security`, which would authenticate once for each set of scopes in a request.
+    """
+    found: dict[str, list[str]] = {}
+    for context in iter_route_contexts(app.routes):
+        if isinstance(route := context.original_route, APIRoute):
+            scopes = [getattr(dependency.call, "scope", None) for dependency in route.dependant.dependencies]
+            found[route.name] = [scope for scope in scopes if scope]
+    return found
+
+
+def _complete(document: Json, scopes: Mapping[str, list[str]]) -> None:
     components = document["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     template = "#/components/schemas/{model}"
     problem = TypeAdapter(Problem).json_schema(mode="serialization", ref_template=template)
     components["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
+    for schema in components["schemas"].values():
+        for name in schema.get("required", ()):
+            schema["properties"][name].pop("default", None)  # of a field that is always sent
     components["headers"] = {
         name: {"description": description, "schema": {"type": "string"}} for name, description in HEADERS.items()
     }
@@ -97,15 +114,17 @@ def _complete(document: Json) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             _split_docstring(operation)
+            for credential in operation.get("security", ()):
+                credential["bearer"] = scopes[operation["operationId"]]
             _add_problems(operation, components["responses"])
             for status, response in operation["responses"].items():
                 _complete_response(int(status), response)
 
 
 def _split_docstring(operation: Json) -> None:
-    summary, _, description = operation.pop("description", "").partition("\n\n")
+    summary, *paragraphs = operation.pop("description", "").split("\n\n")
     operation["summary"] = summary.removesuffix(".")
-    operation["description"] = description
+    operation["description"] = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _add_problems(operation: Json, shared: Json) -> None:

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 class Page(BaseModel, Generic[T]):
     """For `class ConversationPage(Page[ConversationView])`; `next_cursor` is null on the last page."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     data: list[T]
     next_cursor: UUID | None = None

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, SecretStr
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, JsonValue, SecretStr
 
 from app.errors import not_blank
 from app.identity.models import Role
@@ -21,22 +21,32 @@ def _known_scope(scope: str) -> str:
     return scope
 
 
+def _example(fields: dict[str, JsonValue]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class SignUp(Body):
+    model_config = _example({"email": "ada@example.com", "password": "a long password", "tenant_name": "Acme"})
+
     email: EmailStr
     password: Password
     tenant_name: Name
 
 
 class SignIn(Body):
+    model_config = _example({"email": "ada@example.com", "password": "a long password"})
+
     email: EmailStr
     password: Password
 
 
 class Refresh(Body):
+    model_config = _example({"refresh_token": "easel_rt_…"})
+
     refresh_token: Annotated[str, Field(max_length=200)]
 
 
@@ -75,6 +85,8 @@ class Me(BaseModel):
 
 
 class NewApiKey(Body):
+    model_config = _example({"name": "Gallery", "scopes": ["attachments:read"]})
+
     name: Name
     scopes: list[Annotated[str, AfterValidator(_known_scope)]] | None = None
     expires_at: AwareDatetime | None = None

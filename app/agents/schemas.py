@@ -1,15 +1,19 @@
-"""Agents on the wire."""
+"""Agents on the wire, and the options of their image tool."""
 
-from typing import Literal, Required
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, with_config
 from typing_extensions import TypedDict
 
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Background = Literal["auto", "opaque", "transparent"]
+Format = Literal["png", "jpeg", "webp", "gif", "svg"]
+Quality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
+Partials = Annotated[int, Field(ge=0, le=3)]
+Compression = Annotated[int, Field(ge=0, le=100)]
 
 
 class SvgReasoning(TypedDict, total=False):
-    effort: Effort
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class SvgAuthor(TypedDict, total=False):
@@ -19,23 +23,39 @@ class SvgAuthor(TypedDict, total=False):
     reasoning: SvgReasoning
 
 
-class ImageOptions(TypedDict, total=False):
-    """The image tool's options under the provider's names; one that is absent is left to the provider."""
-
+class _LeftToTheProvider(TypedDict, total=False):
     action: Literal["generate", "edit", "auto"]
-    background: Required[Literal["auto", "opaque", "transparent"]]
     complexity: Literal["low", "medium", "high"]
-    frame_count: int
-    frame_duration_ms: int
+    frame_count: Annotated[int, Field(ge=2, le=16)]
+    frame_duration_ms: Annotated[int, Field(ge=1)]
     input_fidelity: Literal["high", "low"]
     model: str
     moderation: Literal["auto", "low"]
-    output_compression: int
-    output_format: Required[Literal["png", "jpeg", "webp", "gif", "svg"]]
-    partial_images: Required[int]
-    quality: Required[Literal["low", "medium", "high", "xhigh", "max", "auto"]]
-    size: Required[str]
+    output_compression: Compression
     svg: SvgAuthor
+
+
+class ImageOptions(_LeftToTheProvider):
+    """The image tool's options under the provider's names; one that is absent is left to the provider."""
+
+    background: Background
+    output_format: Format
+    partial_images: Partials
+    quality: Quality
+    size: str
+
+
+@with_config(extra="forbid")
+class ImageRequest(_LeftToTheProvider, total=False):
+    """Options for one run: `size` is `auto` or WIDTHxHEIGHT. Which go together depends on format and model."""
+
+    background: Background
+    compression: Compression
+    format: Format
+    output_format: Format
+    partial_images: Partials
+    quality: Quality
+    size: str
 
 
 class AgentView(BaseModel):

@@ -2,19 +2,20 @@
 
 import hashlib
 import re
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.attachments import service
-from app.attachments.links import CurrentStore, Grant, ReaderLinks, verify
+from app.attachments.links import SERVED_TYPES, UNKNOWN_TYPE, CurrentStore, Grant, ReaderLinks, verify
 from app.attachments.models import AttachmentStatus
 from app.db import Database, database
 from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
 from app.identity.actor import AttachmentReader, CurrentSettings
+from app.openapi import Json, Responses, problems, sends
 from app.storage.keys import content_disposition
 from app.storage.store import ObjectMissing, StorageError, Store
 
@@ -29,11 +30,17 @@ GUARDS = {
 }
 UNCACHED = "private, no-store"
 
-_REDIRECT: dict[int | str, dict[str, Any]] = {307: {"description": "A fresh link of the store"}}
-_PARTS: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The one range that `Range` names"},
-    304: {"description": "`If-None-Match` names these very bytes"},
-    416: {"description": "`Range` starts behind the last byte"},
+_BYTES: Json = {"content": {mime_type: {} for mime_type in sorted(SERVED_TYPES | {UNKNOWN_TYPE})}}
+_HEADERS = ("Accept-Ranges", "Cache-Control", "Content-Disposition", "ETag")
+_CONTENT: Responses = {
+    200: {"description": "The image's bytes.", **_BYTES, **sends(*_HEADERS)},
+    206: {"description": "The one range that `Range` names.", **_BYTES, **sends(*_HEADERS, "Content-Range")},
+    304: {"description": "`If-None-Match` names these very bytes.", **sends(*_HEADERS)},
+    **problems(ErrorCode.RANGE_NOT_SATISFIABLE),
+}
+_REDIRECT: Responses = {
+    307: {"description": "A fresh link of the store.", **sends("Location", "Cache-Control")},
+    **problems(ErrorCode.ATTACHMENT_NOT_STORED),
 }
 # Longer numbers exceed any size.
 _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
@@ -49,7 +56,7 @@ class RangeNotSatisfiable(AppError):
 
 
 @router.head("/attachments/{object_id}/content", response_class=Response, include_in_schema=False)
-@router.get("/attachments/{object_id}/content", response_class=Response, responses=_REDIRECT | _PARTS)
+@router.get("/attachments/{object_id}/content", response_class=Response, responses=_CONTENT | _REDIRECT)
 async def get_content(
     request: Request,
     object_id: Annotated[UUID, id_of("attachment")],
@@ -57,7 +64,11 @@ async def get_content(
     database: Annotated[Database, Depends(database, scope="function")],
     links: ReaderLinks,
 ) -> Response:
-    """A redirect to a fresh link of the store, or the bytes where the store cannot sign."""
+    """Get an attachment's bytes.
+
+    A redirect to a fresh link of the store, or the bytes where the store makes no links. `Range`, `If-Range` and
+    `If-None-Match` are understood, and `HEAD`.
+    """
     # Its own transaction: no connection is held while the store answers.
     async with database.tenant(actor.tenant_id) as session:
         row = await service.get(session, actor, object_id)
@@ -77,9 +88,13 @@ async def get_content(
 
 
 @router.head("/files/{token}", response_class=Response, include_in_schema=False)
-@router.get("/files/{token}", response_class=Response, responses=_PARTS)
+@router.get("/files/{token}", response_class=Response, responses=_CONTENT)
 async def get_file(request: Request, token: str, settings: CurrentSettings, store: CurrentStore) -> Response:
-    """The bytes a link of ours names; the token is the permission."""
+    """Get the bytes that a link names.
+
+    The links in `url` lead here where the store makes none. The token is the permission, and ends with the link.
+    `Range`, `If-Range` and `If-None-Match` are understood, and `HEAD`.
+    """
     grant = verify(settings, token)
     data = await _read(store, grant)
     # An object never changes under its key.

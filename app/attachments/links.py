@@ -19,6 +19,7 @@ from app.storage.store import Store
 # Types a browser may show in place; everything else is a download. GIF and SVG can carry what a page would run.
 INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
 SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml"}
+UNKNOWN_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Grant:
     @property
     def content_type(self) -> str:
         """The type it is served as: an unknown type is served as a plain download."""
-        return self.mime_type if self.mime_type in SERVED_TYPES else "application/octet-stream"
+        return self.mime_type if self.mime_type in SERVED_TYPES else UNKNOWN_TYPE
 
 
 @dataclass(frozen=True)

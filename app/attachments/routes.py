@@ -13,22 +13,31 @@ from starlette.requests import ClientDisconnect
 from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment, AttachmentKind
-from app.attachments.schemas import AttachmentView, views
+from app.attachments.schemas import AttachmentPage, AttachmentView, views
 from app.attachments.uploads import FIELD, UnsupportedType, upload_fault
 from app.broker import Broker
 from app.db import Database, database
+from app.error_codes import ErrorCode
 from app.errors import Invalid, TooLarge, id_of
 from app.identity.actor import AttachmentReader, AttachmentWriter, CurrentSettings, TenantSession
-from app.paging import Page, PageQuery, fetch_page
+from app.openapi import problems, sends
+from app.paging import PageQuery, fetch_page
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
 
 ObjectId = Annotated[UUID, id_of("attachment")]
+SEARCH = "The first letters of words in the images' prompts; all of them must match."
+DRAWN_BY = "Only images that this agent has drawn."
 # More than a form may have, so that the answer names what is wrong with it.
 MAX_PARTS = 8
 
 
-@router.post("/attachments", status_code=201, openapi_extra=uploads.UPLOAD_FORM)
+@router.post(
+    "/attachments",
+    status_code=201,
+    openapi_extra=uploads.UPLOAD_FORM,
+    responses={201: sends("Location")} | problems(ErrorCode.IMAGE_UNREADABLE, ErrorCode.UNSUPPORTED_TYPE),
+)
 async def upload_attachment(
     request: Request,
     response: Response,
@@ -37,7 +46,10 @@ async def upload_attachment(
     settings: CurrentSettings,
     links: ReaderLinks,
 ) -> AttachmentView:
-    """Store an image: it is decoded, set upright and encoded anew, so that nothing but its pixels is stored."""
+    """Upload an image.
+
+    It is decoded, set upright and encoded anew, so that nothing but its pixels is stored.
+    """
     broker = cast(Broker, request.app.state.broker)
     async with _form_of(request) as form:
         upload = _file_of(form, settings.upload_max_bytes)
@@ -98,22 +110,29 @@ async def list_attachments(
     database: Annotated[Database, Depends(database, scope="function")],
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
-    kind: AttachmentKind | None = None,
-    q: Annotated[str | None, Query(max_length=200)] = None,
-    agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
-) -> Page[AttachmentView]:
-    """Newest first; `q` finds images by the first letters of words in their prompts: all of its words must match."""
+    kind: Annotated[AttachmentKind | None, Query(description="Only these.")] = None,
+    q: Annotated[str | None, Query(max_length=200, description=SEARCH)] = None,
+    agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description=DRAWN_BY)] = None,
+) -> AttachmentPage:
+    """List the user's images.
+
+    Newest first, generated and uploaded, from all conversations.
+    """
     # Its own transaction: no connection is held while the store signs links.
     async with database.tenant(actor.tenant_id) as session:
         statement = service.gallery(actor, kind=kind, q=q, agent_key=agent_key)
         rows, cursor = await fetch_page(session, statement, Attachment.id, query)
-    return Page(data=await views(rows, links), next_cursor=cursor)
+    return AttachmentPage(data=await views(rows, links), next_cursor=cursor)
 
 
 @router.get("/attachments/{object_id}")
 async def get_attachment(
     object_id: ObjectId, actor: AttachmentReader, session: TenantSession, links: ReaderLinks
 ) -> AttachmentView:
+    """Get an attachment.
+
+    Its `url` is a fresh link.
+    """
     return await AttachmentView.of(await service.get(session, actor, object_id)).with_links(links)
 
 
@@ -121,4 +140,8 @@ async def get_attachment(
 async def delete_attachment(
     object_id: ObjectId, actor: AttachmentWriter, session: TenantSession, store: CurrentStore
 ) -> None:
+    """Delete an attachment.
+
+    Its bytes and its smaller copies go with it, and it disappears from its message.
+    """
     await service.remove(session, store, actor, object_id)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from app.attachments.links import Grant, Links
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.images import thumbnails
+from app.paging import Page
 
 ROWS_AT_ONCE = 10
 # When a link that was not made yet expires: long ago.
@@ -100,6 +101,10 @@ class AttachmentView(BaseModel):
         return self.model_copy(
             update={"url": original.url, "url_expires_at": original.expires_at, "variants": variants}
         )
+
+
+class AttachmentPage(Page[AttachmentView]):
+    pass
 
 
 _COMPUTED = {"object_id", "url", "url_expires_at", "variants"}

@@ -10,14 +10,15 @@ from sqlalchemy import select
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.conversations import service
 from app.conversations.models import Conversation, Message
-from app.conversations.schemas import ConversationChange, ConversationView, MessageView
+from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
 from app.errors import id_of, storable
 from app.identity.actor import ChatReader, ChatWriter, TenantSession
-from app.paging import Page, PageQuery, fetch_page
+from app.paging import PageQuery, fetch_page
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
 ConversationId = Annotated[UUID, id_of("conversation")]
+Title = Annotated[str, AfterValidator(storable)]
 
 
 @router.get("")
@@ -25,20 +26,27 @@ async def list_conversations(
     actor: ChatReader,
     session: TenantSession,
     query: Annotated[PageQuery, Depends()],
-    q: Annotated[Annotated[str, AfterValidator(storable)] | None, Query(max_length=200)] = None,
-) -> Page[ConversationView]:
-    """Newest first; `q` finds titles that contain it."""
+    q: Annotated[Title | None, Query(max_length=200, description="Finds the titles that contain it.")] = None,
+) -> ConversationPage:
+    """List the user's conversations.
+
+    Newest first.
+    """
     statement = select(Conversation).where(Conversation.user_id == actor.user_id)
     if q:
         statement = statement.where(Conversation.title.icontains(q, autoescape=True))
     rows, cursor = await fetch_page(session, statement, Conversation.id, query)
-    return Page(data=[ConversationView.model_validate(row) for row in rows], next_cursor=cursor)
+    return ConversationPage(data=[ConversationView.model_validate(row) for row in rows], next_cursor=cursor)
 
 
 @router.get("/{conversation_id}")
 async def get_conversation(
     conversation_id: ConversationId, actor: ChatReader, session: TenantSession
 ) -> ConversationView:
+    """Get a conversation.
+
+    Its messages are at `/messages`.
+    """
     return ConversationView.model_validate(await service.get(session, actor, conversation_id))
 
 
@@ -46,6 +54,10 @@ async def get_conversation(
 async def rename_conversation(
     conversation_id: ConversationId, body: ConversationChange, actor: ChatWriter, session: TenantSession
 ) -> ConversationView:
+    """Rename a conversation.
+
+    Until then its title is the beginning of its first message.
+    """
     conversation = await service.get(session, actor, conversation_id, lock=True)
     conversation.title = body.title
     await session.flush()
@@ -56,6 +68,10 @@ async def rename_conversation(
 async def delete_conversation(
     conversation_id: ConversationId, actor: ChatWriter, session: TenantSession, store: CurrentStore
 ) -> None:
+    """Delete a conversation.
+
+    Its messages, runs and generated images go with it; a run that has not ended is stopped.
+    """
     await service.remove(session, store, actor, conversation_id)
 
 
@@ -66,11 +82,14 @@ async def list_messages(
     session: TenantSession,
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
-) -> Page[MessageView]:
-    """Oldest first, each with its attachments and their fresh links."""
+) -> MessagePage:
+    """List a conversation's messages.
+
+    Oldest first, each with its attachments and their fresh links.
+    """
     conversation = await service.get(session, actor, conversation_id)
     statement = select(Message).where(Message.conversation_id == conversation.id)
     rows, cursor = await fetch_page(session, statement, Message.id, query, oldest_first=True)
     images = await service.images_of(session, rows)
     data = [await MessageView.of(row, images.get(row.id, [])).with_links(links) for row in rows]
-    return Page(data=data, next_cursor=cursor)
+    return MessagePage(data=data, next_cursor=cursor)

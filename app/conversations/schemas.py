@@ -13,6 +13,7 @@ from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
 from app.conversations.models import Message, MessageRole
 from app.errors import not_blank
+from app.paging import Page
 
 
 class ConversationView(BaseModel):
@@ -25,8 +26,12 @@ class ConversationView(BaseModel):
     updated_at: datetime
 
 
+class ConversationPage(Page[ConversationView]):
+    pass
+
+
 class ConversationChange(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"title": "Lighthouses"}]})
 
     title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 
@@ -54,3 +59,7 @@ class MessageView(BaseModel):
     async def with_links(self, links: Links) -> Self:
         linked = await asyncio.gather(*(attachment.with_links(links) for attachment in self.attachments))
         return self.model_copy(update={"attachments": linked})
+
+
+class MessagePage(Page[MessageView]):
+    pass

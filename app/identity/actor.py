@@ -1,10 +1,11 @@
 """The actor of a request, and what a route may ask of them."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, cast
+from dataclasses import dataclass
+from typing import Annotated, cast
 from uuid import UUID
 
-from fastapi import Depends, Header, Request, Security
+from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -42,18 +43,17 @@ async def authenticate(
 CurrentActor = Annotated[Actor, Depends(authenticate)]
 
 
-def require(role: Role, scope: str) -> Any:
-    """For `Annotated[Actor, require(Role.MEMBER, "chat:read")]`: the actor, or Forbidden.
+@dataclass(frozen=True)
+class Require:
+    """For `Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]`: the actor, or Forbidden."""
 
-    By `Security`, which writes the scope into the OpenAPI document.
-    """
+    role: Role
+    scope: str
 
-    async def check(actor: CurrentActor) -> Actor:
-        if not actor.allows(role, scope):
-            raise Forbidden(f"This needs the scope {scope} and the role {role} or higher.")
+    async def __call__(self, actor: CurrentActor) -> Actor:
+        if not actor.allows(self.role, self.scope):
+            raise Forbidden(f"This needs the scope {self.scope} and the role {self.role} or higher.")
         return actor
-
-    return Security(check, scopes=[scope])
 
 
 async def open_session(
@@ -65,9 +65,9 @@ async def open_session(
 
 
 TenantSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
-ChatReader = Annotated[Actor, require(Role.MEMBER, "chat:read")]
-ChatWriter = Annotated[Actor, require(Role.MEMBER, "chat:write")]
-AttachmentReader = Annotated[Actor, require(Role.MEMBER, "attachments:read")]
-AttachmentWriter = Annotated[Actor, require(Role.MEMBER, "attachments:write")]
-AccountReader = Annotated[Actor, require(Role.MEMBER, "account:read")]
-AccountWriter = Annotated[Actor, require(Role.MEMBER, "account:write")]
+ChatReader = Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]
+ChatWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "chat:write"))]
+AttachmentReader = Annotated[Actor, Depends(Require(Role.MEMBER, "attachments:read"))]
+AttachmentWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "attachments:write"))]
+AccountReader = Annotated[Actor, Depends(Require(Role.MEMBER, "account:read"))]
+AccountWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "account:write"))]

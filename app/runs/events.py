@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypeAliasType
 
 from app.attachments.links import Grant, Links
 from app.attachments.schemas import AttachmentView
@@ -24,6 +25,9 @@ MAX_DELTA_CHARACTERS = 10_000
 
 class Event(BaseModel, frozen=True):
     """`seq` numbers the events of a run 1, 2, 3 … without gaps."""
+
+    # The fields with a default are always sent, too.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     terminal: ClassVar[bool] = False
 
@@ -181,28 +185,32 @@ class RunCancelled(Event, frozen=True):
     run: RunView
 
 
-RunEvent = Annotated[
-    RunCreated
-    | RunStarted
-    | MessageStarted
-    | TextDelta
-    | ReasoningDelta
-    | ToolStarted
-    | ToolProgress
-    | ToolCompleted
-    | ImagePartial
-    | AttachmentCreated
-    | AttachmentFailed
-    | AgentChanged
-    | MessageCompleted
-    | RunCompleted
-    | RunFailed
-    | RunCancelled,
-    Field(discriminator="type"),
-]
+# A name of its own in the OpenAPI document.
+RunEvent = TypeAliasType(
+    "RunEvent",
+    Annotated[
+        RunCreated
+        | RunStarted
+        | MessageStarted
+        | TextDelta
+        | ReasoningDelta
+        | ToolStarted
+        | ToolProgress
+        | ToolCompleted
+        | ImagePartial
+        | AttachmentCreated
+        | AttachmentFailed
+        | AgentChanged
+        | MessageCompleted
+        | RunCompleted
+        | RunFailed
+        | RunCancelled,
+        Field(discriminator="type"),
+    ],
+)
 
 EVENT_CLASSES: dict[str, type[Event]] = {
-    str(event.model_fields["type"].default): event for event in get_args(get_args(RunEvent)[0])
+    str(event.model_fields["type"].default): event for event in get_args(get_args(RunEvent.__value__)[0])
 }
 
 

@@ -1,7 +1,7 @@
 """Start a run, look at it, follow its events, stop it."""
 
 import asyncio
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -12,9 +12,12 @@ from app.agents._shared.registry import Registry
 from app.attachments.links import Links, ReaderLinks
 from app.broker import Broker
 from app.db import Database, database
+from app.error_codes import ErrorCode
 from app.errors import id_of
 from app.identity.actor import ChatReader, ChatWriter, CurrentSettings, TenantSession
+from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, service, sse
+from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
 from app.runs.reader import EventSource, follow
@@ -23,10 +26,28 @@ from app.runs.schemas import NewRun, RunView
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 RunId = Annotated[UUID, id_of("run")]
-Key = Annotated[Annotated[str, AfterValidator(visible_ascii)] | None, Header(alias=idempotency.HEADER)]
-LastEventId = Annotated[int | None, Header(ge=0)]
-STREAM_DOCS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The run's events.", "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}}
+Key = Annotated[
+    Annotated[str, AfterValidator(visible_ascii)] | None,
+    Header(alias=idempotency.HEADER, description="Makes the request safe to repeat for 24 hours."),
+]
+LastEventId = Annotated[
+    int | None, Header(ge=0, alias="Last-Event-ID", description="The `seq` of the last event that arrived.")
+]
+EVENTS = {"description": "The run's events.", **streams(RunEvent), **sends("X-Run-Id", "Cache-Control")}
+NO_EVENTS = {"description": "The run has ended, and no event came after that one.", **sends("X-Run-Id")}
+STARTED = ("Location", "X-Run-Id", "Idempotent-Replayed")
+START: Responses = {
+    200: {**EVENTS, **sends(*STARTED, "Cache-Control")},
+    202: sends(*STARTED),
+    204: NO_EVENTS,
+    **problems(
+        ErrorCode.ATTACHMENT_NOT_STORED,
+        ErrorCode.CONVERSATION_BUSY,
+        ErrorCode.IDEMPOTENCY_IN_FLIGHT,
+        ErrorCode.IDEMPOTENCY_KEY_REUSED,
+        ErrorCode.INVALID_OPTION,
+        ErrorCode.UNKNOWN_AGENT,
+    ),
 }
 
 
@@ -51,7 +72,7 @@ def event_source_of(
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
 
 
-@router.post("", status_code=202, response_model=RunView, responses=STREAM_DOCS)
+@router.post("", status_code=202, response_model=RunView, responses=START)
 async def start_run(
     body: NewRun,
     actor: ChatWriter,
@@ -60,13 +81,15 @@ async def start_run(
     registry: CurrentRegistry,
     source: CurrentSource,
     links: ReaderLinks,
-    accept: Annotated[str, Header()] = "application/json",
+    accept: Annotated[str, Header(include_in_schema=False)] = "application/json",
     idempotency_key: Key = None,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """202 and the run; with `Accept: text/event-stream` 200 and its events.
+    """Start a run.
 
-    An `Idempotency-Key` that was used before starts nothing: it gives the same answer, or the same run's events.
+    202 and the run; with `Accept: text/event-stream` 200 and its events. Leaving does not stop the run. Without
+    `conversation_id` it opens a conversation. An `Idempotency-Key` that was used before starts nothing: it gets the
+    same reply, or the same run's events.
     """
     answer = await service.start(session, source.broker, settings, registry, actor, body, idempotency_key)
     if sse.MEDIA_TYPE in accept:
@@ -77,10 +100,14 @@ async def start_run(
 
 @router.get("/{run_id}")
 async def get_run(run_id: RunId, actor: ChatReader, session: TenantSession) -> RunView:
+    """Get a run.
+
+    `error` is set where it failed, `usage` once it has ended.
+    """
     return RunView.model_validate(await service.get(session, actor, run_id))
 
 
-@router.get("/{run_id}/events", response_class=Response, responses=STREAM_DOCS)
+@router.get("/{run_id}/events", response_class=Response, responses={200: EVENTS, 204: NO_EVENTS})
 async def follow_run(
     run_id: RunId,
     actor: ChatReader,
@@ -88,9 +115,14 @@ async def follow_run(
     source: CurrentSource,
     links: ReaderLinks,
     last_event_id: LastEventId = None,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, description="`Last-Event-ID` for clients that cannot send it.")] = 0,
 ) -> Response:
-    """The events past `Last-Event-ID` (or `?after=`), live; 204 where there are no more."""
+    """Follow a run's events.
+
+    All events after `Last-Event-ID` (or `after`), live, to the terminal one: `run.completed`, `run.failed` or
+    `run.cancelled`. Some hours after its end a run is replayed from what is kept: a short, complete list, numbered
+    from 1. A connection that ends before the terminal event is to be opened again with `Last-Event-ID`.
+    """
     run = await service.get(session, actor, run_id)
     position = after if last_event_id is None else last_event_id
     return _events(source, links, run, position, {"X-Run-Id": str(run.id)})
@@ -105,5 +137,8 @@ def _events(source: EventSource, links: Links, run: Run, position: int, headers:
 
 @router.put("/{run_id}/cancellation", status_code=202)
 async def cancel_run(run_id: RunId, actor: ChatWriter, session: TenantSession, broker: CurrentBroker) -> RunView:
-    """Stop the run; images that are finished stay. A run that has ended answers as it is."""
+    """Stop a run.
+
+    Images that are finished stay. A run that has ended stays as it is.
+    """
     return RunView.model_validate(await service.cancel(session, broker, actor, run_id))

@@ -4,9 +4,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from app.agents.schemas import ImageRequest
 from app.errors import id_of, not_blank
 from app.runs.models import RunError, RunStatus
 
@@ -33,13 +34,22 @@ class NewRun(BaseModel):
     all are `object_id`s of the user's own.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"agent_key": "designer", "input": "Draw a lighthouse at dusk", "image": {"size": "1536x1024"}},
+                {"conversation_id": "019ab3f0-5d1c-7d5e-9a57-0c2f6f1f2b11", "input": "Now make it night"},
+            ]
+        },
+    )
 
     input: Annotated[str, Field(min_length=1, max_length=32_000), AfterValidator(not_blank)]
     agent_key: str | None = None
     conversation_id: Annotated[UUID, id_of("conversation")] | None = None
     tool_choice: Literal["image_generation", "auto"] | ImageToolChoice | None = None
-    image: dict[str, Any] = {}
+    # `resolve` in app/images/options.py checks it, whose errors say what is allowed beside the other options.
+    image: Annotated[dict[str, Any], BeforeValidator(lambda given: given, json_schema_input_type=ImageRequest)] = {}
     attachments: Annotated[list[ObjectId], Field(max_length=MAX_INPUTS)] = []
     edit: ObjectId | None = None
     mask: ObjectId | None = None

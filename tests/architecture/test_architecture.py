@@ -58,7 +58,7 @@ PRIVATE = ("routes", "content")  # but for main, which serves them
 _SERVES_LINKS = ("app.attachments.links", "app.attachments.content")
 # An outside package -> the modules that may import it; a trailing dot means everything below.
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "fastapi": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS),
+    "fastapi": ("app.main", "app.openapi", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS),
     "starlette": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),
     "agents": ("app.agents._shared.", "app.provider.", "app.worker."),
     "openai": ("app.provider.",),
