@@ -49,8 +49,9 @@ def _start(directory: Path) -> PostgresServer:
 def _reason(error: OSError | subprocess.SubprocessError, lines: list[str]) -> str:
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename}" if error.filename else str(error)
-    told = [*lines, *str(getattr(error, "stderr", None) or "").splitlines()]
-    complaints = [line.strip() for line in told if any(word in line for word in ("error:", "FATAL:", "useradd:"))]
+    output = [*lines, *str(getattr(error, "stderr", None) or "").splitlines()]
+    said = [line.strip() for line in output if any(word in line for word in ("error:", "FATAL:", "useradd:"))]
+    complaints = [line for line in said if not line.endswith(":")]
     return (complaints or [str(error)])[0].rstrip(".")
 
 
