@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("app", "migrations", ".ci")
+CODE = ("app", "migrations", "offline", ".ci")
 LOCK = "requirements.lock"
 
 

@@ -229,6 +229,13 @@ def test_sources_that_keep_every_rule_are_left_alone() -> None:
     assert {rule.__name__: rule(tidy) for rule, _ in RULES if rule(tidy)} == {}
 
 
+def test_the_simulator_knows_nothing_of_the_app_and_is_short_too() -> None:
+    sources = {_module(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "offline").rglob("*.py")}
+    assert [str(found) for found in _imports(sources) if found.target.partition(".")[0] == "app"] == []
+    assert no_function_imports(sources) == no_imports_run_in_a_circle(sources) == []
+    assert files_and_functions_are_short(sources) == []
+
+
 def test_every_length_exception_is_needed_and_has_a_reason() -> None:
     assert set(LENGTH_EXCEPTIONS) <= set(_too_long(_our_sources()))
     assert all(LENGTH_EXCEPTIONS.values())
