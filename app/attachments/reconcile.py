@@ -22,7 +22,7 @@ from app.errors import Conflict
 from app.identity.models import Tenant
 from app.settings import Settings
 from app.storage import keys
-from app.storage.service import leftover_drafts
+from app.storage.memory import leftover_temporary_files
 from app.storage.store import Store, StoredObject
 
 log = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ async def _correct(run: ReconcileRun, tenant_id: UUID, row: Row, kind: Kind) -> 
 
 
 def _find_temporary_files(run: ReconcileRun, settings: Settings) -> None:
-    paths = leftover_drafts(settings, before=now() - run.grace)
+    paths = leftover_temporary_files(settings, before=now() - run.grace)
     count = run.report[Kind.TEMPORARY]
     count.found += len(paths)
     if run.apply:

@@ -5,8 +5,7 @@
 # pyright: reportUnknownArgumentType=false
 
 import functools
-import itertools
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,21 +24,22 @@ from google.oauth2 import service_account
 from urllib3.exceptions import HTTPError
 
 from app.settings import Settings, SettingsError
-from app.storage.keys import check_key, content_disposition, is_key
-from app.storage.store import ObjectMissing, StorageUnavailable, StoredObject
-from app.storage.threads import CONNECT_SECONDS, READ_SECONDS, Threads
+from app.storage.blocking import CONNECT_SECONDS, READ_SECONDS, BlockingStore, Threads
+from app.storage.keys import check_bucket, check_key, content_disposition
+from app.storage.store import ObjectMissing, StorageUnavailable, Store, StoredObject
 
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 _TIMEOUT = (CONNECT_SECONDS, READ_SECONDS)
-_PAGE = 1000
 _PIECE_BYTES = 8 * 1024 * 1024  # of a file, held in memory at once; a multiple of 256 KiB
 # A failure is repeated only within its first second; what hung for longer is left to the caller.
 _RETRY = DEFAULT_RETRY.with_delay(initial=0.1, maximum=0.5, multiplier=2).with_timeout(1.0)
 _OPTIONS: dict[str, Any] = {"timeout": _TIMEOUT, "retry": _RETRY}
 
 
-def open_gcs_store(settings: Settings, *, bucket: str) -> "GcsStore":
-    """Raises SettingsError where no credentials can be found; looks for them once, here."""
+def open_store(settings: Settings) -> Store:
+    """Looks for credentials once, here; raises SettingsError where there are none."""
+    setting = "GCS_BUCKET" if settings.gcs_bucket else "STORAGE_BUCKET"
+    bucket = check_bucket(settings.gcs_bucket or settings.storage_bucket, setting)
     emulator = _emulator_url(settings.storage_emulator_host)
     found, project = _find_credentials(settings.gcs_credentials_file, emulator)
     signer: Signing | None = None
@@ -85,7 +85,7 @@ def _emulator_url(value: str | None) -> str | None:
     return value.rstrip("/") if "://" in value else f"http://{value}"
 
 
-class GcsStore:
+class GcsStore(BlockingStore):
     def __init__(
         self,
         *,
@@ -96,35 +96,16 @@ class GcsStore:
         emulator: str | None = None,
     ) -> None:
         """`project` is needed only to make the bucket; without a `signer` there are no links."""
+        super().__init__("gcs")
         options = {"api_endpoint": emulator} if emulator else None
         self._client: Any = Client(project=project, credentials=credentials, client_options=options)
         self._bucket: Any = self._client.bucket(bucket)
-        self._name = bucket
         self._project = project
         self._signer = signer
-        self._place = emulator or "Google Cloud Storage"
-        self._threads = Threads("gcs")
+        self._host = emulator or "Google Cloud Storage"
+        self._no_bucket = f"The bucket {bucket!r} does not exist at {self._host}: create it, or correct GCS_BUCKET."
         # Links are made from rows alone: a hung bucket must not delay them.
         self._signing_threads = Threads("gcs signing")
-
-    async def prepare(self, *, create_bucket: bool) -> None:
-        await self._threads.run(self._prepare, create_bucket)
-
-    async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
-        await self._threads.run(self._put, check_key(key), data, mime_type)
-
-    async def get(self, key: str) -> bytes:
-        return await self._threads.run(self._get, check_key(key))
-
-    async def delete(self, key: str) -> None:
-        await self._threads.run(self._delete, check_key(key))
-
-    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        blobs = self._blobs(prefix=prefix, fields="items(name,size,updated),nextPageToken")
-        while page := await self._threads.run(self._next_page, blobs):
-            for blob in page:
-                if is_key(blob.name):
-                    yield StoredObject(blob.name, blob.size, blob.updated)
 
     async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
         check_key(key)
@@ -134,27 +115,26 @@ class GcsStore:
         return await self._signing_threads.run(self._sign, key, mime_type, disposition, expires_in)
 
     async def close(self) -> None:
-        self._threads.close()
+        await super().close()
         self._signing_threads.close()
         self._client.close()
 
     def _prepare(self, create_bucket: bool) -> None:
-        with self._explained("open the bucket"):
-            if self._bucket_exists():
-                return
-            if not create_bucket:
-                raise StorageUnavailable(self._without_bucket())
-            if self._project is None:
-                raise StorageUnavailable(f"{self._without_bucket()} Making it here needs GCS_PROJECT_ID.")
-            try:
-                self._client.create_bucket(self._bucket, project=self._project, **_OPTIONS)
-            except Conflict:
-                # Another process may have been first; a bucket of someone else answers the second look with 403.
-                if not self._bucket_exists():
-                    raise
+        if self._bucket_exists():
+            return
+        if not create_bucket:
+            raise StorageUnavailable(self._no_bucket)
+        if self._project is None:
+            raise StorageUnavailable(f"{self._no_bucket} Making it here needs GCS_PROJECT_ID.")
+        try:
+            self._client.create_bucket(self._bucket, project=self._project, **_OPTIONS)
+        except Conflict:
+            # Another process may have been first; a bucket of another account answers the second request with 403.
+            if not self._bucket_exists():
+                raise
 
     def _bucket_exists(self) -> bool:
-        """Asked by listing: reading the bucket itself takes a right that an account for objects lacks."""
+        """By listing: reading the bucket itself needs a permission that an account for objects lacks."""
         try:
             next(self._blobs(max_results=1), None)
         except NotFound:
@@ -162,40 +142,36 @@ class GcsStore:
         return True
 
     def _put(self, key: str, data: bytes | Path, mime_type: str) -> None:
-        with self._explained("store an object"):
-            if isinstance(data, Path):
-                self._bucket.blob(key, chunk_size=_PIECE_BYTES).upload_from_filename(
-                    str(data), content_type=mime_type, **_OPTIONS
-                )
-            else:
-                self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
+        if isinstance(data, Path):
+            blob = self._bucket.blob(key, chunk_size=_PIECE_BYTES)
+            blob.upload_from_filename(str(data), content_type=mime_type, **_OPTIONS)
+        else:
+            self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
 
     def _get(self, key: str) -> bytes:
-        with self._explained("read an object"):
-            try:
-                return self._bucket.blob(key).download_as_bytes(**_OPTIONS)
-            except NotFound as error:
-                # Without its bucket, too, an object is 404; only a missing object may be taken for lost.
-                if self._bucket_exists():
-                    raise ObjectMissing(key) from error
-                raise
+        try:
+            return self._bucket.blob(key).download_as_bytes(**_OPTIONS)
+        except NotFound as error:
+            # An object of a missing bucket is 404, too; only a missing object may count as lost.
+            if self._bucket_exists():
+                raise ObjectMissing(key) from error
+            raise
 
     def _delete(self, key: str) -> None:
-        with self._explained("delete an object"):
-            for blob in self._blobs(prefix=key, versions=True, fields="items(name,generation),nextPageToken"):
-                if blob.name == key:
-                    with suppress(NotFound):
-                        self._bucket.blob(key, generation=blob.generation).delete(**_OPTIONS)
+        for blob in self._blobs(prefix=key, versions=True, fields="items(name,generation),nextPageToken"):
+            if blob.name == key:
+                with suppress(NotFound):
+                    self._bucket.blob(key, generation=blob.generation).delete(**_OPTIONS)
 
-    def _next_page(self, blobs: Iterator[Any]) -> Sequence[Any]:
-        with self._explained("list objects"):
-            return list(itertools.islice(blobs, _PAGE))
+    def _list(self, prefix: str) -> Iterator[StoredObject]:
+        for blob in self._blobs(prefix=prefix, fields="items(name,size,updated),nextPageToken"):
+            yield StoredObject(blob.name, blob.size, blob.updated)
 
     def _blobs(self, **query: Any) -> Iterator[Any]:
         return iter(self._client.list_blobs(self._bucket, **query, **_OPTIONS))
 
     def _sign(self, key: str, mime_type: str, disposition: str, expires_in: int) -> str:
-        with self._explained("sign a link"):
+        with self._translated("sign a link"):
             return self._bucket.blob(key).generate_signed_url(
                 version="v4",
                 method="GET",
@@ -206,23 +182,20 @@ class GcsStore:
             )
 
     @contextmanager
-    def _explained(self, doing: str) -> Generator[None]:
-        """Turns what the SDK raises into our errors, without its texts: those quote requests."""
+    def _translated(self, action: str) -> Generator[None]:
         try:
             yield
         except NotFound as error:
-            raise StorageUnavailable(self._without_bucket()) from error
+            raise StorageUnavailable(self._no_bucket) from error
         except (Unauthorized, Forbidden, GoogleAuthError) as error:
             raise StorageUnavailable(
-                f"{self._place} refused to {doing}: check GCS_CREDENTIALS_FILE and this account's rights on the bucket."
+                f"{self._host} refused to {action}: check GCS_CREDENTIALS_FILE and this account's rights on the bucket."
             ) from error
         except GoogleAPICallError as error:
-            raise StorageUnavailable(f"{self._place} failed to {doing} (HTTP {error.code}).") from error
+            raise StorageUnavailable(f"{self._host} failed to {action} (HTTP {error.code}).") from error
         except (GoogleAPIError, InvalidResponse, DataCorruption, HTTPError, OSError) as error:
-            raise StorageUnavailable(f"{self._place} cannot be reached, or broke off, to {doing}.") from error
-
-    def _without_bucket(self) -> str:
-        return f"The bucket {self._name!r} does not exist at {self._place}: create it, or correct GCS_BUCKET."
+            message = f"{self._host} cannot be reached, or broke the connection, to {action}."
+            raise StorageUnavailable(message) from error
 
 
 class IamSigning(Signing):

@@ -1,4 +1,4 @@
-"""Where each object lies. Keys are made of our own ids only, so the same object always has the same key."""
+"""Names: buckets, keys and files. Keys consist of our own ids only, so the same object always has the same key."""
 
 import hashlib
 import re
@@ -6,11 +6,14 @@ import unicodedata
 from urllib.parse import quote
 from uuid import UUID
 
+from app.settings import SettingsError
+
 FILENAME_MAX_CHARACTERS = 150
 
 IMAGES, UPLOADS, VARIANTS, PREVIEWS = "images", "uploads", "variants", "previews"
 """The folders of a tenant."""
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _EXTENSION = "[a-z0-9]{1,8}"
 _KEY = re.compile(
@@ -61,6 +64,16 @@ def check_key(key: str) -> str:
 
 def is_key(key: str) -> bool:
     return _KEY.fullmatch(key) is not None
+
+
+def check_bucket(name: str, setting: str) -> str:
+    """The name itself, or SettingsError that names the setting."""
+    if not _BUCKET.fullmatch(name) or ".." in name:
+        raise SettingsError(
+            f"{setting}={name!r} is not a valid bucket name: 3 to 63 lower-case letters, digits, dots, dashes and"
+            " underscores are, with a letter or digit first and last."
+        )
+    return name
 
 
 def content_disposition(filename: str, *, inline: bool) -> str:

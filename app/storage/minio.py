@@ -1,9 +1,8 @@
 """Any S3-compatible server through MinIO's SDK; the only file that knows it."""
 
 import io
-import itertools
 import os
-from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from http import HTTPStatus
@@ -16,78 +15,66 @@ from xml.etree.ElementTree import ParseError
 import certifi
 import urllib3
 from minio import Minio
-from minio.datatypes import Object
 from minio.error import MinioException, S3Error
 from urllib3.connectionpool import ConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, SSLError
 from urllib3.exceptions import TimeoutError as TooSlow
 from urllib3.response import BaseHTTPResponse
 
-from app.settings import SettingsError
-from app.storage.keys import check_key, content_disposition, is_key
-from app.storage.store import ObjectMissing, StorageUnavailable, StoredObject
-from app.storage.threads import CONNECT_SECONDS, READ_SECONDS, THREADS, Threads
+from app.settings import Settings, SettingsError
+from app.storage.blocking import CONNECT_SECONDS, READ_SECONDS, THREADS, BlockingStore
+from app.storage.keys import check_bucket, check_key, content_disposition
+from app.storage.store import ObjectMissing, StorageUnavailable, Store, StoredObject
 
-_PAGE = 1000
 _SINGLE_PUT_BYTES = 5 * 1024 * 1024  # the SDK's smallest part; larger bodies would be cut up
 _GONE = {"NoSuchKey", "NoSuchVersion", "NoSuchObject"}
 _VERSIONS_UNKNOWN = {"AccessDenied", "MethodNotAllowed", "NotImplemented"}
 _ALREADY_THERE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
-class MinioStore:
+def open_store(settings: Settings) -> Store:
+    endpoint, access_key, secret_key = settings.minio_endpoint, settings.minio_access_key, settings.minio_secret_key
+    if not (endpoint and access_key and secret_key):
+        raise SettingsError("STORAGE_PROVIDER=minio needs MINIO_ENDPOINT, MINIO_ACCESS_KEY and MINIO_SECRET_KEY.")
+    return MinioStore(
+        endpoint=parse_endpoint(endpoint, secure=settings.minio_secure, name="MINIO_ENDPOINT"),
+        public_endpoint=parse_endpoint(
+            settings.minio_public_endpoint or endpoint, secure=settings.minio_secure, name="MINIO_PUBLIC_ENDPOINT"
+        ),
+        access_key=access_key.get_secret_value(),
+        secret_key=secret_key.get_secret_value(),
+        bucket=check_bucket(settings.storage_bucket, "STORAGE_BUCKET"),
+        region=settings.minio_region,
+    )
+
+
+class MinioStore(BlockingStore):
     def __init__(
         self,
         *,
-        endpoint: str,
+        endpoint: tuple[str, bool],
+        public_endpoint: tuple[str, bool],
         access_key: str,
         secret_key: str,
         bucket: str,
-        public_endpoint: str | None = None,
-        region: str = "us-east-1",
-        secure: bool = True,
+        region: str,
     ) -> None:
-        """`secure` counts for endpoints without a scheme. Raises SettingsError for an endpoint that cannot be one."""
+        """The endpoints are those of `parse_endpoint`. Raises SettingsError for what the SDK does not accept."""
+        super().__init__("minio")
         self._bucket = bucket
+        self._host, _ = endpoint
         self._pool = _open_pool()
         self._versioned: bool | None = None
-        self._threads = Threads("minio")
-        self._host, secure_here = parse_endpoint(endpoint, secure=secure, name="MINIO_ENDPOINT")
-        public_host, public_secure = parse_endpoint(
-            public_endpoint or endpoint, secure=secure, name="MINIO_PUBLIC_ENDPOINT"
-        )
 
-        def connect(host: str, tls: bool) -> Minio:
+        def connect(host: str, secure: bool) -> Minio:
             # The region is always given: without it the SDK asks the server for it, even to sign a link.
-            return Minio(host, access_key, secret_key, secure=tls, region=region, http_client=self._pool)
+            return Minio(host, access_key, secret_key, secure=secure, region=region, http_client=self._pool)
 
         try:
-            self._client = connect(self._host, secure_here)
-            self._signer = connect(public_host, public_secure)
+            self._client = connect(*endpoint)
+            self._signer = connect(*public_endpoint)
         except ValueError as error:
             raise SettingsError(f"The MINIO_ settings cannot be used: {error}.") from error
-
-    async def prepare(self, *, create_bucket: bool) -> None:
-        await self._threads.run(self._prepare, create_bucket)
-
-    async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
-        if isinstance(data, Path):
-            await self._threads.run(self._put_file, check_key(key), data, mime_type)
-        else:
-            await self._threads.run(self._put, check_key(key), data, mime_type)
-
-    async def get(self, key: str) -> bytes:
-        return await self._threads.run(self._get, check_key(key))
-
-    async def delete(self, key: str) -> None:
-        await self._threads.run(self._delete, check_key(key))
-
-    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        objects = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
-        while page := await self._threads.run(self._next_page, objects):
-            for item in page:
-                if item.object_name and item.last_modified and is_key(item.object_name):
-                    yield StoredObject(item.object_name, item.size or 0, item.last_modified)
 
     async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
         return self._signer.presigned_get_object(
@@ -102,38 +89,31 @@ class MinioStore:
         )
 
     async def close(self) -> None:
-        self._threads.close()
+        await super().close()
         self._pool.clear()
 
     def _prepare(self, create_bucket: bool) -> None:
-        with self._explained("open the bucket"):
-            if self._client.bucket_exists(self._bucket):
-                return
-            if not create_bucket:
-                raise StorageUnavailable(
-                    f"The bucket {self._bucket!r} does not exist at {self._host}: create it, or correct STORAGE_BUCKET."
-                )
-            try:
-                self._client.make_bucket(self._bucket)
-            except S3Error as error:
-                # Another process may have been first; a bucket of someone else answers the second look with 403.
-                if error.code not in _ALREADY_THERE or not self._client.bucket_exists(self._bucket):
-                    raise
+        if self._client.bucket_exists(self._bucket):
+            return
+        if not create_bucket:
+            raise StorageUnavailable(self._no_bucket)
+        try:
+            self._client.make_bucket(self._bucket)
+        except S3Error as error:
+            # Another process may have been first; a bucket of another account answers the second request with 403.
+            if error.code not in _ALREADY_THERE or not self._client.bucket_exists(self._bucket):
+                raise
 
-    def _put(self, key: str, data: bytes, mime_type: str) -> None:
-        with self._explained("store an object"):
-            self._client.put_object(
-                self._bucket,
-                key,
-                io.BytesIO(data),
-                len(data),
-                content_type=mime_type,
-                part_size=max(len(data), _SINGLE_PUT_BYTES),
-            )
+    def _put(self, key: str, data: bytes | Path, mime_type: str) -> None:
+        if isinstance(data, Path):
+            self._put_file(key, data, mime_type)
+            return
+        size, part_size = len(data), max(len(data), _SINGLE_PUT_BYTES)
+        self._client.put_object(self._bucket, key, io.BytesIO(data), size, content_type=mime_type, part_size=part_size)
 
     def _put_file(self, key: str, path: Path, mime_type: str) -> None:
-        """By a link of our own, as the SDK would hold the whole file in memory to hash it."""
-        with self._explained("store an object"), path.open("rb") as file:
+        """With a presigned link, as the SDK would hold the whole file in memory to hash it."""
+        with path.open("rb") as file:
             link = self._client.presigned_put_object(self._bucket, key, expires=timedelta(minutes=1))
             headers = {"Content-Type": mime_type, "Content-Length": str(path.stat().st_size)}
             response = self._pool.request("PUT", link, body=file, headers=headers)
@@ -141,26 +121,29 @@ class MinioStore:
                 raise S3Error.fromxml(response)
 
     def _get(self, key: str) -> bytes:
-        with self._explained("read an object", key):
+        try:
             response = self._client.get_object(self._bucket, key)
-            try:
-                return response.read()
-            finally:
-                # Not handed back to the pool unless read to its end: a half-read connection is of no use.
-                response.close()
-                response.release_conn()
+        except S3Error as error:
+            if error.code in _GONE:
+                raise ObjectMissing(key) from error
+            raise
+        try:
+            return response.read()
+        finally:
+            # Closed before it goes back to the pool: a connection that was not read to its end cannot be used again.
+            response.close()
+            response.release_conn()
 
     def _delete(self, key: str) -> None:
-        with self._explained("delete an object"):
-            if not self._is_versioned():
-                self._client.remove_object(self._bucket, key)
-                return
-            for version in self._client.list_objects(self._bucket, prefix=key, include_version=True):
-                if version.object_name == key:
-                    self._client.remove_object(self._bucket, key, version_id=version.version_id)
+        if not self._is_versioned():
+            self._client.remove_object(self._bucket, key)
+            return
+        for version in self._client.list_objects(self._bucket, prefix=key, include_version=True):
+            if version.object_name == key:
+                self._client.remove_object(self._bucket, key, version_id=version.version_id)
 
     def _is_versioned(self) -> bool:
-        """Asked once; servers that know no versions, and accounts that may not ask, count as without."""
+        """Asked once; servers without versions, and accounts that may not ask, count as without."""
         if self._versioned is None:
             try:
                 self._versioned = self._client.get_bucket_versioning(self._bucket).status is not None
@@ -170,33 +153,35 @@ class MinioStore:
                 self._versioned = False
         return self._versioned
 
-    def _next_page(self, objects: Iterator[Object]) -> Sequence[Object]:
-        with self._explained("list objects"):
-            return list(itertools.islice(objects, _PAGE))
+    def _list(self, prefix: str) -> Iterator[StoredObject]:
+        for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
+            if item.object_name and item.last_modified:
+                yield StoredObject(item.object_name, item.size or 0, item.last_modified)
 
     @contextmanager
-    def _explained(self, doing: str, key: str | None = None) -> Generator[None]:
-        """Turns what the SDK and urllib3 raise into our errors, without their texts: those quote requests."""
+    def _translated(self, action: str) -> Generator[None]:
         try:
             yield
         except S3Error as error:
-            if key and error.code in _GONE:
-                raise ObjectMissing(key) from error
-            raise StorageUnavailable(self._refusal(doing, error.code)) from error
+            raise StorageUnavailable(self._rejection(action, error.code)) from error
         except (MinioException, ParseError) as error:
-            raise StorageUnavailable(f"The object storage at {self._host} failed to {doing}.") from error
+            raise StorageUnavailable(f"The object storage at {self._host} failed to {action}.") from error
         except (HTTPError, OSError) as error:
-            raise StorageUnavailable(self._silence(error)) from error
+            raise StorageUnavailable(self._failure(error)) from error
 
-    def _refusal(self, doing: str, code: str | None) -> str:
+    @property
+    def _no_bucket(self) -> str:
+        return f"The bucket {self._bucket!r} does not exist at {self._host}: create it, or correct STORAGE_BUCKET."
+
+    def _rejection(self, action: str, code: str | None) -> str:
         if code == "NoSuchBucket":
-            return f"The bucket {self._bucket!r} does not exist at {self._host}: create it, or correct STORAGE_BUCKET."
-        refused = f"The object storage at {self._host} refused to {doing} ({code})"
+            return self._no_bucket
+        refused = f"The object storage at {self._host} refused to {action} ({code})"
         if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
             return f"{refused}: check MINIO_ACCESS_KEY, MINIO_SECRET_KEY and this account's rights on the bucket."
         return f"{refused}."
 
-    def _silence(self, error: HTTPError | OSError) -> str:
+    def _failure(self, error: HTTPError | OSError) -> str:
         reason = error.reason if isinstance(error, MaxRetryError) else error
         if isinstance(reason, SSLError):
             return (

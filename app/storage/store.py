@@ -1,4 +1,8 @@
-"""The verbs every object storage has; `app.storage.service.open_store` picks the one the settings name."""
+"""The verbs of every object storage.
+
+Each storage is a module of `app.storage` with `open_store(settings) -> Store`, which reaches no server and raises
+SettingsError in one sentence.
+"""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -35,7 +39,7 @@ class StoredObject:
 class Store(Protocol):
     """One private bucket. Keys are those of `app.storage.keys`; any other key raises ValueError.
 
-    Every call ends within `app.storage.threads.CALL_SECONDS` and raises no error but StorageError's kinds.
+    Every call ends within `app.storage.blocking.CALL_SECONDS` and raises no error but StorageError's kinds.
     """
 
     async def prepare(self, *, create_bucket: bool) -> None:

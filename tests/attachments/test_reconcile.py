@@ -363,14 +363,14 @@ async def test_previews_go_once_no_stream_shows_them(yard: Yard) -> None:
     assert await yard.objects() == {shown}
 
 
-async def test_drafts_of_killed_processes_go(yard: Yard) -> None:
-    drafts = yard.settings.data_dir / "objects" / "drafts"
-    (drafts / "left").write_bytes(b"half")
-    (drafts / "fresh").write_bytes(b"half")
-    yard.age("drafts/left", by=OLD)
+async def test_temporary_files_of_killed_processes_are_deleted(yard: Yard) -> None:
+    files = yard.settings.data_dir / "objects" / "tmp"
+    (files / "left").write_bytes(b"half")
+    (files / "fresh").write_bytes(b"half")
+    yard.age("tmp/left", by=OLD)
     assert told(await yard.look(apply=False, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 0)}
     assert told(await yard.look(apply=True, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 1)}
-    assert [path.name for path in drafts.iterdir()] == ["fresh"]
+    assert [path.name for path in files.iterdir()] == ["fresh"]
 
 
 async def test_there_is_one_reconcile_at_a_time(yard: Yard) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from app.settings import Settings
 from app.storage.keys import image_key, is_key, preview_key, preview_prefix, tenant_prefix, upload_key
-from app.storage.memory import MemoryStore
+from app.storage.memory import FileStore
 from app.storage.service import open_store
 from app.storage.store import ObjectMissing, StorageError, StorageUnavailable, Store
 from tests.servers import GcsServer, Proxy, ProxyMode, S3Server, free_port, gcs_server, s3_server
@@ -313,7 +313,7 @@ async def test_errors_quote_no_secret_and_no_signature(minio: Backend) -> None:
 
 async def test_two_processes_share_the_files(tmp_path: Path) -> None:
     directory = tmp_path / "objects"
-    one, other = MemoryStore(directory), MemoryStore(directory)
+    one, other = FileStore(directory), FileStore(directory)
     key = image_key(TENANT, uuid4(), "png")
     await one.put(key, b"bytes", mime_type="image/png")
     assert await other.get(key) == b"bytes"
@@ -324,7 +324,7 @@ async def test_two_processes_share_the_files(tmp_path: Path) -> None:
 
 async def test_an_unusable_directory_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "objects").write_text("a file where the directory should be")
-    store = MemoryStore(tmp_path / "objects")
+    store = FileStore(tmp_path / "objects")
     for call in _calls(store, image_key(TENANT, uuid4(), "png"))[:2]:
         with pytest.raises(StorageUnavailable):
             await call()
