@@ -96,3 +96,9 @@ def test_the_architecture_page_has_every_folder() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     folders = sorted(path.parent.name for path in (ROOT / "app").glob("*/__init__.py"))
     assert [name for name in folders if f"app/{name}/" not in page] == []
+
+
+def test_the_glossary_is_in_alphabetical_order() -> None:
+    terms = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/glossary.md").read_text(), re.MULTILINE)[1:]
+    assert len(terms) > 20
+    assert terms == sorted(set(terms))
