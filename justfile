@@ -41,6 +41,10 @@ lint: _ready
     {{ files }} | xargs -0 codespell
     {{ files }} | xargs -0 -n 50 -P 4 detect-secrets-hook --baseline .secrets.baseline
 
+# Write openapi.json, docs/api.md and docs/events.md from the code
+openapi: _ready
+    python -m docs.generate
+
 # Check types
 types: _ready
     basedpyright
