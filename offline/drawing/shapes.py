@@ -134,7 +134,9 @@ def render(image: Image.Image, shapes: list[Shape], *, solid_only: bool = False)
                 _line(draw, [(x * unit, y * unit) for x, y in points], max(1, round(width * unit)), fill)
             case Text((x, y), height, words):
                 if font := font_for(words, max(8, round(height * unit))):
-                    draw.text((x * unit, y * unit), words, font=font, fill=fill)
+                    # By the baseline: the fonts differ in how much room they leave above their letters.
+                    baseline = (y + height * 0.93) * unit
+                    draw.text((x * unit, baseline), words, font=font, fill=fill, anchor="ls")
 
 
 def stretched(image: Image.Image, size: tuple[int, int], how: Image.Resampling) -> Image.Image:
