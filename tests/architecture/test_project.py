@@ -67,6 +67,13 @@ def _has(path: Path, test: str) -> bool:
     return path.exists() and (not test or f"def {test}(" in path.read_text())
 
 
+def test_each_decision_has_its_day_its_status_and_what_was_rejected() -> None:
+    head = r"# .+\n\n\d{4}-\d{2}-\d{2}\. Status: (accepted|superseded by .+)\.\n"
+    shape = re.compile(head + r".+\nRejected:\n\n- ", re.DOTALL)
+    pages = sorted(ROOT.glob("docs/decisions/*.md"))
+    assert [page.name for page in pages if not shape.match(page.read_text())] == []
+
+
 def test_foreign_names_are_noticed() -> None:
     assert all(FOREIGN_NAMES.search(f"see {first}{second} there") for first, second in REGISTRIES + MACHINES)
     assert not FOREIGN_NAMES.search("the work of a farm, the root of a tree, a Debian package, offline/root.py")
