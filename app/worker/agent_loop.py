@@ -17,6 +17,7 @@ from agents.models.interface import Model
 
 from app.agents._shared.build import build_agent
 from app.agents._shared.registry import LoadedAgent, runs_in_background
+from app.agents._shared.specs import ToolContext
 from app.db import retry_while_unavailable
 from app.provider.errors import ProviderForgot
 from app.runs.models import Run
@@ -77,6 +78,9 @@ class AgentLoop:
         streamed = Runner.run_streamed(
             self._build(loaded, mask),
             cast(list[TResponseInputItem], strategy.items),
+            context=ToolContext(
+                tenant_id=run.tenant_id, user_id=run.user_id, run_id=run.id, conversation_id=run.conversation_id
+            ),
             # A resumed response counts as one turn again.
             max_turns=max(loaded.spec.max_turns - run.calling_turn + self._calls.already_sent, 1),
             previous_response_id=strategy.previous_response_id,

@@ -24,8 +24,8 @@ def build_agent(
     """The agent `key` with all agents that it can reach by handoffs, in circles too.
 
     `tool_choice` goes before the spec's own, for this first agent alone; the SDK drops it once a tool was used.
-    `image_options` tells an agent's wire options, without `type`. `safety_identifier` stands for the person who asks,
-    so that the provider may refuse one of them and not the whole account.
+    `image_options` returns an agent's wire options, without `type`. `safety_identifier` stands for the user, so that
+    the provider can block one user and not the whole account.
     """
     built: dict[str, Agent[Any]] = {}
     for loaded in _reachable(registry, key):
@@ -45,7 +45,7 @@ def build_agent(
                     **({"background": True} if runs_in_background(loaded) else {}),
                 },
             ),
-            tools=make_tools(spec, partial(image_options, loaded)),
+            tools=make_tools(spec, loaded.functions, partial(image_options, loaded)),
         )
     for agent_key, agent in built.items():
         agent.handoffs = [built[other] for other in registry.specs[agent_key].spec.handoff_keys]

@@ -1,14 +1,9 @@
-"""The tools that a spec may name, by key. To add one of your own, put a function tool into FUNCTION_TOOLS.
-
-A run that a crash interrupted goes on from where it was, so a function tool may run a second time with the same
-arguments: let it look things up, or make its effect safe to repeat.
-"""
+"""The tools that come with Easel, by key; an agent's own are the functions of its tools.py."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, cast
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from agents import (
     CodeInterpreterTool,
@@ -17,7 +12,6 @@ from agents import (
     ImageGenerationTool,
     Tool,
     WebSearchTool,
-    function_tool,
 )
 
 from app.agents._shared.specs import AgentSpec
@@ -28,27 +22,29 @@ from app.settings import Settings
 IMAGE_TOOL = "image_generation"
 
 
-def tool_names() -> tuple[str, ...]:
-    return (IMAGE_TOOL, *HOSTED_TOOLS, *FUNCTION_TOOLS)
+def shipped_tools() -> tuple[str, ...]:
+    return (IMAGE_TOOL, *HOSTED_TOOLS)
 
 
 def tool_choices(spec: AgentSpec) -> tuple[str, ...]:
-    """What `tool_choice` may say for this agent."""
+    """The values that `tool_choice` may have for this agent."""
     return ("auto", "required", "none", *spec.tool_keys)
 
 
 def check_tool_config(tool_key: str, config: Mapping[str, Any], settings: Settings, today: date) -> None:
-    """Raise OptionError where a spec's `tool_configs[tool_key]` cannot be used."""
+    """Raise OptionError if a spec's `tool_configs[tool_key]` cannot be used."""
     if tool_key == IMAGE_TOOL:
         image_options.resolve(settings, config, {}, today=today)
     elif tool_key in HOSTED_TOOLS:
         HOSTED_TOOLS[tool_key].check(config)
     elif config:
-        raise OptionError(next(iter(config)), next(iter(config.values())), f"no options: {tool_key} takes none")
+        raise OptionError(next(iter(config)), next(iter(config.values())), f"no options: {tool_key} has none")
 
 
-def make_tools(spec: AgentSpec, image: Callable[[], Mapping[str, Any]]) -> list[Tool]:
-    """The spec's tools for the SDK; `image` tells the wire options of the image tool, where there is one."""
+def make_tools(
+    spec: AgentSpec, functions: Mapping[str, FunctionTool], image: Callable[[], Mapping[str, Any]]
+) -> list[Tool]:
+    """The spec's tools for the SDK; `image` returns the wire options of the image tool, if the spec has it."""
     tools: list[Tool] = []
     for key in spec.tool_keys:
         if key == IMAGE_TOOL:
@@ -57,26 +53,8 @@ def make_tools(spec: AgentSpec, image: Callable[[], Mapping[str, Any]]) -> list[
         elif key in HOSTED_TOOLS:
             tools.append(HOSTED_TOOLS[key].make(spec.tool_configs.get(key, {})))
         else:
-            tools.append(FUNCTION_TOOLS[key])
+            tools.append(functions[key])
     return tools
-
-
-def current_time(timezone: str | None = None) -> str:
-    """Tell the present date and time in ISO 8601.
-
-    Args:
-        timezone: An IANA time zone such as Europe/Berlin; UTC without it.
-    """
-    try:
-        zone = ZoneInfo(timezone) if timezone else UTC
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return f"There is no time zone {timezone!r}; name one of the IANA database, such as Europe/Berlin."
-    return datetime.now(zone).isoformat(timespec="seconds")
-
-
-FUNCTION_TOOLS: dict[str, FunctionTool] = {
-    "current_time": function_tool(current_time),
-}
 
 
 @dataclass(frozen=True)
