@@ -85,13 +85,13 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
 
 
 def agents_of(settings: Settings) -> Registry:
-    """The agents, checked; a fault in a spec is a SettingsError, a model that is going a line in the log."""
+    """The agents, checked: a fault in a spec is a SettingsError, a replaced agent or a deprecated model a warning."""
     try:
         registry = load_registry(settings)
     except SpecError as error:
         raise SettingsError(str(error)) from None
     for warning in registry.warnings:
-        log.warning("model.retiring", extra={"warning": warning})
+        log.warning("agents.warning", extra={"warning": warning})
     return registry
 
 

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     # The model provider
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = None
+    agents_dir: Annotated[list[Path], NoDecode] = []
     agent_default_model: str = "gpt-6.1-sol"
     agent_code_model: str | None = None
     upstream_idle_seconds: float = Field(default=180, gt=0)
@@ -82,6 +83,13 @@ class Settings(BaseSettings):
     def _split_origins(cls, value: object) -> object:
         if isinstance(value, str):
             return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+        return value
+
+    @field_validator("agents_dir", mode="before")
+    @classmethod
+    def _split_folders(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [folder.strip() for folder in value.split(",") if folder.strip()]
         return value
 
     @field_validator("public_url", "openai_base_url")

@@ -23,6 +23,12 @@ from app.images.options import OptionError
 from app.settings import Settings
 
 AGENTS_DIRECTORY = Path(__file__).resolve().parent.parent
+SHIPPED = ("assistant", "designer")
+"""The folders there that come with Easel; every other one is the user's."""
+
+
+Found = dict[str, tuple[AgentSpec, Path]]
+"""By key, each with its folder."""
 
 
 class SpecError(Exception):
@@ -41,27 +47,25 @@ class LoadedAgent:
 
 @dataclass(frozen=True)
 class Registry:
-    """All agents by key; `warnings` are sentences about deprecated models."""
+    """All agents by key; `warnings` are sentences about replaced agents and deprecated models."""
 
     specs: dict[str, LoadedAgent]
     warnings: list[str]
 
 
 def load_registry(settings: Settings, directory: Path = AGENTS_DIRECTORY, *, today: date | None = None) -> Registry:
-    """Load `<directory>/<any name>/spec.py`; folders that start with `_` are left out. Raises SpecError."""
+    """Load `<any name>/spec.py` of the directory and of `AGENTS_DIR`. Raises SpecError.
+
+    Folders that start with `_` are left out. A user's agent replaces a shipped one that has the same key.
+    """
     today = today or datetime.now(UTC).date()
     faults: list[str] = []
-    found: dict[str, tuple[AgentSpec, Path]] = {}
-    for folder in _agent_folders(directory):
-        spec = _read_spec(folder, faults)
-        if spec is None:
-            continue
-        if spec.key in found:
-            faults.append(fault(spec.key, "key", spec.key, f"a key of its own ({found[spec.key][1]} has it already)"))
-            continue
-        found[spec.key] = (spec, folder)
-    if not found and not faults:
-        faults.append(f"{directory} holds no agent; add a folder with a spec.py that has get_agent_spec().")
+    shipped, own = _find_specs(_agent_folders(directory, settings, faults), faults)
+    found = {**shipped, **own}
+    replaced = [
+        f"agent {key!r}: the one in {own[key][1]} replaces the one that comes with Easel"
+        for key in sorted(shipped.keys() & own.keys())
+    ]
     faults.extend(settings_faults(settings, today))
     specs: dict[str, LoadedAgent] = {}
     for spec, folder in found.values():
@@ -71,7 +75,7 @@ def load_registry(settings: Settings, directory: Path = AGENTS_DIRECTORY, *, tod
         specs[spec.key] = LoadedAgent(spec, prompt, functions, settings.model_for(spec.model_key))
     if faults:
         raise SpecError("The agents cannot be used:\n" + "\n".join(f"- {one}" for one in faults))
-    return Registry(specs, _deprecations(specs.values(), settings, today))
+    return Registry(specs, replaced + _deprecations(specs.values(), settings, today))
 
 
 def image_options(settings: Settings, loaded: LoadedAgent, run_options: Mapping[str, object]) -> dict[str, Any]:
@@ -91,8 +95,33 @@ def check_tool_choice(loaded: LoadedAgent, choice: str) -> None:
         raise OptionError("tool_choice", choice, ", ".join(choices))
 
 
-def _agent_folders(directory: Path) -> list[Path]:
-    return sorted(spec.parent for spec in directory.glob("*/spec.py") if not spec.parent.name.startswith("_"))
+def _agent_folders(directory: Path, settings: Settings, faults: list[str]) -> list[Path]:
+    found: list[Path] = []
+    for place in (directory, *settings.agents_dir):
+        folders = sorted(spec.parent for spec in place.glob("*/spec.py") if not spec.parent.name.startswith("_"))
+        found.extend(folders)
+        if not folders:
+            setting = "AGENTS_DIR: " if place in settings.agents_dir else ""
+            what = "an agent is a folder in it with a spec.py that has get_agent_spec()"
+            faults.append(f"{setting}{place} does not exist or holds no agent; {what}.")
+    return found
+
+
+def _find_specs(folders: Iterable[Path], faults: list[str]) -> tuple[Found, Found]:
+    """Those that come with Easel, and the user's own."""
+    shipped: Found = {}
+    own: Found = {}
+    for folder in folders:
+        spec = _read_spec(folder, faults)
+        if spec is None:
+            continue
+        agents = shipped if folder.parent == AGENTS_DIRECTORY and folder.name in SHIPPED else own
+        if spec.key in agents:
+            other = agents[spec.key][1]
+            faults.append(fault(spec.key, "key", spec.key, f"a key of its own ({other} has it already)"))
+            continue
+        agents[spec.key] = (spec, folder)
+    return shipped, own
 
 
 def _read_spec(folder: Path, faults: list[str]) -> AgentSpec | None:
