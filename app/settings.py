@@ -1,9 +1,10 @@
 """Every setting of the service, read from the environment and `.env`; `.env.example` shows the same names."""
 
 import os
+import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,10 +16,14 @@ ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
 ImageBackground = Literal["auto", "opaque", "transparent"]
 
 
+_AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
+
+
 class Settings(BaseSettings):
     """Typed settings; an empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    # Extra: AGENT_<KEY>_MODEL, whose names only the specs know.
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="allow", frozen=True)
 
     # The service
     environment: Literal["development", "production"] = "development"
@@ -77,6 +82,14 @@ class Settings(BaseSettings):
     refresh_token_days: int = Field(default=30, ge=1)
     request_body_max_mb: float = Field(default=1, gt=0)
     upload_max_mb: float = Field(default=50, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_models_of_agents(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Of what else `.env` holds, only these; pydantic-settings reads no unknown name from the environment."""
+        known = {name: value for name, value in values.items() if name in cls.model_fields or _AGENT_MODEL(name)}
+        given = {name.lower(): value for name, value in os.environ.items() if value and _AGENT_MODEL(name.lower())}
+        return known | {name: value for name, value in given.items() if name not in cls.model_fields}
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -143,12 +156,9 @@ class Settings(BaseSettings):
         return int(self.upload_max_mb * 1024 * 1024)
 
     def model_for(self, model_key: str | None) -> str:
-        """The model's name for an agent's `model_key`: `AGENT_<KEY>_MODEL`, else `AGENT_DEFAULT_MODEL`."""
-        if not model_key or model_key == "default":
-            return self.agent_default_model
-        if model_key == "code":
-            return self.agent_code_model or self.agent_default_model
-        return os.environ.get(f"AGENT_{model_key.upper()}_MODEL") or self.agent_default_model
+        """The model's name for an agent's `model_key`: `AGENT_<KEY>_MODEL` (- as _), else `AGENT_DEFAULT_MODEL`."""
+        name = f"agent_{(model_key or 'default').replace('-', '_')}_model"
+        return getattr(self, name, None) or self.agent_default_model
 
     def signing_keys(self) -> list[str]:
         """The keys that sign links: the first signs, all verify. Made once (0600) in development."""

@@ -182,6 +182,31 @@ def test_deprecated_models_are_warned_about(tmp_path: Path) -> None:
     assert "gpt-6.1-sol" in warnings[1]
 
 
+@pytest.mark.parametrize(
+    ("variable", "line", "model"),
+    [
+        ("from-environment", "from-file", "from-environment"),
+        (None, "from-file", "from-file"),
+        ("", "from-file", "from-file"),
+        ("from-environment", "", "from-environment"),
+        ("", "", "gpt-6.1-sol"),
+        (None, None, "gpt-6.1-sol"),
+    ],
+)
+def test_the_model_of_an_agents_own_key_comes_from_the_environment_then_from_dotenv(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None, line: str | None, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if line is not None:
+        (tmp_path / ".env").write_text(f"AGENT_BRAND_VOICE_MODEL={line}\nUNKNOWN=a-secret\n")
+    if variable is not None:
+        monkeypatch.setenv("AGENT_BRAND_VOICE_MODEL", variable)
+    _write(tmp_path, "voice", _spec('key="voice", model_key="brand-voice"'))
+    settings = Settings()
+    assert load_registry(settings, tmp_path, today=TODAY).specs["voice"].model == model
+    assert "a-secret" not in repr(settings)
+
+
 def test_agents_with_circular_handoffs_are_built(tmp_path: Path) -> None:
     _write(tmp_path, "one", _spec('key="one", handoff_keys=("two",), tool_keys=("image_generation",)'))
     _write(tmp_path, "two", _spec('key="two", handoff_keys=("one",), store=False'))

@@ -12,7 +12,7 @@ from uuid import UUID
 class AgentSpec:
     """One agent; `app/agents/<name>/spec.py` returns it from `get_agent_spec()`. Checked as the service starts.
 
-    `model_key`: `default`, `code`, or any other `x` for which `AGENT_X_MODEL` may be set; without it the default model.
+    `model_key`: `default`, `code`, or any other `x` whose model `AGENT_X_MODEL` names; the default model without it.
     `tool_keys`: tools that come with Easel (`image_generation`, `web_search`, `file_search`, `code_interpreter`), or
     functions of the tools.py beside the spec (see `ToolContext`).
     `tool_configs`: by tool key, e.g. the image options under `image_generation`.
