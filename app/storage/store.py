@@ -59,7 +59,7 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """Objects whose key starts with `prefix`; strangers' files in the same bucket are left out."""
+        """Objects whose key starts with `prefix`; other files in the same bucket are left out."""
         ...
 
     async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:

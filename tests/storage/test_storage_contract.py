@@ -96,7 +96,7 @@ async def store(backend: Backend) -> AsyncGenerator[Store]:
 
 # Above what S3's SDK would upload in parts, and Google's in one request.
 @pytest.mark.parametrize("data", [b"\x00", THREE_MB, THREE_MB * 3], ids=["1 B", "3 MB", "9 MB"])
-async def test_what_was_put_is_read_again(store: Store, data: bytes) -> None:
+async def test_an_object_is_read_as_it_was_put(store: Store, data: bytes) -> None:
     key = image_key(TENANT, uuid4(), "png")
     await store.put(key, data, mime_type="image/png")
     assert await store.get(key) == data
@@ -105,9 +105,9 @@ async def test_what_was_put_is_read_again(store: Store, data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"\x00", THREE_MB * 3], ids=["1 B", "9 MB"])
 async def test_a_file_is_put_like_its_bytes(store: Store, tmp_path: Path, data: bytes) -> None:
     key = upload_key(TENANT, uuid4(), "webp")
-    (tmp_path / "picture").write_bytes(data)
-    await store.put(key, tmp_path / "picture", mime_type="image/webp")
-    (tmp_path / "picture").unlink()
+    (tmp_path / "upload").write_bytes(data)
+    await store.put(key, tmp_path / "upload", mime_type="image/webp")
+    (tmp_path / "upload").unlink()
     assert await store.get(key) == data
     if link := await store.link(key, filename="a.webp", mime_type="image/webp", inline=True, expires_in=300):
         assert (await _ask("GET", link)).content == data
@@ -164,14 +164,14 @@ async def test_a_list_never_shows_a_strangers_objects(store: Store) -> None:
         f"t/{TENANT}\\images\\{STRANGER}.png",
     ],
 )
-async def test_a_key_that_is_not_ours_is_refused(store: Store, key: str) -> None:
+async def test_a_foreign_key_is_rejected(store: Store, key: str) -> None:
     assert not is_key(key)
     for call in [*_calls(store, key)[:4], lambda: _link(store, key)]:
         with pytest.raises(ValueError, match="not a key"):
             await call()
 
 
-async def test_a_hostile_prefix_finds_nothing(store: Store, tmp_path: Path) -> None:
+async def test_a_hostile_prefix_lists_nothing(store: Store, tmp_path: Path) -> None:
     (tmp_path / "secret_key").write_text("x")
     assert [item async for item in store.list("../")] == []
 
@@ -196,7 +196,7 @@ async def test_a_link_reads_one_object_and_nothing_else(minio: Backend) -> None:
     other = image_key(STRANGER, uuid4(), "png")
     await store.put(other, b"theirs", mime_type="image/png")
     link = await _link(store, key)
-    refused = [
+    rejected = [
         await _ask("PUT", link),
         await _ask("DELETE", link),
         await _ask("GET", link.replace(key, other)),
@@ -204,7 +204,7 @@ async def test_a_link_reads_one_object_and_nothing_else(minio: Backend) -> None:
         await _ask("GET", link.replace("X-Amz-Expires=300", "X-Amz-Expires=3000")),
         await _ask("GET", link.partition("?")[0]),
     ]
-    assert [answer.status_code // 100 for answer in refused] == [4] * len(refused)
+    assert [answer.status_code // 100 for answer in rejected] == [4] * len(rejected)
     assert await store.get(key) == THREE_MB
     await store.close()
 
@@ -218,7 +218,7 @@ async def test_a_link_ends_in_time(minio: Backend) -> None:
 
 
 async def test_links_lead_to_the_public_endpoint_without_asking_it(minio: Backend) -> None:
-    public = f"https://pictures.example:{free_port()}"
+    public = f"https://images.example:{free_port()}"
     store = minio.open(minio_public_endpoint=public)
     assert (await _link(store, image_key(TENANT, uuid4(), "png"))).startswith(f"{public}/easel-")
     await store.close()
@@ -235,7 +235,7 @@ async def test_a_missing_bucket_is_named_with_the_fix_and_made_only_when_asked(r
     key = image_key(TENANT, uuid4(), "png")
     with pytest.raises(StorageUnavailable, match=r"does not exist at .*: create it, or correct"):
         await store.prepare(create_bucket=False)
-    for call in _calls(store, key)[:2]:  # a lost bucket must not pass for lost objects
+    for call in _calls(store, key)[:2]:  # a missing bucket must not count as missing objects
         with pytest.raises(StorageUnavailable, match="does not exist"):
             await call()
     await asyncio.gather(store.prepare(create_bucket=True), store.prepare(create_bucket=True))
@@ -243,7 +243,7 @@ async def test_a_missing_bucket_is_named_with_the_fix_and_made_only_when_asked(r
     await store.close()
 
 
-# 30 calls are three times as many as there are threads: those that wait for one must be told in time as well.
+# 30 calls are three times as many as there are threads: those that wait for one must fail in time as well.
 @pytest.mark.parametrize(("mode", "times", "within"), [("hang", 6, 10.0), ("refuse", 1, 2.5)])
 async def test_a_dead_server_is_reported_in_time(remote: Backend, mode: ProxyMode, times: int, within: float) -> None:
     with Proxy(remote.endpoint, mode=mode) as proxy:

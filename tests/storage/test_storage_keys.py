@@ -33,7 +33,7 @@ def test_an_endpoint_is_a_host_or_a_url_whose_scheme_wins(value: str, endpoint: 
         {"storage_provider": "gcs", "gcs_bucket": "a/b"},
     ],
 )
-def test_impossible_settings_are_refused_by_name(changes: dict[str, str]) -> None:
+def test_impossible_settings_are_rejected_by_name(changes: dict[str, str]) -> None:
     usable = {
         "storage_provider": "minio",
         "minio_endpoint": "127.0.0.1:9000",
