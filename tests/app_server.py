@@ -22,6 +22,7 @@ from app.server import Server
 from app.settings import Settings
 from offline.routes import SERVED
 from offline.routes import create_app as create_offline
+from tests import replies
 from tests.servers import free_port, redis_server, s3_server
 
 Event = dict[str, Any]
@@ -82,7 +83,9 @@ class ApiUser:
 def events_of(answer: httpx.Response) -> Iterator[Event]:
     for line in answer.iter_lines():
         if line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+            event = json.loads(line.removeprefix("data: "))
+            replies.findings.extend(replies.event_faults(event))
+            yield event
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -136,8 +139,8 @@ def running_server(
     uvicorn_server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
     if agents is not None:
         uvicorn_server.app.state.registry = load_registry(chosen, agents)
-    with _in_thread(uvicorn_server):
-        server = AppServer(uvicorn_server, f"http://127.0.0.1:{port}", chosen)
+    server = AppServer(uvicorn_server, f"http://127.0.0.1:{port}", chosen)
+    with _in_thread(uvicorn_server), replies.served_at(server.base_url):
         try:
             yield server
         finally:
@@ -208,8 +211,10 @@ def starting_easel(
     with log.open("wb") as errors:
         program = Path(sys.executable).parent / "easel"
         process = subprocess.Popen([program, command, *options], cwd=directory, env=environment, stderr=errors)
+    base_url = f"http://127.0.0.1:{port}" if command == "serve" else ""
     try:
-        yield EaselProcess(process, f"http://127.0.0.1:{port}" if command == "serve" else "", log)
+        with replies.served_at(base_url):
+            yield EaselProcess(process, base_url, log)
     finally:
         process.kill()
         process.wait()

@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from app.db import Database
 from app.migrate import migrate
+from tests import replies
 from tests.app_server import ApiUser, AppServer, running_provider, running_server
 from tests.results import Results
 
@@ -34,6 +35,21 @@ _TEMPLATE = "easel_template"
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched_replies() -> Generator[None]:
+    with replies.watching():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """A reply that openapi.json does not name fails the test that got it."""
+    yield
+    undocumented = list(dict.fromkeys(replies.findings))
+    replies.findings.clear()
+    assert undocumented == []
 
 
 @pytest.fixture(scope="session")

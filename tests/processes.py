@@ -22,6 +22,7 @@ from app.main import work
 from app.provider.warm_up import warm_up
 from app.server import Server
 from app.settings import load_settings
+from tests import replies
 from tests.servers import free_port
 
 START_SECONDS = 20.0
@@ -33,6 +34,7 @@ class Processes:
     def __init__(self, parent: subprocess.Popen[str]) -> None:
         self._parent = parent
         self.pids: set[int] = set()
+        self.urls: set[str] = set()
 
     def worker(self) -> int:
         return self._start("worker")
@@ -42,6 +44,8 @@ class Processes:
         port = free_port()
         pid = self._start(f"serve {port}")
         url = f"http://127.0.0.1:{port}"
+        self.urls.add(url)
+        replies.origins.add(url)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
@@ -82,6 +86,7 @@ def running_processes(directory: Path, variables: dict[str, str]) -> Generator[P
         try:
             yield processes
         finally:
+            replies.origins.difference_update(processes.urls)
             for pid in list(processes.pids):
                 processes.kill(pid)
             parent.communicate(timeout=10)

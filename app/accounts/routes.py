@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 from sqlalchemy import select
 
 from app.accounts.schemas import (
@@ -83,11 +83,13 @@ async def refresh_tokens(
     return _tokens(pair)
 
 
-@router.delete("/tokens/current", status_code=204)
+@router.delete(
+    "/tokens/current", status_code=204, response_class=Response, responses=problems(ErrorCode.INVALID_REQUEST)
+)
 async def sign_out(actor: CurrentActor, session: IdentitySession) -> None:
     """Sign out.
 
-    The access token in use stops working, and every other token of the same sign-in.
+    The access token in use stops working, and every other token of the same sign-in. An API key cannot: revoke it.
     """
     if actor.token_family is None:
         raise Invalid("An API key does not sign out: revoke it with DELETE /v1/api-keys/{id}.")
@@ -135,7 +137,7 @@ async def list_api_keys(
     return ApiKeyPage(data=[ApiKeyView.model_validate(key) for key in keys], next_cursor=cursor)
 
 
-@router.delete("/api-keys/{key_id}", status_code=204)
+@router.delete("/api-keys/{key_id}", status_code=204, response_class=Response)
 async def revoke_api_key(
     key_id: Annotated[UUID, id_of("API key")], actor: AccountWriter, session: TenantSession
 ) -> None:

@@ -136,7 +136,7 @@ async def get_attachment(
     return await AttachmentView.of(await service.get(session, actor, object_id)).with_links(links)
 
 
-@router.delete("/attachments/{object_id}", status_code=204)
+@router.delete("/attachments/{object_id}", status_code=204, response_class=Response)
 async def delete_attachment(
     object_id: ObjectId, actor: AttachmentWriter, session: TenantSession, store: CurrentStore
 ) -> None:

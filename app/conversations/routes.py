@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AfterValidator
 from sqlalchemy import select
 
@@ -64,7 +64,7 @@ async def rename_conversation(
     return ConversationView.model_validate(conversation)
 
 
-@router.delete("/{conversation_id}", status_code=204)
+@router.delete("/{conversation_id}", status_code=204, response_class=Response)
 async def delete_conversation(
     conversation_id: ConversationId, actor: ChatWriter, session: TenantSession, store: CurrentStore
 ) -> None:
