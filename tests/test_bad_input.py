@@ -119,6 +119,15 @@ def test_a_page_that_cannot_be_is_refused_by_its_name(ada: ApiUser, path: str, n
     assert name in told["detail"]
 
 
+@pytest.mark.parametrize("position", [-1, 2**63, 10**30])
+def test_a_position_that_no_stream_can_have_is_rejected(ada: ApiUser, position: int) -> None:
+    path = f"/v1/runs/{ada.start('Hello')['id']}/events"
+    by_query = ada.http.get(path, params={"after": position})
+    by_header = ada.http.get(path, headers={"Last-Event-ID": str(position)})
+    assert problem(by_query, 422, "invalid_request")["errors"][0]["field"] == "after"
+    assert problem(by_header, 422, "invalid_request")["errors"][0]["field"] == "Last-Event-ID"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("email", "not an address"), ("password", "short"), ("tenant_name", " "), ("tenant_name", "x" * 201)],

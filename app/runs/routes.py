@@ -30,9 +30,13 @@ Key = Annotated[
     Annotated[str, AfterValidator(visible_ascii)] | None,
     Header(alias=idempotency.HEADER, description="Makes the request safe to repeat for 24 hours."),
 ]
+# Redis takes no larger number for a position in a stream.
+MAX_SEQ = 2**63 - 1
 LastEventId = Annotated[
-    int | None, Header(ge=0, alias="Last-Event-ID", description="The `seq` of the last event that arrived.")
+    int | None,
+    Header(ge=0, le=MAX_SEQ, alias="Last-Event-ID", description="The `seq` of the last event that arrived."),
 ]
+After = Annotated[int, Query(ge=0, le=MAX_SEQ, description="`Last-Event-ID` for clients that cannot send it.")]
 EVENTS = {"description": "The run's events.", **streams(RunEvent), **sends("X-Run-Id", "Cache-Control")}
 NO_EVENTS = {"description": "The run has ended, and no event came after that one.", **sends("X-Run-Id")}
 STARTED = ("Location", "X-Run-Id", "Idempotent-Replayed")
@@ -115,7 +119,7 @@ async def follow_run(
     source: CurrentSource,
     links: ReaderLinks,
     last_event_id: LastEventId = None,
-    after: Annotated[int, Query(ge=0, description="`Last-Event-ID` for clients that cannot send it.")] = 0,
+    after: After = 0,
 ) -> Response:
     """Follow a run's events.
 

@@ -173,7 +173,9 @@ async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
 
 async def next_queued(session: AsyncSession, run_id: UUID) -> UUID | None:
     """The run that waits for this one to end."""
-    ended = await session.get_one(Run, run_id)
+    ended = await session.get(Run, run_id)
+    if ended is None:  # deleted with its conversation, and those that waited with it
+        return None
     return await session.scalar(
         select(Run.id)
         .where(Run.conversation_id == ended.conversation_id, Run.status == RunStatus.QUEUED, Run.id > run_id)
