@@ -115,6 +115,8 @@ def _starting_simulator(settings: Settings) -> Generator[_Simulator]:
     try:
         yield _Simulator(process, port, log_path)
     finally:
+        if process.stdin is not None:
+            process.stdin.close()
         process.terminate()
         try:
             process.wait(5)

@@ -22,12 +22,10 @@ from app.server import Server
 from app.settings import Settings
 from offline.routes import SERVED
 from offline.routes import create_app as create_offline
-from tests import replies
+from tests import replies, timeouts
 from tests.servers import free_port, redis_server, s3_server
 
 Event = dict[str, Any]
-START_SECONDS = 20.0
-PROCESS_START_SECONDS = 60.0
 PASSWORD = "correct horse battery"
 
 
@@ -171,7 +169,7 @@ class EaselProcess:
     log: Path
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + PROCESS_START_SECONDS
+        deadline = time.monotonic() + timeouts.PROCESS_START
         while not self._ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, "easel took too long to start"
@@ -235,7 +233,7 @@ def _in_thread(server: uvicorn.Server) -> Generator[None]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + timeouts.SERVER_START
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             assert time.monotonic() < deadline, "the server took too long to start"

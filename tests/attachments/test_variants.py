@@ -27,10 +27,10 @@ from app.storage import keys
 from app.storage.memory import MemoryStore
 from app.storage.store import StorageUnavailable, Store
 from app.worker import housekeeping
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.tables import rows
 
-SOON_SECONDS = 10.0
 Json = dict[str, Any]
 
 
@@ -264,7 +264,7 @@ def draw(user: ApiUser) -> str:
 
 def with_variants(user: ApiUser, object_id: str) -> Json:
     """The attachment, once its copies are there."""
-    deadline = time.monotonic() + SOON_SECONDS
+    deadline = time.monotonic() + timeouts.PATIENCE
     while True:
         attachment = cast(Json, user.http.get(f"/v1/attachments/{object_id}").json())
         if attachment["variants"]:

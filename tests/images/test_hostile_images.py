@@ -26,6 +26,7 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 from PIL.TiffImagePlugin import IFDRational
 
+from tests import timeouts
 from tests.app_server import ApiUser
 from tests.results import Results
 from tests.servers import free_port, s3_server
@@ -34,9 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEGABYTE = 1024 * 1024
 HOST = "127.0.0.1"
 DEAREST_SECONDS = 1.0
-THUMBNAIL_SECONDS = 20.0
 GROWTH_BYTES = 64 * MEGABYTE
-STALL_SECONDS = 0.05
 SECRET = b"<script>alert('canary')</script>"
 SEED = 9
 
@@ -250,7 +249,7 @@ def service(database_url: str, tmp_path: Path) -> Generator[Service]:
 
 
 def until_it_answers(base_url: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + timeouts.SERVER_START
     while time.monotonic() < deadline:
         try:
             httpx.get(f"{base_url}/readyz").raise_for_status()
@@ -261,7 +260,7 @@ def until_it_answers(base_url: str) -> None:
     raise AssertionError("the service did not start")
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.prove)], ids=["a quarter", "all"])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.prove)], ids=["a sixth", "all"])
 def test_no_hostile_image_is_stored_as_sent_or_delays_others(
     service: Service, every: int, tmp_path: Path, results: Results
 ) -> None:
@@ -303,14 +302,14 @@ def test_no_hostile_image_is_stored_as_sent_or_delays_others(
     assert stored.isdisjoint(name for name, _ in strange())
     assert cost[slowest] <= DEAREST_SECONDS
     assert growth <= GROWTH_BYTES
-    assert longest_wait <= STALL_SECONDS
+    assert longest_wait <= timeouts.LOOP_STALL
     assert list((tmp_path / "data" / "uploads").iterdir()) == []
 
 
 def memory_until_thumbnails(user: ApiUser, service: Service, object_id: str) -> list[int]:
     """The service's memory while it makes the thumbnails of an image, in bytes."""
     measured: list[int] = []
-    deadline = time.monotonic() + THUMBNAIL_SECONDS
+    deadline = time.monotonic() + timeouts.PATIENCE
     while user.http.get(f"/v1/attachments/{object_id}").json()["blurhash"] is None:
         assert time.monotonic() < deadline, "no thumbnails were made"
         measured.append(service.process.memory_info().rss)

@@ -1,17 +1,22 @@
 """What `easel demo` prints, event by event."""
 
-from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
+from app.attachments.schemas import AttachmentView
 from app.commands.demo import Transcript
+from app.error_codes import ErrorCode
+from app.runs.events import AttachmentCreated, Event, ImagePartial, RunCompleted, RunFailed, TextDelta, ToolStarted
+from app.runs.models import RunError, RunStatus
+from app.runs.schemas import RunView
 
-Event = dict[str, Any]
-
-STORED: Event = {"type": "attachment.created", "attachment": {"object_id": "42"}}
-PREVIEW: Event = {"type": "image.partial", "index": 0, "width": 16, "height": 16, "mime_type": "image/png"}
-DRAWING: Event = {"type": "tool.started", "name": "image_generation", "status": "in_progress"}
-COMPLETED: Event = {"type": "run.completed"}
+STORED = AttachmentCreated.model_construct(attachment=AttachmentView.model_construct(object_id=UUID(int=42)))
+PREVIEW = ImagePartial.model_construct(index=0, width=16, height=16, mime_type="image/png")
+DRAWING = ToolStarted(tool_call_id="ig_1", name="image_generation", status="in_progress")
+COMPLETED = RunCompleted.model_construct(run=RunView.model_construct(status=RunStatus.COMPLETED, error=None))
+BROKEN = RunError(code=ErrorCode.UPSTREAM_FAILED, message="It broke.", retryable=True)
+FAILED = RunFailed.model_construct(run=RunView.model_construct(status=RunStatus.FAILED, error=BROKEN))
 
 
 def test_a_sentence_stays_whole_whatever_arrives_in_the_middle_of_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +25,7 @@ def test_a_sentence_stays_whole_whatever_arrives_in_the_middle_of_it(capsys: pyt
         "  … image_generation: in progress",
         "Designer: Here is your image. Enjoy!",
         "  … preview 1: 16x16 image/png",
-        "  … stored as 42",
+        f"  … stored as {UUID(int=42)}",
     ]
 
 
@@ -29,17 +34,16 @@ def test_what_arrives_between_sentences_is_printed_at_once(capsys: pytest.Captur
     first = capsys.readouterr().out
     assert first.splitlines()[-1] == "  … preview 1: 16x16 image/png"
     transcript.add(STORED)
-    assert capsys.readouterr().out == "  … stored as 42\n"
+    assert capsys.readouterr().out == f"  … stored as {UUID(int=42)}\n"
 
 
 def test_a_run_without_an_image_is_no_failure() -> None:
     assert _play(*_text("No image."), COMPLETED).completed
-    failed = {"type": "run.failed", "run": {"status": "failed"}, "error": {"message": "It broke."}}
-    assert not _play(failed).completed
+    assert not _play(FAILED).completed
 
 
 def _text(*parts: str | Event) -> list[Event]:
-    return [{"type": "text.delta", "delta": part} if isinstance(part, str) else part for part in parts]
+    return [TextDelta(message_id=uuid4(), delta=part) if isinstance(part, str) else part for part in parts]
 
 
 def _play(*events: Event) -> Transcript:

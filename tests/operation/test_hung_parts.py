@@ -16,12 +16,11 @@ import httpx
 import pytest
 
 from app.migrate import migrate
+from tests import timeouts
 from tests.app_server import PASSWORD, ApiUser, AppServer, one, running_server
 from tests.results import Results
 from tests.servers import PostgresServer, Proxy, RedisServer, postgres_server, redis_server, s3_server, stopped
 
-ANSWER_SECONDS = 10.0
-LIVE_SECONDS = 1.0
 prove = [pytest.mark.prove, pytest.mark.timeout(300)]
 PARTS = ["postgres", "redis", "storage", "provider"]
 # Beside the least that a busy machine adds by itself.
@@ -101,9 +100,9 @@ def test_every_endpoint_answers_while_a_part_hangs(estate: Estate, part: str, ro
     slowest = max(seconds for answered in told for seconds, _ in answered.values())
     for answered in told:
         for call, (seconds, status) in answered.items():
-            assert seconds < ANSWER_SECONDS, (call, seconds)
+            assert seconds < timeouts.ANSWER, (call, seconds)
             assert status < 500 or status == 503, (call, status)
-        assert answered["GET /livez"][0] < LIVE_SECONDS
+        assert answered["GET /livez"][0] < timeouts.ALIVE
     refused = sum(status == 503 for _, status in answers.values())
     if during:
         # The slowest of a few says more of the machine than of us.
@@ -171,7 +170,7 @@ def time_one(ada: ApiUser, method: str, path: str, more: Json) -> tuple[float, i
 
 
 def wait_until_well(ada: ApiUser) -> None:
-    deadline = time.monotonic() + ANSWER_SECONDS
+    deadline = time.monotonic() + timeouts.ANSWER
     while ada.http.get("/readyz").status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)

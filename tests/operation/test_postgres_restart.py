@@ -13,13 +13,12 @@ from typing import Any, Literal
 import pytest
 
 from app.migrate import migrate
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, Event, events_of, running_server
 from tests.results import Results
 from tests.servers import PostgresServer, postgres_server
 
 WRITERS = 8
-RECOVERY_SECONDS = 2.0
-END_SECONDS = 40.0
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 RESTARTS = [
     pytest.param(1, "immediate"),
@@ -77,11 +76,11 @@ def test_a_restart_loses_nothing_that_was_acknowledged(
     for thread in writers:
         thread.join()
     assert_nothing_but_503(told)
-    assert max(recoveries) <= RECOVERY_SECONDS
+    assert max(recoveries) <= timeouts.RECOVERY
     run_ids = [*told.run_ids, *(run["id"] for run in drawing)]
     ended = wait_until_ended(ada, run_ids)
     for stream in streams:
-        stream.join(END_SECONDS)
+        stream.join(timeouts.PATIENCE)
         assert [event["type"] for event in stream.events if event["type"] in TERMINAL], "a stream never ended"
     for run_id in run_ids:
         assert len([event for event in ada.events(run_id) if event["type"] in TERMINAL]) == 1
@@ -129,7 +128,7 @@ def seconds_until_well(told: Told) -> float:
     """From now to the next write that is acknowledged."""
     now = time.monotonic()
     while not (later := [moment for moment in list(told.successes) if moment > now]):
-        assert time.monotonic() < now + END_SECONDS
+        assert time.monotonic() < now + timeouts.PATIENCE
         time.sleep(0.01)
     return later[0] - now
 
@@ -141,7 +140,7 @@ def assert_nothing_but_503(told: Told) -> None:
 
 def wait_until_ended(ada: ApiUser, run_ids: list[str]) -> Counter[str]:
     """How many runs ended in which way, failed ones by their code; every one of them is there."""
-    deadline = time.monotonic() + END_SECONDS
+    deadline = time.monotonic() + timeouts.PATIENCE
     ended = Counter[str]()
     for run_id in run_ids:
         while True:

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import timeouts
 from tests.app_server import ApiUser, running_server
 from tests.results import Results
 from tests.servers import free_port, redis_server
 
-DELIVERY_SECONDS = 30.0
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 FULL = [pytest.mark.prove, pytest.mark.timeout(300)]
 
@@ -101,7 +101,7 @@ def wait_until_ended(ada: ApiUser, run_id: str, since: float) -> str:
         assert answer.status_code == 200, "an accepted run is lost"
         if f"run.{answer.json()['status']}" in TERMINAL:
             return str(answer.json()["status"])
-        assert time.monotonic() - since < DELIVERY_SECONDS, answer.json()
+        assert time.monotonic() - since < timeouts.DELIVERED_AFTER_OUTAGE, answer.json()
         time.sleep(0.1)
 
 

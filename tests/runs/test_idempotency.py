@@ -21,6 +21,7 @@ from sqlalchemy import text
 from app.db import Database, now
 from app.main import EXPOSED_HEADERS
 from app.runs.schemas import RunView
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, Event, events_of, kinds, running_server
 from tests.conftest import Postgres
 from tests.results import Results
@@ -29,7 +30,6 @@ from tests.tables import rows
 
 AT_ONCE = 50
 LATER = 10
-PATIENCE_SECONDS = 20.0
 KEPT_HEADERS = ("content-type", "location", "x-run-id")
 STREAM = {"Accept": "text/event-stream"}
 
@@ -227,7 +227,7 @@ def test_expired_keys_are_deleted_by_a_task_and_others_stay(
     past = "UPDATE idempotency_keys SET expires_at = now() - interval '1 second' WHERE key = 'goes'"
     rows(new_database_url, past)
     with running_server(new_database_url, provider_url, tmp_path):
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + timeouts.PATIENCE
         while (kept := rows(new_database_url, "SELECT key FROM idempotency_keys")) != [("stays",)] * 2:
             assert time.monotonic() < deadline, kept
             time.sleep(0.05)
@@ -399,7 +399,7 @@ async def send(client: httpx.AsyncClient, key: str, **fields: Any) -> httpx.Resp
 
 async def send_until_accepted(client: httpx.AsyncClient, key: str, **fields: Any) -> httpx.Response:
     """As a client does that is told to come again."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(timeouts.PATIENCE):
         while (answer := await send(client, key, **fields)).status_code == 409:
             await asyncio.sleep(0.05)
         return answer
@@ -419,6 +419,6 @@ async def conversation_held(url: str, conversation_id: str) -> AsyncGenerator[No
 
 async def until_somebody_waits(url: str) -> None:
     waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(timeouts.PATIENCE):
         while not await asyncio.to_thread(rows, url, waiting):
             await asyncio.sleep(0.02)

@@ -15,15 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, events_of, kinds, one, running_server
 from tests.results import Results
 from tests.servers import redis_server
 from tests.tables import rows
 
 ENDED = ("completed", "failed", "cancelled")
-PATIENCE_SECONDS = 30.0
-LEAK_SECONDS = 5.0
-STOP_SECONDS = 1.0
 BUSY = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 
 
@@ -52,10 +50,10 @@ def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
     tasks_before = tasks_of(server)
     with ThreadPoolExecutor(8) as pool:
         run_ids = list(pool.map(partial(leave, ada), [chance.random() for _ in range(leavings)]))
-    assert until(lambda: all(status_of(ada, run_id) in ENDED for run_id in run_ids), PATIENCE_SECONDS), f"seed {seed}"
+    assert until(lambda: all(status_of(ada, run_id) in ENDED for run_id in run_ids), timeouts.PATIENCE), f"seed {seed}"
     completed = sum(status_of(ada, run_id) == "completed" for run_id in run_ids)
     stored = sum(has_its_picture(ada, run_id) for run_id in run_ids)
-    leaked = not until(lambda: tasks_of(server) <= tasks_before, LEAK_SECONDS)
+    leaked = not until(lambda: tasks_of(server) <= tasks_before, timeouts.NOTHING_LEAKED)
     ((working,),) = rows(database_url, f"{BUSY} AND state <> 'idle'")
     ((connections,),) = rows(database_url, BUSY)
     results(
@@ -131,7 +129,7 @@ def test_a_cancellation_at_another_process_stops_the_provider_and_keeps_what_is_
                 took = time.monotonic() - began
             print(f"the provider had stopped {took:.2f} s after the cancellation")
             assert stopped
-            assert took <= STOP_SECONDS
+            assert took <= timeouts.CANCELLED
             if background:
                 assert cancel_requests(provider_url, database_url, run_id) == 1
             events = ada.events(run_id)

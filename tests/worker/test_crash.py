@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import timeouts
 from tests.app_server import ApiUser, Event, events_of, kinds, one
 from tests.processes import Processes, running_processes
 from tests.results import Results
@@ -29,7 +30,6 @@ APIS, WORKERS = 2, 2
 # Runs at a time; each takes about half a second.
 CLIENTS = 6
 SECONDS_BETWEEN_KILLS = 0.4
-PATIENCE_SECONDS = 60.0
 
 Json = dict[str, Any]
 
@@ -91,9 +91,12 @@ class Told:
     events: list[Event] = field(default_factory=list[Event])
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.prove)])
+# A kill ends up to six runs, and those whose request was just sent are of unknown outcome. Few kills scatter widely.
+@pytest.mark.parametrize(("kills", "most_unknown"), [(8, 8), pytest.param(200, 20, marks=pytest.mark.prove)])
 @pytest.mark.timeout(900)
-def test_no_picture_is_lost_or_bought_twice_whoever_dies(cluster: Cluster, kills: int, results: Results) -> None:
+def test_no_picture_is_lost_or_bought_twice_whoever_dies(
+    cluster: Cluster, kills: int, most_unknown: int, results: Results
+) -> None:
     seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
     ada = ApiUser(cluster.apis[0][1])
     told, stop = list[Told](), threading.Event()
@@ -119,7 +122,7 @@ def test_no_picture_is_lost_or_bought_twice_whoever_dies(cluster: Cluster, kills
     )
     assert {outcome(mine) for mine in saved} == {"run.completed"}
     assert bought_twice == []
-    assert len(unknown) <= max(2, kills // 10)
+    assert len(unknown) <= most_unknown
     for mine in told:
         assert_told_once(mine)
     assert_stored_once(cluster, saved)
@@ -139,7 +142,7 @@ def keep_asking(cluster: Cluster, ada: ApiUser, stop: threading.Event, seed: int
 def ask(cluster: Cluster, ada: ApiUser, mine: Told, text: str) -> None:
     """Post until one of the APIs says that it was accepted."""
     key = str(uuid.uuid4())
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + timeouts.PATIENCE
     headers = {"Authorization": ada.http.headers["Authorization"], "Idempotency-Key": key}
     while time.monotonic() < deadline:
         for _, url in list(cluster.apis):
@@ -155,7 +158,7 @@ def ask(cluster: Cluster, ada: ApiUser, mine: Told, text: str) -> None:
 
 def follow(cluster: Cluster, ada: ApiUser, mine: Told) -> None:
     """Read to the terminal event, from wherever the stream broke off."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + timeouts.PATIENCE
     while time.monotonic() < deadline:
         for _, url in list(cluster.apis):
             headers = {"Authorization": ada.http.headers["Authorization"]}

@@ -12,11 +12,10 @@ from typing import Any, Literal
 import httpx
 import pytest
 
+from tests import timeouts
 from tests.app_server import ApiUser, EaselProcess, Event, kinds, one, running_server, shared_parts, starting_easel
 from tests.results import Results
 
-EXIT_SECONDS = 5.0
-IDLE_EXIT_SECONDS = 3.0
 # For 10 or 50 streams and runs at a time.
 ROOM: dict[str, Any] = {"tenant_concurrency": 60, "worker_concurrency": 60, "log_level": "info"}
 DRAINING = ": draining"
@@ -67,8 +66,8 @@ async def test_the_streams_and_runs_of_an_api_that_ends_go_on_at_another(
     assert (status, drained, intact, completed) == (0, streams, streams, streams)
     assert paid == [1] * streams
     assert handed > 0
-    assert seconds <= EXIT_SECONDS
-    assert (idle_status, idle_seconds <= IDLE_EXIT_SECONDS) == (0, True)
+    assert seconds <= timeouts.DRAINED
+    assert (idle_status, idle_seconds <= timeouts.IDLE_EXIT) == (0, True)
 
 
 @contextmanager
@@ -161,8 +160,8 @@ def test_the_runs_of_a_worker_that_ends_go_on_at_another(
         kept=f"exit {status} after {seconds:.2f} s, idle {idle_status} after {idle_seconds:.2f} s",
     )
     assert handed > 0
-    assert (status, seconds <= EXIT_SECONDS) == (0, True)
-    assert (idle_status, idle_seconds <= IDLE_EXIT_SECONDS) == (0, True)
+    assert (status, seconds <= timeouts.DRAINED) == (0, True)
+    assert (idle_status, idle_seconds <= timeouts.IDLE_EXIT) == (0, True)
     assert [kinds(events)[-1] for events in told] == ["run.completed"] * len(runs)
     assert all(numbered(events) for events in told)
     assert [posts_with(provider_url, word) for word in words] == [1] * len(words)
