@@ -1,27 +1,37 @@
 """`easel demo`: the main job seen from outside: sign up, chat with the designer over SSE, save the image."""
 
 import asyncio
-import json
 import secrets
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import contextmanager
-from typing import Any
 
 import httpx
 
+from app.attachments.schemas import AttachmentView
 from app.commands import start
 from app.embedded import Parts, free_port, running_parts
 from app.migrate import migrate
+from app.runs.events import (
+    AttachmentCreated,
+    AttachmentFailed,
+    Event,
+    ImagePartial,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    TextDelta,
+    ToolProgress,
+    ToolStarted,
+    read_event,
+)
 from app.server import Server
 from app.settings import Settings
 
 START_SECONDS = 60.0
 RETRY_LATER = 503
-
-Json = dict[str, Any]
 
 
 def run(prompt: str) -> None:
@@ -62,11 +72,11 @@ async def _demonstrate(base_url: str, settings: Settings, prompt: str, *, offlin
         if not transcript.completed:
             return False
         for image in transcript.images:
-            content = await client.get(image["url"])
+            content = await client.get(str(image.url))
             content.raise_for_status()
-            path = settings.data_dir / str(image["filename"])
+            path = settings.data_dir / image.filename
             path.write_bytes(content.content)
-            _say(f"\nSaved {path} ({image['width']}x{image['height']}, {image['size_bytes']:,} bytes)")
+            _say(f"\nSaved {path} ({image.width}x{image.height}, {image.size_bytes:,} bytes)")
     if not transcript.images:
         _say("\nThe designer answered without an image.")
     _say(f"It took {time.monotonic() - started:.1f} s from the first request.")
@@ -112,42 +122,42 @@ async def _chat(client: httpx.AsyncClient, prompt: str) -> "Transcript":
     return transcript
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[Json]:
+async def _events(response: httpx.Response) -> AsyncIterator[Event]:
     async for line in response.aiter_lines():
         if line.startswith("data: "):
-            yield json.loads(line.removeprefix("data: "))
+            yield read_event(line.removeprefix("data: "))
 
 
 class Transcript:
     """Prints a run's events as they come; what arrives amid a sentence is printed when the sentence has ended."""
 
     def __init__(self) -> None:
-        self.images: list[Json] = []
+        self.images: list[AttachmentView] = []
         self.completed = False
         self._in_text = False
         self._waiting: list[str] = []
 
-    def add(self, event: Json) -> None:
-        match event["type"]:
-            case "text.delta":
-                self._write(event["delta"])
-            case "tool.started" | "tool.progress":
+    def add(self, event: Event) -> None:
+        match event:
+            case TextDelta():
+                self._write(event.delta)
+            case ToolStarted() | ToolProgress():
                 self._end_text()
-                self._note(f"{event['name']}: {event['status'].replace('_', ' ')}")
-            case "image.partial":
-                self._note(f"preview {event['index'] + 1}: {event['width']}x{event['height']} {event['mime_type']}")
-            case "attachment.created":
-                self.images.append(event["attachment"])
-                self._note(f"stored as {event['attachment']['object_id']}")
-            case "attachment.failed":
-                self._note(str(event["detail"]))
-            case "run.completed":
+                self._note(f"{event.name}: {event.status.replace('_', ' ')}")
+            case ImagePartial():
+                self._note(f"preview {event.index + 1}: {event.width}x{event.height} {event.mime_type}")
+            case AttachmentCreated():
+                self.images.append(event.attachment)
+                self._note(f"stored as {event.attachment.object_id}")
+            case AttachmentFailed():
+                self._note(event.detail)
+            case RunCompleted():
                 self._end_text()
                 self.completed = True
-            case "run.failed" | "run.cancelled":
+            case RunFailed() | RunCancelled():
                 self._end_text()
-                reason = event["error"]["message"] if event.get("error") else "no reason was given"
-                _say(f"\nThe run {event['run']['status']}: {reason}")
+                reason = event.run.error.message if event.run.error else "no reason was given"
+                _say(f"\nThe run {event.run.status}: {reason}")
             case _:
                 pass
 

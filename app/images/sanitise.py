@@ -1,7 +1,7 @@
 """Uploaded images are decoded completely and encoded again by a child process, so that only pixels remain.
 
 `python -m app.images.sanitise SOURCE TARGET MAX_BYTES` is that child. It prints one line of JSON: the fields of
-`Cleaned`, or `{rejected, too_large}`.
+`Cleaned`, or `{rejected, over_limit}`.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ async def clean(source: Path, target: Path, *, max_bytes: int) -> Cleaned:
     output = await child.run("app.images.sanitise", str(source), str(target), str(max_bytes), concurrency=CONCURRENCY)
     facts = json.loads(output)
     if "rejected" in facts:
-        raise (TooLargeWhenCleaned if facts["too_large"] else UnreadableImage)(facts["rejected"])
+        raise (TooLargeWhenCleaned if facts["over_limit"] else UnreadableImage)(facts["rejected"])
     return Cleaned(**facts)
 
 
@@ -70,12 +70,12 @@ def main() -> None:
     try:
         result = asdict(_sanitise(source, target, max_bytes))
     except UnreadableImage as error:
-        result = {"rejected": str(error), "too_large": isinstance(error, TooLargeWhenCleaned)}
+        result = {"rejected": str(error), "over_limit": isinstance(error, TooLargeWhenCleaned)}
     except MemoryError:
-        result = {"rejected": "Decoding the image needs more memory than allowed.", "too_large": False}
+        result = {"rejected": "Decoding the image needs more memory than allowed.", "over_limit": False}
     except Exception:
         # Corrupt data makes Pillow raise a dozen kinds of errors.
-        result = {"rejected": "The image cannot be decoded: its data is corrupt.", "too_large": False}
+        result = {"rejected": "The image cannot be decoded: its data is corrupt.", "over_limit": False}
     json.dump(result, sys.stdout)
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import Annotated, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeAliasType
 
 from app.attachments.links import Grant, Links
@@ -212,6 +212,7 @@ RunEvent = TypeAliasType(
 EVENT_CLASSES: dict[str, type[Event]] = {
     str(event.model_fields["type"].default): event for event in get_args(get_args(RunEvent.__value__)[0])
 }
+_READER = TypeAdapter[Event](RunEvent)
 
 
 def run_ended(run: RunView) -> RunCompleted | RunFailed | RunCancelled:
@@ -219,6 +220,11 @@ def run_ended(run: RunView) -> RunCompleted | RunFailed | RunCancelled:
     if run.error is not None:
         return RunFailed(run=run, error=run.error)
     return RunCompleted(run=run) if run.status == RunStatus.COMPLETED else RunCancelled(run=run)
+
+
+def read_event(data: str | bytes) -> Event:
+    """The event that was written as this JSON."""
+    return _READER.validate_json(data)
 
 
 def to_record(event: Event, run_id: UUID, seq: int, key: str = "") -> Record:

@@ -226,7 +226,7 @@ def _outcome_of(loop: asyncio.Task[None]) -> Outcome:
     if isinstance(error, LeaseLost):
         raise error
     found = to_run_error(error)
-    log.warning("run.failed", extra={"code": found.code}, exc_info=error if found.code in OUR_FAULT else None)
+    log.warning("run.error", extra={"code": found.code}, exc_info=error if found.code in OUR_FAULT else None)
     return Outcome(RunStatus.FAILED, found)
 
 

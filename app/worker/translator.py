@@ -175,7 +175,7 @@ class Translator:
         self._failed.add(item.id)
         error = getattr(item, "error", None)
         fault = cast(dict[str, Any], error if isinstance(error, dict) else error.model_dump() if error else {})
-        if fault.get("code") == "moderation_blocked":
+        if fault.get("code") == ErrorCode.MODERATION_BLOCKED:  # the provider has the same word
             detail = moderation_message(fault.get("moderation_details"))
             self._images.emit_failure(item.id, ErrorCode.MODERATION_BLOCKED, detail, retryable=False)
             return
