@@ -39,13 +39,13 @@ class Report:  # resolves its annotations through sys.modules
     text: str
 
 
-async def ids(context: ToolContext, prefix: str = WORD) -> str:
+async def ids(context: ToolContext, prefix: str) -> str:
     """Return the ids of this run.
 
     Args:
         prefix: What the answer begins with.
     """
-    return Report(f"{prefix} {asdict(context)}").text
+    return Report(f"{WORD} {prefix} {asdict(context)}").text
 
 
 def thread(number: int = 1) -> str:
