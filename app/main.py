@@ -102,11 +102,18 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     stopping = cast(asyncio.Event, app.state.draining)
     async with open_context(settings, parts, registry, stopping) as ctx:
         app.state.database, app.state.broker, app.state.store = ctx.database, ctx.broker, ctx.store
+        ending = asyncio.create_task(_end_streams(ctx))
         async with AsyncExitStack() as stack:
             if settings.embedded_worker:
                 await stack.enter_async_context(tasks.working(ctx))
             _freeze()
             yield
+        ending.cancel()
+
+
+async def _end_streams(ctx: WorkerContext) -> None:
+    await ctx.stopping.wait()
+    ctx.broker.events.wake_readers()
 
 
 def _freeze() -> None:

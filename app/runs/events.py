@@ -13,9 +13,9 @@ from typing_extensions import TypeAliasType
 
 from app.attachments.links import Grant, Links
 from app.attachments.schemas import AttachmentView
-from app.broker import Record
 from app.conversations.schemas import MessageView
 from app.error_codes import ErrorCode
+from app.event_log import Record
 from app.runs.models import RunError, RunStatus
 from app.runs.schemas import RunView
 

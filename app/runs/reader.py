@@ -11,11 +11,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.attachments import service as attachments
 from app.attachments.models import AttachmentStatus
-from app.broker import BROKER_UNAVAILABLE, Broker, Record
+from app.broker import BROKER_UNAVAILABLE, Broker
 from app.conversations.models import Message
 from app.conversations.schemas import MessageView
 from app.db import Database
 from app.errors import CONNECTION_FAULTS, NotFound
+from app.event_log import Record, Subscription
 from app.runs.events import (
     EVENT_CLASSES,
     AttachmentCreated,
@@ -51,42 +52,36 @@ class EventSource:
     draining: asyncio.Event
 
 
-async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[Record | Pause]:
-    """The events numbered past `after`, until the terminal one or until the run is deleted.
+async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[list[Record] | Pause]:
+    """The events numbered past `after`, as many at a time as have come, to the terminal one or the run's deletion.
 
     Holds no database connection.
     """
-    found = await _unless_unavailable(_expired(source, tenant_id, run_id))
-    while found is not None:
-        for record in found:
-            yield record
-            after = record.seq
-            if EVENT_CLASSES[record.type].terminal:
+    with source.broker.events.subscribe(run_id, after) as subscription:
+        found = await _unless_unavailable(_expired(source, tenant_id, run_id))
+        while found is not None:
+            if found:
+                yield found
+                after = found[-1].seq
+                if EVENT_CLASSES[found[-1].type].terminal:
+                    return
+            found = await _next(subscription)
+            if source.draining.is_set():
+                yield Pause.DRAINING
                 return
-        found = await _next(source, run_id, after)
-        if source.draining.is_set():
-            yield Pause.DRAINING
-            return
-        if not found:
-            yield Pause.HEARTBEAT
-            query = _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
-            found = await _unless_unavailable(query)
+            if not found:
+                yield Pause.HEARTBEAT
+                query = _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
+                found = await _unless_unavailable(query)
 
 
-async def _next(source: EventSource, run_id: UUID, after: int) -> list[Record]:
+async def _next(subscription: Subscription) -> list[Record]:
     """The events that come within a heartbeat; none while the broker is unavailable."""
-    read = asyncio.create_task(source.broker.read(run_id, after, wait_seconds=HEARTBEAT_SECONDS))
-    drain = asyncio.create_task(source.draining.wait())
     try:
-        await asyncio.wait({read, drain}, timeout=HEARTBEAT_SECONDS + 1, return_when=asyncio.FIRST_COMPLETED)
-        return read.result() if read.done() else []
+        return await subscription.next(HEARTBEAT_SECONDS)
     except BROKER_UNAVAILABLE:
         await asyncio.sleep(1)
         return []
-    finally:
-        read.cancel()
-        drain.cancel()
-        await asyncio.gather(read, drain, return_exceptions=True)
 
 
 async def _unless_unavailable(query: Awaitable[list[Record]]) -> list[Record] | None:
@@ -104,7 +99,7 @@ async def _expired(source: EventSource, tenant_id: UUID, run_id: UUID) -> list[R
     """The replay of a run that has ended, once its live stream has expired."""
     try:
         async with asyncio.timeout(QUERY_SECONDS / 2):
-            if await source.broker.exists(run_id):
+            if await source.broker.events.exists(run_id):
                 return []
     except BROKER_UNAVAILABLE:
         pass

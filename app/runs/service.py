@@ -50,7 +50,7 @@ async def start(
 
 async def launch(broker: Broker, tenant_id: UUID, run: RunView) -> None:
     """After the commit: the first event, and the task."""
-    await broker.append(run.id, [to_record(RunCreated(run=run), run.id, 1)])
+    await broker.events.append(run.id, [to_record(RunCreated(run=run), run.id, 1)])
     await enqueue(broker, tenant_id, run.id)
 
 
@@ -163,12 +163,12 @@ async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
         cancelled = to_record(RunCancelled(run=RunView.model_validate(ended)), run.id, 2)
         # Write run.created again: the API process may not have written it yet, and it could not be added after
         # run.cancelled.
-        after_commit(session, lambda: broker.append(run.id, [created, cancelled]))
+        after_commit(session, lambda: broker.events.append(run.id, [created, cancelled]))
         return
     await session.execute(
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
     )
-    after_commit(session, lambda: broker.signal(run.id))
+    after_commit(session, lambda: broker.events.signal(run.id))
 
 
 async def next_queued(session: AsyncSession, run_id: UUID) -> UUID | None:

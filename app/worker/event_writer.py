@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from uuid import UUID
 
-from app.broker import Broker, Record
+from app.event_log import EventLog, Record
 from app.runs.events import Event, to_record
 
 WRITE_BATCH = 200
@@ -22,9 +22,9 @@ class EventWriter:
     While the broker is unavailable events wait in memory; once a later attempt writes, they are dropped.
     """
 
-    def __init__(self, broker: Broker, run_id: UUID, attempt: int, written: Sequence[Record]) -> None:
+    def __init__(self, event_log: EventLog, run_id: UUID, attempt: int, written: Sequence[Record]) -> None:
         self.seq = written[-1].seq if written else 0
-        self._broker = broker
+        self._event_log = event_log
         self._run_id = run_id
         self._attempt = attempt
         self._keys = {record.key for record in written}
@@ -48,7 +48,7 @@ class EventWriter:
     async def _write(self) -> None:
         while batch := self._queue[:WRITE_BATCH]:
             try:
-                held = await self._broker.append(self._run_id, batch, attempt=self._attempt)
+                held = await self._event_log.append(self._run_id, batch, attempt=self._attempt)
             except Exception:
                 log.warning("events.not_written", extra={"run_id": str(self._run_id)}, exc_info=True)
                 await asyncio.sleep(RETRY_SECONDS)
@@ -62,3 +62,7 @@ class EventWriter:
             if late:
                 self._writing.cancel()
                 log.error("events.given_up", extra={"run_id": str(self._run_id), "count": len(self._queue)})
+
+    def close(self) -> None:
+        """This worker writes no more events of the run."""
+        self._event_log.release(self._run_id)

@@ -68,8 +68,8 @@ async def execute(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attemp
 
 async def _open(ctx: WorkerContext, run: Run) -> "Execution":
     resumed = run.response_id if run.background else None
-    written = await ctx.broker.fence(run.id, run.attempt)
-    events = EventWriter(ctx.broker, run.id, run.attempt, written)
+    written = await ctx.broker.events.fence(run.id, run.attempt)
+    events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
     calls = ProviderCalls(ctx.database, ctx.provider, run, resumed)
     options = image_options_of(ctx.settings, ctx.registry, run)
     images = RunImages(ctx, run, events, options)
@@ -107,7 +107,10 @@ class Execution:
         except RunReleased:
             await self._release()
             raise
-        await self.events.flush()
+        else:
+            await self.events.flush()
+        finally:
+            self.events.close()
 
     def _emit_start(self) -> None:
         view = RunView.model_validate(self.run)
@@ -165,7 +168,7 @@ class Execution:
                     current = await session.get(Run, run.id)
                 if current is None or current.cancel_requested_at is not None:
                     return
-                await self.ctx.broker.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+                await self.ctx.broker.events.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
             except Exception:
                 # An unavailable database or broker must not look like a request to stop.
                 log.warning("run.watch_failed", exc_info=True)

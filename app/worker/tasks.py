@@ -25,7 +25,10 @@ VARIANTS_AT_ONCE = 4
 DROP_PREVIEWS = "drop_previews"
 # A task whose worker died is delivered again after this share of a run's lease.
 REDELIVERY_SHARE = 0.75
-TASK_CHECK = timedelta(milliseconds=5)
+# A new task wakes an idle worker at once. This long a place that was freed may stay empty while all were taken.
+PLACES_CHECK = timedelta(milliseconds=100)
+# Of tasks that wait for a time, such as dropping previews hours later.
+SCHEDULE_CHECK = timedelta(seconds=1)
 RECONNECTION_DELAY = timedelta(seconds=1)
 
 
@@ -48,8 +51,8 @@ async def _running_worker(ctx: WorkerContext) -> AsyncGenerator[None]:
         ctx.broker.docket,
         concurrency=ctx.settings.worker_concurrency,
         redelivery_timeout=timedelta(seconds=ctx.settings.run_lease_seconds * REDELIVERY_SHARE),
-        minimum_check_interval=TASK_CHECK,
-        scheduling_resolution=timedelta(milliseconds=100),
+        minimum_check_interval=PLACES_CHECK,
+        scheduling_resolution=SCHEDULE_CHECK,
         reconnection_delay=RECONNECTION_DELAY,
     ) as worker:
         executing = asyncio.create_task(worker.run_forever())

@@ -8,8 +8,8 @@ from uuid import UUID
 from agents import AgentUpdatedStreamEvent, RawResponsesStreamEvent, RunItemStreamEvent, StreamEvent
 
 from app.agents._shared.tools import IMAGE_TOOL
-from app.broker import Record
 from app.error_codes import ErrorCode
+from app.event_log import Record
 from app.provider.errors import moderation_message
 from app.runs.events import (
     MAX_DELTA_CHARACTERS,
