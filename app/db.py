@@ -17,10 +17,13 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, event, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidatePoolError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from app.errors import is_connection_error
+from app.errors import CONNECTION_FAULTS, is_connection_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,6 +39,9 @@ AFTER_COMMIT_SECONDS = 2.0
 # How long a worker waits for a database that restarts.
 UNAVAILABLE_SECONDS = 15.0
 UNAVAILABLE_PAUSE_SECONDS = 0.2
+# A connection that was idle for longer may have been dropped on its way, by a firewall for example.
+PING_AFTER_IDLE_SECONDS = 30.0
+PING_SECONDS = 1.0
 
 APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
@@ -153,6 +159,39 @@ def retry_while_unavailable(work: Callable[P, Awaitable[T]]) -> Callable[P, Awai
     return repeat
 
 
+def _watch_idle_connections(engine: AsyncEngine) -> None:
+    """Replace a connection that is found closed, and ping one that was idle for long, before it is used.
+
+    `pool_pre_ping` pings at each checkout: three round trips a transaction. Most lost connections need no ping, as
+    asyncpg sees the server close them; only one that a network dropped silently does.
+    """
+
+    def check_in(connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    def check_out(connection: Any, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
+        idle_since = record.info.pop("idle_since", None)  # None for a new connection
+        if idle_since is None:
+            return
+        lost = connection.driver_connection.is_closed()
+        if not lost and time.monotonic() - idle_since > PING_AFTER_IDLE_SECONDS:
+            lost = not connection.run_async(_answers)
+        if lost:
+            # Older connections are as likely lost: the pool replaces each before its next use.
+            raise InvalidatePoolError
+
+    event.listen(engine.sync_engine, "checkin", check_in)
+    event.listen(engine.sync_engine, "checkout", check_out)
+
+
+async def _answers(connection: Any) -> bool:
+    try:
+        await connection.execute("SELECT 1", timeout=PING_SECONDS)
+    except (*CONNECTION_FAULTS, asyncpg.InterfaceError):
+        return False
+    return True
+
+
 class Database:
     """The engine, and three ways to use it: a tenant's transaction, identity's, and a bare connection for checks."""
 
@@ -167,10 +206,10 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_WAIT_SECONDS,
-            pool_pre_ping=True,
             # Parameters hold users' texts and hashes of secrets, which must not reach the log of an error.
             hide_parameters=True,
         )
+        _watch_idle_connections(self.engine)
         self._pending: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)
 

@@ -1,0 +1,83 @@
+"""Counts what goes to Postgres, at asyncpg's own protocol object: nothing that is sent passes by it."""
+
+import inspect
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+# Work that runs beside turns, or after them.
+BACKGROUND = ("app.worker.housekeeping", "app.attachments.variants")
+ONE_TRIP_EACH = ("query", "prepare", "bind", "bind_execute", "bind_execute_many", "execute", "close_statement")
+
+
+@dataclass
+class RoundTrips:
+    """The SQL of each round trip; preparing a statement is a trip of its own, made once a connection."""
+
+    sent: list[str] = field(default_factory=list[str])
+    closed: bool = False
+
+    @property
+    def transactions(self) -> int:
+        return sum(1 for sql in self.sent if sql.startswith("BEGIN"))
+
+    @property
+    def statements(self) -> list[str]:
+        """Without what only begins, ends or limits a transaction."""
+        aside = ("BEGIN", "COMMIT", "ROLLBACK", "SELECT set_config(")
+        return [sql for sql in self.sent if not sql.startswith(aside)]
+
+
+@contextmanager
+def counting(engine: AsyncEngine) -> Generator[RoundTrips]:
+    """Whatever the engine's connections are sent until the block ends; all of them must be idle as it begins."""
+    trips = RoundTrips()
+
+    def check_out(connection: Any, *_: object) -> None:
+        driver = connection.driver_connection
+        if not isinstance(driver._protocol, _Protocol):
+            driver._protocol = _Protocol(driver._protocol)
+        driver._protocol.trips = trips
+
+    # Before the engine's own listener, whose ping counts, too.
+    event.listen(engine.sync_engine, "checkout", check_out, insert=True)
+    try:
+        yield trips
+    finally:
+        trips.closed = True
+        event.remove(engine.sync_engine, "checkout", check_out)
+
+
+class _Protocol:
+    """asyncpg's protocol with a note of each call that waits for an answer of the server."""
+
+    def __init__(self, protocol: Any) -> None:
+        self.trips = RoundTrips(closed=True)
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ONE_TRIP_EACH and not self.trips.closed and not _in_background():
+            return self._noted(name, self.trips)
+        return getattr(self._protocol, name)
+
+    def _noted(self, name: str, trips: RoundTrips) -> Any:
+        def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+            sql = args[0] if name == "prepare" else getattr(first, "query", first)
+            trips.sent.append(str(sql))
+            return getattr(self._protocol, name)(first, *args, **kwargs)
+
+        return call
+
+
+def _in_background() -> bool:
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") in BACKGROUND:
+            return True
+        frame = frame.f_back
+    return False
