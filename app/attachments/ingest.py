@@ -75,11 +75,14 @@ async def insert_once(database: Database, row: Attachment) -> Attachment:
     columns = Attachment.__table__.columns.keys()
     values = {name: value for name, value in vars(row).items() if name in columns}
     async with database.tenant(row.tenant_id) as session:
-        await session.execute(
+        inserted = await session.scalars(
             insert(Attachment)
             .values(values)
             .on_conflict_do_nothing(index_elements=["tenant_id", "run_id", "tool_call_id"])
+            .returning(Attachment)
         )
+        if ours := inserted.one_or_none():
+            return ours
         found = await session.scalars(
             select(Attachment).where(Attachment.run_id == row.run_id, Attachment.tool_call_id == row.tool_call_id)
         )

@@ -49,6 +49,7 @@ class Attachment(Identified, Base):
             ["tenant_id", "conversation_id"], ["conversations.tenant_id", "conversations.id"], ondelete="CASCADE"
         ),
         ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
+        Index("ix_attachments_conversation", "tenant_id", "conversation_id"),
         Index("ix_attachments_message", "tenant_id", "message_id"),
         Index("ix_attachments_owner", "tenant_id", "user_id", "id"),
         Index(

@@ -1,15 +1,16 @@
 """Opening, finding, renaming and deleting conversations; the history that the model gets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import any_, delete, or_, select
+from sqlalchemy import any_, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.conversations.models import Conversation, Message
+from app.db import now, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
 from app.storage.store import Store
@@ -20,18 +21,29 @@ HISTORY_MESSAGES = 40
 HISTORY_CHARACTERS = 60_000
 
 
-async def open_new(session: AsyncSession, actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
+def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
     title = " ".join(first_input.split())[:TITLE_CHARACTERS]
-    conversation = Conversation(tenant_id=actor.tenant_id, user_id=actor.user_id, agent_key=agent_key, title=title)
-    session.add(conversation)
-    await session.flush()
-    return conversation
+    return Conversation(id=uuid7(), tenant_id=actor.tenant_id, user_id=actor.user_id, agent_key=agent_key, title=title)
 
 
 async def get(session: AsyncSession, actor: Actor, conversation_id: UUID, *, lock: bool = False) -> Conversation:
     """The actor's own conversation; with `lock`, held until the transaction ends."""
     statement = select(Conversation).where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
     conversation = await session.scalar(statement.with_for_update() if lock else statement)
+    if conversation is None:
+        raise NotFound("conversation")
+    return conversation
+
+
+async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
+    """The actor's own conversation, updated now; held until the transaction ends."""
+    touched = await session.scalars(
+        update(Conversation)
+        .where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
+        .values(updated_at=now())
+        .returning(Conversation)
+    )
+    conversation = touched.one_or_none()
     if conversation is None:
         raise NotFound("conversation")
     return conversation
@@ -44,16 +56,19 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, conversation
     await session.execute(delete(Conversation).where(Conversation.id == conversation.id))
 
 
-async def history(
-    session: AsyncSession, conversation_id: UUID, *, before: UUID, after: UUID | None = None
-) -> list[dict[str, Any]]:
-    """Input items of the Responses API between two messages, oldest first, bounded; images are named, not sent."""
-    statement = select(Message).where(Message.conversation_id == conversation_id, Message.id < before)
-    if after is not None:
-        statement = statement.where(Message.id > after)
-    rows = await session.scalars(statement.order_by(Message.id.desc()).limit(HISTORY_MESSAGES))
-    messages = rows.all()
-    images = await images_of(session, messages)
+async def newest_messages(session: AsyncSession, conversation_id: UUID, *, upto: UUID) -> list[Message]:
+    """The message `upto` and as many before it as a history may have, newest first."""
+    rows = await session.scalars(
+        select(Message)
+        .where(Message.conversation_id == conversation_id, Message.id <= upto)
+        .order_by(Message.id.desc())
+        .limit(HISTORY_MESSAGES + 1)
+    )
+    return list(rows)
+
+
+def to_history(messages: Sequence[Message], images: Mapping[UUID, Sequence[Attachment]]) -> list[dict[str, Any]]:
+    """Input items of the Responses API, oldest first, from messages newest first; images are named, not sent."""
     items: list[dict[str, Any]] = []
     room = HISTORY_CHARACTERS
     for message in messages:
@@ -78,10 +93,24 @@ async def images_of(session: AsyncSession, messages: Sequence[Message]) -> dict[
     return await attachments.of_messages(session, [message.id for message in messages], sent)
 
 
-async def newest_image(
-    session: AsyncSession, conversation_id: UUID, *, before: UUID, after: UUID | None = None
-) -> Attachment | None:
-    """The image that "it" means between two messages: the last drawn, or the first of those sent later than that."""
+def newest_image(
+    messages: Sequence[Message], images: Mapping[UUID, Sequence[Attachment]]
+) -> tuple[Message, Attachment] | None:
+    """The image that "it" means, and its message: the last drawn, or the first of those sent later than that.
+
+    `messages` are newest first.
+    """
+    for message in messages:
+        rows = images.get(message.id, [])
+        if usable := [row for row in rows if row.status == AttachmentStatus.STORED and attachments.is_input(row)]:
+            return message, usable[0] if message.input_ids else usable[-1]
+    return None
+
+
+async def find_newest_image(
+    session: AsyncSession, conversation_id: UUID, *, before: UUID
+) -> tuple[Message, Attachment] | None:
+    """The same in a conversation's messages before this one, however far back."""
     usable = (Attachment.status == AttachmentStatus.STORED, Attachment.mime_type.in_(attachments.INPUT_TYPES))
     drawn = select(Attachment.message_id).where(Attachment.conversation_id == conversation_id, *usable)
     sent = select(Attachment.id).where(Attachment.id == any_(Message.input_ids), *usable)
@@ -90,11 +119,5 @@ async def newest_image(
         Message.id < before,
         or_(Message.id.in_(drawn), sent.exists()),
     )
-    if after is not None:
-        statement = statement.where(Message.id > after)
     message = await session.scalar(statement.order_by(Message.id.desc()).limit(1))
-    if message is None:
-        return None
-    images = (await images_of(session, [message])).get(message.id, [])
-    found = [row for row in images if row.status == AttachmentStatus.STORED and attachments.is_input(row)]
-    return found[0] if message.input_ids else found[-1]
+    return message and newest_image([message], await images_of(session, [message]))

@@ -16,6 +16,7 @@ from app.db import Base, Database, now
 from app.error_codes import ErrorCode
 from app.errors import Conflict, Invalid
 from app.identity.service import Actor
+from app.runs.models import Run
 
 LIFETIME = timedelta(hours=24)
 MAX_CHARACTERS = 255
@@ -35,6 +36,7 @@ class IdempotencyKey(Base):
     __table_args__ = (
         ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="CASCADE"),
         Index("ix_idempotency_keys_run", "tenant_id", "run_id"),
+        Index("ix_idempotency_keys_expired", "expires_at"),
     )
 
     tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -51,12 +53,13 @@ class IdempotencyKey(Base):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a request that started a run; `body` is JSON."""
+    """The answer to a request that started a run; `body` is JSON. `run` is set where it has just been created."""
 
     run_id: UUID
     status: int
     headers: dict[str, str]
     body: str
+    run: Run | None = None
 
 
 def visible_ascii(key: str) -> str:
@@ -106,27 +109,20 @@ def _answer_again(found: IdempotencyKey, request: BaseModel) -> Answer:
     return Answer(found.run_id, found.status, {**found.headers, **REPLAYED}, found.body)
 
 
-async def remember(
-    session: AsyncSession, actor: Actor, route: str, key: str | None, request: BaseModel, answer: Answer
-) -> None:
-    """Store the answer for repeated requests; `recall` has returned None before, in the same transaction."""
-    if key is None:
-        return
-    session.add(
-        IdempotencyKey(
-            tenant_id=actor.tenant_id,
-            user_id=actor.user_id,
-            route=route,
-            key=key,
-            fingerprint=_fingerprint(request),
-            run_id=answer.run_id,
-            status=answer.status,
-            headers=answer.headers,
-            body=answer.body,
-            expires_at=now() + LIFETIME,
-        )
+def to_remember(actor: Actor, route: str, key: str, request: BaseModel, answer: Answer) -> IdempotencyKey:
+    """The answer's row for repeated requests; `recall` has returned None before, in the same transaction."""
+    return IdempotencyKey(
+        tenant_id=actor.tenant_id,
+        user_id=actor.user_id,
+        route=route,
+        key=key,
+        fingerprint=_fingerprint(request),
+        run_id=answer.run_id,
+        status=answer.status,
+        headers=answer.headers,
+        body=answer.body,
+        expires_at=now() + LIFETIME,
     )
-    await session.flush()
 
 
 def _fingerprint(request: BaseModel) -> bytes:

@@ -97,7 +97,7 @@ async def start_run(
     """
     answer = await service.start(session, source.broker, settings, registry, actor, body, idempotency_key)
     if sse.MEDIA_TYPE in accept:
-        run = await service.get(session, actor, answer.run_id)
+        run = answer.run or await service.get(session, actor, answer.run_id)
         return _events(source, links, run, last_event_id or 0, answer.headers)
     return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 

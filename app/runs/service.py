@@ -9,10 +9,11 @@ from app.agents._shared.registry import Registry
 from app.broker import Broker
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message, MessageRole
-from app.db import after_commit, now, uuid7
+from app.db import Base, after_commit, now, uuid7
 from app.error_codes import ErrorCode
 from app.errors import Conflict, NotFound
 from app.identity.service import Actor
+from app.inserts import insert_together
 from app.runs import idempotency
 from app.runs.events import RunCancelled, RunCreated, to_record
 from app.runs.idempotency import Answer
@@ -40,11 +41,14 @@ async def start(
     """Create the run and enqueue it after the commit; a repeated `idempotency_key` gives the first answer again."""
     if answer := await idempotency.recall(session, actor, START, idempotency_key, request):
         return answer
-    view = RunView.model_validate(await _create(session, broker, settings, registry, actor, request))
-    after_commit(session, lambda: launch(broker, actor.tenant_id, view))
+    rows, run = await _prepare(session, broker, settings, registry, actor, request)
+    view = RunView.model_validate(run)
     headers = {"Location": f"/v1/runs/{view.id}", "X-Run-Id": str(view.id)}
-    answer = Answer(view.id, 202, headers, view.model_dump_json())
-    await idempotency.remember(session, actor, START, idempotency_key, request, answer)
+    answer = Answer(view.id, 202, headers, view.model_dump_json(), run)
+    if idempotency_key is not None:
+        rows.append(idempotency.to_remember(actor, START, idempotency_key, request, answer))
+    await insert_together(session, *rows)
+    after_commit(session, lambda: launch(broker, actor.tenant_id, view))
     return answer
 
 
@@ -63,20 +67,23 @@ async def enqueue(
     await broker.enqueue(EXECUTE, str(tenant_id), str(run_id), lost_attempt, key=key)
 
 
-async def _create(
+async def _prepare(
     session: AsyncSession, broker: Broker, settings: Settings, registry: Registry, actor: Actor, request: NewRun
-) -> Run:
-    """The run, its user message and, where none is named, a new conversation."""
+) -> tuple[list[Base], Run]:
+    """The run, and the rows to insert: it, its user message and, where none is named, a new conversation."""
     conversation = None
     if request.conversation_id is not None:
-        conversation = await conversations.get(session, actor, request.conversation_id, lock=True)
+        conversation = await conversations.touch(session, actor, request.conversation_id)
         await _resolve_busy(session, broker, conversation.id, request.if_busy)
     agent_key = request.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
     check_options(settings, registry, agent_key, request)
     await check_images(session, actor, request)
+    rows: list[Base] = []
     if conversation is None:
-        conversation = await conversations.open_new(session, actor, agent_key=agent_key, first_input=request.input)
-    return await _insert(session, actor, conversation, agent_key, request)
+        conversation = conversations.new(actor, agent_key=agent_key, first_input=request.input)
+        rows.append(conversation)
+    message, run = _new_rows(actor, conversation, agent_key, request)
+    return [*rows, message, run], run
 
 
 async def _resolve_busy(session: AsyncSession, broker: Broker, conversation_id: UUID, if_busy: IfBusy) -> None:
@@ -96,11 +103,10 @@ async def _resolve_busy(session: AsyncSession, broker: Broker, conversation_id: 
             await _cancel(session, broker, run)
 
 
-async def _insert(
-    session: AsyncSession, actor: Actor, conversation: Conversation, agent_key: str, request: NewRun
-) -> Run:
-    run_id = uuid7()
+def _new_rows(actor: Actor, conversation: Conversation, agent_key: str, request: NewRun) -> tuple[Message, Run]:
+    message_id, run_id = uuid7(), uuid7()
     message = Message(
+        id=message_id,
         tenant_id=actor.tenant_id,
         conversation_id=conversation.id,
         run_id=run_id,
@@ -108,22 +114,19 @@ async def _insert(
         text=request.input,
         input_ids=request.attachments,
     )
-    session.add(message)
-    await session.flush()
     run = Run(
         id=run_id,
         tenant_id=actor.tenant_id,
         conversation_id=conversation.id,
         user_id=actor.user_id,
         agent_key=agent_key,
+        status=RunStatus.QUEUED,
         options=_options(request),
-        input_message_id=message.id,
+        input_message_id=message_id,
         output_message_id=uuid7(),
+        created_at=now(),
     )
-    session.add(run)
-    conversation.updated_at = now()
-    await session.flush()
-    return run
+    return message, run
 
 
 def _options(request: NewRun) -> RunOptions:
@@ -171,14 +174,11 @@ async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
     after_commit(session, lambda: broker.events.signal(run.id))
 
 
-async def next_queued(session: AsyncSession, run_id: UUID) -> UUID | None:
+async def next_queued(session: AsyncSession, ended: Run) -> UUID | None:
     """The run that waits for this one to end."""
-    ended = await session.get(Run, run_id)
-    if ended is None:  # deleted with its conversation, and those that waited with it
-        return None
     return await session.scalar(
         select(Run.id)
-        .where(Run.conversation_id == ended.conversation_id, Run.status == RunStatus.QUEUED, Run.id > run_id)
+        .where(Run.conversation_id == ended.conversation_id, Run.status == RunStatus.QUEUED, Run.id > ended.id)
         .order_by(Run.id)
         .limit(1)
     )

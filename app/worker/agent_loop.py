@@ -18,7 +18,7 @@ from agents.models.interface import Model
 from app.agents._shared.build import build_agent
 from app.agents._shared.registry import LoadedAgent, runs_in_background
 from app.agents._shared.specs import ToolContext
-from app.db import retry_while_unavailable
+from app.errors import NotFound
 from app.provider.errors import ProviderForgot
 from app.runs.models import Run
 from app.worker import model_input
@@ -38,6 +38,7 @@ class AgentLoop:
         self,
         ctx: WorkerContext,
         run: Run,
+        request: RunInput,
         calls: ProviderCalls,
         images: RunImages,
         options: ImageOptions,
@@ -45,6 +46,7 @@ class AgentLoop:
     ) -> None:
         self._ctx = ctx
         self._run = run
+        self._request = request
         self._calls = calls
         self._images = images
         self._options = options
@@ -52,9 +54,10 @@ class AgentLoop:
 
     async def run(self) -> None:
         """To the end of the turn; raises what the SDKs raise."""
-        run, stores = self._run, self._ctx.registry.specs[self._run.agent_key].spec.store
-        already_sent = self._calls.already_sent
-        request = await _load(self._ctx, run, stores=stores, already_sent=already_sent)
+        request, already_sent = self._request, self._calls.already_sent
+        stores = self._ctx.registry.specs[self._run.agent_key].spec.store
+        if request.missing:
+            raise NotFound("attachment")
         self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
         inputs = ImageInputs(self._ctx.store, self._ctx.provider)
         mask = await model_input.mask_option(inputs, request)
@@ -115,12 +118,6 @@ class AgentLoop:
             images=self._images,
             background=runs_in_background(self._ctx.settings, loaded),
         )
-
-
-@retry_while_unavailable
-async def _load(ctx: WorkerContext, run: Run, *, stores: bool, already_sent: bool) -> RunInput:
-    async with ctx.database.tenant(run.tenant_id) as session:
-        return await model_input.load(session, run, stores=stores, already_sent=already_sent)
 
 
 def _refusal_text(refused: RunErrorHandlerInput[Any]) -> str:

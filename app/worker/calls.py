@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from typing import Any
 
+from app.agents._shared.registry import Registry
+from app.agents._shared.tools import IMAGE_TOOL
 from app.db import Database
 from app.provider.client import Provider
 from app.provider.errors import ProviderError
@@ -19,7 +21,9 @@ CANCEL_SECONDS = 5.0
 class ProviderCalls:
     """Observes the calls of one attempt (a CallObserver); `resumed` is the response that an earlier one requested."""
 
-    def __init__(self, database: Database, provider: Provider, run: Run, resumed: str | None) -> None:
+    def __init__(
+        self, database: Database, provider: Provider, registry: Registry, run: Run, resumed: str | None
+    ) -> None:
         # Of the calls before the present one: an earlier attempt's are counted there.
         self.usage: Counter[str] = Counter(run.usage or {})
         # Whether the provider has accepted a request of this run, of this attempt or an earlier one.
@@ -29,9 +33,12 @@ class ProviderCalls:
         self.no_request_in_flight.set()
         self._database = database
         self._provider = provider
+        self._registry = registry
         self._run = run
         self._resumed = resumed
-        self._response_id = resumed
+        # The response that was named last, committed with the end of the run at the latest.
+        self.response_id = run.response_id
+        self._draws = False
         self._open = resumed is not None
         self._turn = run.calling_turn
 
@@ -42,6 +49,8 @@ class ProviderCalls:
     async def on_request(self, agent_key: str, *, background: bool) -> None:
         """Committed before money is spent, so that a later attempt sees what was requested, and by which agent."""
         self._turn += 1
+        self._draws = IMAGE_TOOL in self._registry.specs[agent_key].spec.tool_keys
+        self.response_id = None
         self.no_request_in_flight.clear()
         await self._write(
             calling_turn=self._turn,
@@ -54,8 +63,10 @@ class ProviderCalls:
 
     async def on_response_created(self, response_id: str) -> None:
         self.already_sent = self._open = True
-        self._response_id = response_id
-        await self._write(response_id=response_id)
+        self.response_id = response_id
+        if self._draws:
+            # What was paid for is resumed, and its images are recovered, by this id alone.
+            await self._write(response_id=response_id)
         self.no_request_in_flight.set()
 
     def on_response_ended(self, usage: dict[str, int]) -> None:
@@ -65,15 +76,15 @@ class ProviderCalls:
     @property
     def resumable(self) -> bool:
         """Whether another attempt could resume the provider's response."""
-        return self._run.background and self._response_id is not None and self.no_request_in_flight.is_set()
+        return self._run.background and self.response_id is not None and self.no_request_in_flight.is_set()
 
     async def cancel(self) -> None:
         """Stop a response that the provider would finish, and charge for, without a reader."""
-        if not (self._open and self._run.background and self._response_id):
+        if not (self._open and self._run.background and self.response_id):
             return
         try:
             async with asyncio.timeout(CANCEL_SECONDS):
-                await self._provider.cancel(self._response_id)
+                await self._provider.cancel(self.response_id)
         except (ProviderError, TimeoutError) as error:
             log.warning("run.provider_not_stopped", extra={"error": str(error)})
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments import service as attachments
@@ -17,7 +20,7 @@ from app.provider import errors as provider
 from app.runs.events import MessageCompleted, RunCreated, RunStarted, run_ended
 from app.runs.models import Run, RunError, RunStatus
 from app.runs.schemas import RunView
-from app.worker import lease
+from app.worker import lease, model_input
 from app.worker.agent_loop import AgentLoop
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
@@ -25,7 +28,8 @@ from app.worker.errors import AGENT_GONE, OUR_FAULT, PROVIDER_MAY_CONTINUE, to_r
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import image_options_of
 from app.worker.images import RunImages
-from app.worker.lease import Ending, LeaseLost
+from app.worker.lease import Ended, Ending, LeaseLost
+from app.worker.model_input import RunInput
 from app.worker.translator import Translator
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,13 @@ class Outcome:
     error: RunError | None = None
 
 
+@dataclass(frozen=True)
+class Executed:
+    """`ended` is None where the lease was lost on the way."""
+
+    ended: Ended | None
+
+
 class RunReleased(Exception):
     """This worker is stopping: another may claim the run, as the successor of this `attempt`."""
 
@@ -52,29 +63,41 @@ class RunReleased(Exception):
         self.attempt = attempt
 
 
-async def execute(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None) -> bool:
-    """Claim the run and execute it to its end; False, at once, where another worker has it.
+async def execute(
+    ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None
+) -> Executed | None:
+    """Claim the run and execute it to its end; None, at once, where another worker has it.
 
     A run that a worker lost resumes the response that was already requested. Raises RunReleased.
     """
-    lease_seconds = ctx.settings.run_lease_seconds
-    run = await lease.claim(ctx.database, tenant_id, run_id, lease_seconds=lease_seconds, lost_attempt=lost_attempt)
-    if run is None:
-        return False
+    async with ctx.database.tenant(tenant_id) as session:
+        run = await lease.claim(
+            session, run_id, lease_seconds=ctx.settings.run_lease_seconds, lost_attempt=lost_attempt
+        )
+        if run is None:
+            return None
+        loaded = ctx.registry.specs.get(run.agent_key)
+        stores, already_sent = loaded is not None and loaded.spec.store, _resumed(run) is not None
+        request = await model_input.load(session, run, stores=stores, already_sent=already_sent)
     with tagged(tenant_id=tenant_id, run_id=run_id):
-        await (await _open(ctx, run)).execute()
-    return True
+        execution = await _open(ctx, run, request)
+        return Executed(await execution.execute())
 
 
-async def _open(ctx: WorkerContext, run: Run) -> "Execution":
-    resumed = run.response_id if run.background else None
+def _resumed(run: Run) -> str | None:
+    """The response that an earlier attempt requested and the provider completes without a listener."""
+    return run.response_id if run.background else None
+
+
+async def _open(ctx: WorkerContext, run: Run, request: RunInput) -> "Execution":
+    resumed = _resumed(run)
     written = await ctx.broker.events.fence(run.id, run.attempt)
     events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
-    calls = ProviderCalls(ctx.database, ctx.provider, run, resumed)
+    calls = ProviderCalls(ctx.database, ctx.provider, ctx.registry, run, resumed)
     options = image_options_of(ctx.settings, ctx.registry, run)
     images = RunImages(ctx, run, events, options)
     translator = Translator(events, images, run.output_message_id, written, resumed)
-    loop = AgentLoop(ctx, run, calls, images, options, translator)
+    loop = AgentLoop(ctx, run, request, calls, images, options, translator)
     return Execution(ctx, run, events, calls, images, translator, loop)
 
 
@@ -90,7 +113,8 @@ class Execution:
     translator: Translator
     loop: AgentLoop
 
-    async def execute(self) -> None:
+    async def execute(self) -> Ended | None:
+        """Returns how the run ended; None where another worker holds it now."""
         self._emit_start()
         try:
             outcome = await self._outcome()
@@ -99,16 +123,18 @@ class Execution:
             await self._finish_storing()
             if outcome.status == RunStatus.COMPLETED:
                 self.translator.emit_missing(forced=self._forced_tool() == IMAGE_TOOL)
-            await self._end(outcome)
+            ended = await self._end(outcome)
         except LeaseLost:
             log.warning("run.lease_lost")
             if await lease.is_deleted(self.ctx.database, self.run):
                 await self.calls.cancel()
+            return None
         except RunReleased:
             await self._release()
             raise
         else:
             await self.events.flush()
+            return ended
         finally:
             self.events.close()
 
@@ -161,18 +187,12 @@ class Execution:
 
     async def _until_cancelled(self) -> None:
         """Return once a user has asked to stop the run or deleted it."""
-        run = self.run
-        while True:
-            try:
-                async with self.ctx.database.tenant(run.tenant_id) as session:
-                    current = await session.get(Run, run.id)
-                if current is None or current.cancel_requested_at is not None:
-                    return
-                await self.ctx.broker.events.signalled(run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
-            except Exception:
-                # An unavailable database or broker must not look like a request to stop.
-                log.warning("run.watch_failed", exc_info=True)
-                await asyncio.sleep(SIGNAL_RETRY_SECONDS)
+        current: Run | None = self.run  # as the claim has just read it
+        while current is not None and current.cancel_requested_at is None:
+            async with _tolerance():
+                await self.ctx.broker.events.signalled(self.run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+            async with _tolerance(), self.ctx.database.tenant(self.run.tenant_id) as session:
+                current = await session.get(Run, self.run.id)
 
     def _forced_tool(self) -> str | None:
         return self.run.options.tool_choice or self.ctx.registry.specs[self.run.agent_key].spec.tool_choice
@@ -187,27 +207,44 @@ class Execution:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
 
-    async def _end(self, outcome: Outcome) -> None:
-        rows = await _images_of(self.ctx, self.run)
+    async def _end(self, outcome: Outcome) -> Ended:
+        ended, text, rows = await self._commit_end(outcome)
+        if ended is None:
+            raise LeaseLost
+        if text is not None and ended.run.finished_at is not None:
+            message = lease.new_message(ended.run, text, ended.run.finished_at)
+            self.events.emit(MessageCompleted(message=MessageView.of(message, rows)))
+        self.events.emit(run_ended(RunView.model_validate(ended.run)))
+        return ended
+
+    @retry_while_unavailable
+    async def _commit_end(self, outcome: Outcome) -> tuple[Ended | None, str | None, list[Attachment]]:
+        async with self.ctx.database.tenant(self.run.tenant_id) as session:
+            rows = await self._images(session)
+            ending = self._ending(outcome, rows)
+            return await lease.end(session, self.run, ending), ending.text, rows
+
+    async def _images(self, session: AsyncSession) -> list[Attachment]:
+        """None are looked for where no attempt can have stored one."""
+        if not self.images.received and self.run.attempt == 1:
+            return []
+        found = await attachments.of_messages(session, [self.run.output_message_id])
+        return found.get(self.run.output_message_id, [])
+
+    def _ending(self, outcome: Outcome, rows: Sequence[Attachment]) -> Ending:
         has_message = bool(self.translator.text or rows or outcome.status == RunStatus.COMPLETED)
         if has_message:
             self.translator.start_message()
         loaded = self.ctx.registry.specs.get(self.run.agent_key)
-        ending = Ending(
+        return Ending(
             status=outcome.status,
             text=self.translator.text if has_message else None,
             last_seq=self.events.seq + 1 + has_message,
             usage=dict(self.calls.usage),
             model=loaded.model if loaded else "",
+            response_id=self.calls.response_id,
             error=outcome.error,
         )
-        ended = await lease.end(self.ctx.database, self.run, ending)
-        if ended is None:
-            raise LeaseLost
-        if ending.text is not None and ended.finished_at is not None:
-            message = lease.new_message(ended, ending.text, ended.finished_at)
-            self.events.emit(MessageCompleted(message=MessageView.of(message, rows)))
-        self.events.emit(run_ended(RunView.model_validate(ended)))
 
     async def _release(self) -> None:
         """Images that the next attempt will receive again may be dropped; others are stored now or never."""
@@ -233,8 +270,11 @@ def _outcome_of(loop: asyncio.Task[None]) -> Outcome:
     return Outcome(RunStatus.FAILED, found)
 
 
-@retry_while_unavailable
-async def _images_of(ctx: WorkerContext, run: Run) -> list[Attachment]:
-    async with ctx.database.tenant(run.tenant_id) as session:
-        found = await attachments.of_messages(session, [run.output_message_id])
-    return found.get(run.output_message_id, [])
+@asynccontextmanager
+async def _tolerance() -> AsyncGenerator[None]:
+    """An unavailable database or broker must not look like a request to stop."""
+    try:
+        yield
+    except Exception:
+        log.warning("run.watch_failed", exc_info=True)
+        await asyncio.sleep(SIGNAL_RETRY_SECONDS)

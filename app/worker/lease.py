@@ -7,12 +7,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, Update, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from app.conversations.models import Message, MessageRole
+from app.conversations.models import Conversation, Message, MessageRole
 from app.db import Database, now, retry_while_unavailable
+from app.inserts import insert_where
+from app.runs import service as runs
 from app.runs.models import OPEN, Run, RunError, RunStatus
 from app.usage.models import UsageEntry
 
@@ -24,7 +26,7 @@ class LeaseLost(Exception):
 
 
 async def claim(
-    database: Database, tenant_id: UUID, run_id: UUID, *, lease_seconds: float, lost_attempt: int | None = None
+    session: AsyncSession, run_id: UUID, *, lease_seconds: float, lost_attempt: int | None = None
 ) -> Run | None:
     """Claim a queued run for this worker, or one whose `lost_attempt` has let its lease expire.
 
@@ -41,9 +43,8 @@ async def claim(
         free = (Run.status == RunStatus.QUEUED, ~earlier.exists())
     else:
         free = (Run.status == RunStatus.RUNNING, Run.attempt == lost_attempt, Run.lease_until <= now())
-    async with database.tenant(tenant_id) as session:
-        claimed = await session.scalars(update(Run).where(Run.id == run_id, *free).values(values).returning(Run))
-        return claimed.one_or_none()
+    claimed = await session.scalars(update(Run).where(Run.id == run_id, *free).values(values).returning(Run))
+    return claimed.one_or_none()
 
 
 async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> None:
@@ -66,17 +67,13 @@ async def release(database: Database, run: Run) -> None:
 async def write(database: Database, run: Run, **values: Any) -> bool:
     """Change a run that this worker holds; False where another attempt holds it."""
     async with database.tenant(run.tenant_id) as session:
-        return await _write(session, run, **values)
+        written = await session.execute(_update_held(run).values(**values).returning(Run.id))
+        return written.one_or_none() is not None
 
 
-async def _write(session: AsyncSession, run: Run, **values: Any) -> bool:
-    written = await session.execute(
-        update(Run)
-        .where(Run.id == run.id, Run.attempt == run.attempt, Run.status == RunStatus.RUNNING)
-        .values(**values)
-        .returning(Run.id)
-    )
-    return written.one_or_none() is not None
+def _update_held(run: Run) -> Update:
+    """Changes nothing where another attempt holds the run."""
+    return update(Run).where(Run.id == run.id, Run.attempt == run.attempt, Run.status == RunStatus.RUNNING)
 
 
 async def is_deleted(database: Database, run: Run) -> bool:
@@ -86,38 +83,63 @@ async def is_deleted(database: Database, run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended; `text` is the message's, None where the agent said and drew nothing."""
+    """How a run ended; `text` is the message's, None where the agent said and drew nothing.
+
+    `response_id` is the provider's last response, None where it named none.
+    """
 
     status: RunStatus
     text: str | None
     last_seq: int
     usage: dict[str, int]
     model: str
+    response_id: str | None
     error: RunError | None = None
 
 
-@retry_while_unavailable
-async def end(database: Database, run: Run, ending: Ending) -> Run | None:
-    """Message, usage and status in one transaction; None where another attempt holds the run."""
-    finished_at = now()
-    async with database.tenant(run.tenant_id) as session:
-        held = await _write(
-            session,
-            run,
-            status=ending.status,
-            finished_at=finished_at,
-            last_seq=ending.last_seq,
-            usage=ending.usage,
-            error=ending.error,
-            lease_until=None,
-        )
-        if not held:
-            return None
-        if ending.text is not None:
-            session.add(new_message(run, ending.text, finished_at))
-        session.add_all(_usage_entries(run, ending))
-        await session.flush()
-        return await session.get(Run, run.id, populate_existing=True)
+@dataclass(frozen=True)
+class Ended:
+    """The run as it is now, and the run of its conversation that waited for its end."""
+
+    run: Run
+    waiting: UUID | None
+
+
+async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
+    """Message, usage and status; None where another attempt holds the run."""
+    ended = await session.scalar(_ending_statement(run, ending, now()))
+    if ended is None:
+        return None
+    # A statement of its own, so that it sees the run that an API process added before this one got the lock.
+    return Ended(ended, await runs.next_queued(session, ended))
+
+
+def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:
+    """Four writes in one round trip; those of message and usage happen only where the run is still held.
+
+    The lock on the conversation keeps a new run from being added, and from finding this one open, between the look for
+    a waiting run and the commit.
+    """
+    conversation = select(Conversation.id).where(Conversation.id == run.conversation_id)
+    locked = conversation.with_for_update(key_share=True).cte("locked")
+    values = {
+        "status": ending.status,
+        "finished_at": finished_at,
+        "last_seq": ending.last_seq,
+        "usage": ending.usage,
+        "response_id": ending.response_id,
+        "error": ending.error,
+        "lease_until": None,
+    }
+    held = _update_held(run).where(Run.conversation_id == locked.c.id)
+    ended = held.values(values).returning(Run).cte("ended")
+    statement = select(aliased(Run, ended))
+    if ending.text is not None:
+        message = new_message(run, ending.text, finished_at)
+        statement = statement.add_cte(insert_where(message, ended).cte("message"))
+    for entry in _usage_entries(run, ending):
+        statement = statement.add_cte(insert_where(entry, ended).cte(entry.kind))
+    return statement
 
 
 def new_message(run: Run, text: str, created_at: datetime) -> Message:

@@ -25,7 +25,8 @@ class RunInput:
 
     `history` is the whole conversation, `newer` what came after `last`, the run whose response the provider may still
     have. `newest` is the conversation's newest image before this run, `newest_unsent` the newest that came after
-    `last`. `parent_object_id` is the image that an edit in this run starts from.
+    `last`. `parent_object_id` is the image that an edit in this run starts from. `missing` says that an image which the
+    request names was deleted meanwhile.
     """
 
     message: Message
@@ -33,6 +34,7 @@ class RunInput:
     images: list[Attachment]
     edit: Attachment | None
     mask: Attachment | None
+    missing: bool
     newest: Attachment | None
     newest_unsent: Attachment | None
     last: Run | None
@@ -49,34 +51,41 @@ class InputStrategy:
 
 
 async def load(session: AsyncSession, run: Run, *, stores: bool, already_sent: bool) -> RunInput:
-    """With `already_sent` an earlier attempt has sent the request, whose images may be deleted since.
-
-    Raises NotFound where they are deleted before that.
-    """
-    message = await session.get_one(Message, run.input_message_id)
-    last = await _last_completed(session, run) if stores else None
+    """With `already_sent` an earlier attempt has sent the request, whose images may be deleted since."""
     options, talk = run.options, run.conversation_id
+    message, *before = await conversations.newest_messages(session, talk, upto=run.input_message_id)
+    last = await _last_completed(session, run) if stores and before else None
     named = [] if already_sent else [*message.input_ids, *filter(None, (options.edit, options.mask))]
-    rows = await attachments.of_ids(session, run.user_id, named)
-    newest = await conversations.newest_image(session, talk, before=message.id)
-    history = await conversations.history(session, talk, before=message.id)
-    newest_unsent, newer = None, list[dict[str, Any]]()
-    if last is not None:
-        after = last.output_message_id
-        newest_unsent = await conversations.newest_image(session, talk, before=message.id, after=after)
-        newer = await conversations.history(session, talk, before=message.id, after=after)
+    images = await _images_of(session, message, named, before)
+    rows = {row.id: row for row in images.pop(message.id, []) if row.user_id == run.user_id}
+    newest = conversations.newest_image(before, images)
+    if newest is None and len(before) == conversations.HISTORY_MESSAGES:
+        newest = await conversations.find_newest_image(session, talk, before=before[-1].id)
+    after = last.output_message_id if last is not None else message.id
+    newest_message, newest_row = newest or (None, None)
     return RunInput(
         message=message,
-        parent_object_id=options.edit or next(iter(message.input_ids), newest.id if newest else None),
-        images=[] if already_sent else [rows[object_id] for object_id in message.input_ids],
+        parent_object_id=options.edit or next(iter(message.input_ids), newest_row.id if newest_row else None),
+        images=[] if already_sent else [rows[object_id] for object_id in message.input_ids if object_id in rows],
         edit=rows.get(options.edit) if options.edit else None,
         mask=rows.get(options.mask) if options.mask else None,
-        newest=newest,
-        newest_unsent=newest_unsent,
+        missing=not rows.keys() >= set(named),
+        newest=newest_row,
+        newest_unsent=newest_row if newest_message and newest_message.id > after else None,
         last=last,
-        history=history,
-        newer=newer,
+        history=conversations.to_history(before, images),
+        newer=conversations.to_history([one for one in before if one.id > after], images),
     )
+
+
+async def _images_of(
+    session: AsyncSession, message: Message, named: Sequence[UUID], before: Sequence[Message]
+) -> dict[UUID, list[Attachment]]:
+    """Those named for the run under its `message`, and those of the messages before it, by one query or none."""
+    if not named and not before:
+        return {}
+    sent = {message.id: named, **{one.id: one.input_ids for one in before if one.input_ids}}
+    return await attachments.of_messages(session, [one.id for one in before], sent)
 
 
 async def _last_completed(session: AsyncSession, run: Run) -> Run | None:

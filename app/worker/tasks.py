@@ -13,6 +13,7 @@ from app.attachments import variants
 from app.db import now
 from app.provider.warm_up import warm_up
 from app.runs import service as runs
+from app.runs.models import Run
 from app.storage import keys
 from app.storage.store import StorageError
 from app.worker import housekeeping
@@ -109,13 +110,23 @@ async def _execute(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attem
     except RunReleased as released:
         await runs.enqueue(ctx.broker, tenant_id, run_id, released.attempt)
         return
-    if executed:
+    if executed is not None:
         later = now() + timedelta(seconds=ctx.settings.stream_ttl_seconds)
         await ctx.broker.enqueue(DROP_PREVIEWS, str(tenant_id), str(run_id), key=f"previews:{run_id}", when=later)
-    async with ctx.database.tenant(tenant_id) as session:
-        waiting = await runs.next_queued(session, run_id)
+    if executed is not None and executed.ended is not None:
+        waiting = executed.ended.waiting
+    else:
+        # The run may have ended elsewhere: as it was cancelled in the queue, for example.
+        waiting = await _find_waiting(ctx, tenant_id, run_id)
     if waiting is not None:
         await runs.enqueue(ctx.broker, tenant_id, waiting, behind=run_id)
+
+
+async def _find_waiting(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> UUID | None:
+    async with ctx.database.tenant(tenant_id) as session:
+        run = await session.get(Run, run_id)
+        # A run that was deleted with its conversation has none.
+        return run and await runs.next_queued(session, run)
 
 
 async def _drop_previews(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> None:

@@ -326,6 +326,7 @@ def create_attachments() -> None:
             "tenant_id", "run_id", "tool_call_id", name=op.f("uq_attachments_tenant_id_run_id_tool_call_id")
         ),
     )
+    op.create_index("ix_attachments_conversation", "attachments", ["tenant_id", "conversation_id"], unique=False)
     op.create_index("ix_attachments_message", "attachments", ["tenant_id", "message_id"], unique=False)
     op.create_index("ix_attachments_owner", "attachments", ["tenant_id", "user_id", "id"], unique=False)
     op.create_index(
@@ -378,6 +379,7 @@ def create_idempotency_keys() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "user_id", "route", "key", name=op.f("pk_idempotency_keys")),
     )
     op.create_index("ix_idempotency_keys_run", "idempotency_keys", ["tenant_id", "run_id"], unique=False)
+    op.create_index("ix_idempotency_keys_expired", "idempotency_keys", ["expires_at"], unique=False)
 
 
 def create_orphan_candidates() -> None:
