@@ -46,6 +46,9 @@ PING_SECONDS = 1.0
 APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
 
+# Local to the transaction. SET ROLE asks what the login may become, not what the role before it may.
+SET_RIGHTS = text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)")
+
 AfterCommit = Callable[[], Awaitable[object]]
 
 
@@ -135,10 +138,20 @@ def _drop_rights(session: Session, transaction: SessionTransaction, connection: 
     tenant_id = session.info.get("tenant_id")
     if role == APP_ROLE and tenant_id is None:
         raise RuntimeError("A transaction as easel_app needs a tenant.")
-    connection.execute(
-        text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"),
-        {"role": role, "tenant": str(tenant_id or "")},
-    )
+    connection.execute(SET_RIGHTS, _rights(session))
+
+
+def _rights(session: Session | AsyncSession) -> dict[str, str]:
+    return {"role": session.info["role"], "tenant": str(session.info.get("tenant_id") or "")}
+
+
+async def enter_tenant(session: AsyncSession, tenant_id: UUID) -> None:
+    """Continue identity's transaction as `easel_app` in this tenant; nothing in this session leads back."""
+    # Rows that identity may see and the tenant may not must not be found in the session later.
+    session.expunge_all()
+    session.info.update(role=APP_ROLE, tenant_id=tenant_id)
+    if session.in_transaction():
+        await session.execute(SET_RIGHTS, _rights(session))
 
 
 def retry_while_unavailable(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -224,8 +237,8 @@ class Database:
     @asynccontextmanager
     async def _transaction(self, role: str, tenant_id: UUID | None) -> AsyncGenerator[AsyncSession]:
         async with self._sessions(info={"role": role, "tenant_id": tenant_id}) as session:
-            async with session.begin():
-                yield session
+            yield session
+            await session.commit()
             callbacks = cast(list[AfterCommit], session.info.pop("after_commit", []))
         if callbacks:
             await self._run_callbacks(callbacks)

@@ -27,7 +27,7 @@ from app.identity import service as identity
 from app.identity.actor import (
     AccountReader,
     AccountWriter,
-    CurrentActor,
+    ActorApart,
     CurrentSettings,
     TenantSession,
 )
@@ -86,7 +86,7 @@ async def refresh_tokens(
 @router.delete(
     "/tokens/current", status_code=204, response_class=Response, responses=problems(ErrorCode.INVALID_REQUEST)
 )
-async def sign_out(actor: CurrentActor, session: IdentitySession) -> None:
+async def sign_out(actor: ActorApart, session: IdentitySession) -> None:
     """Sign out.
 
     The access token in use stops working, and every other token of the same sign-in. An API key cannot: revoke it.

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from app.agents._shared.registry import Registry, image_options
 from app.agents._shared.tools import IMAGE_TOOL
 from app.agents.schemas import AgentList, AgentView, ImageOptions
-from app.identity.actor import ChatReader, CurrentSettings
+from app.identity.actor import ChatReaderApart, CurrentSettings
 
 router = APIRouter(prefix="/v1/agents", tags=["agents"])
 
@@ -18,7 +18,7 @@ def registry_of(request: Request) -> Registry:
 
 @router.get("")
 async def list_agents(
-    actor: ChatReader, settings: CurrentSettings, registry: Annotated[Registry, Depends(registry_of)]
+    actor: ChatReaderApart, settings: CurrentSettings, registry: Annotated[Registry, Depends(registry_of)]
 ) -> AgentList:
     """List the agents.
 

@@ -14,7 +14,7 @@ from app.attachments.models import AttachmentStatus
 from app.db import Database, database
 from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
-from app.identity.actor import AttachmentReader, CurrentSettings
+from app.identity.actor import AttachmentReaderApart, CurrentSettings
 from app.openapi import Json, Responses, problems, sends
 from app.storage.keys import content_disposition
 from app.storage.store import ObjectMissing, StorageError, Store
@@ -60,7 +60,7 @@ class RangeNotSatisfiable(AppError):
 async def get_content(
     request: Request,
     object_id: Annotated[UUID, id_of("attachment")],
-    actor: AttachmentReader,
+    actor: AttachmentReaderApart,
     database: Annotated[Database, Depends(database, scope="function")],
     links: ReaderLinks,
 ) -> Response:

@@ -19,7 +19,7 @@ from app.broker import Broker
 from app.db import Database, database
 from app.error_codes import ErrorCode
 from app.errors import Invalid, TooLarge, id_of
-from app.identity.actor import AttachmentReader, AttachmentWriter, CurrentSettings, TenantSession
+from app.identity.actor import AttachmentReader, AttachmentWriter, AttachmentWriterApart, CurrentSettings, TenantSession
 from app.openapi import problems, sends
 from app.paging import PageQuery, fetch_page
 
@@ -41,7 +41,7 @@ MAX_PARTS = 8
 async def upload_attachment(
     request: Request,
     response: Response,
-    actor: AttachmentWriter,
+    actor: AttachmentWriterApart,
     database: Annotated[Database, Depends(database, scope="function")],
     settings: CurrentSettings,
     links: ReaderLinks,

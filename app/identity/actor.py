@@ -9,7 +9,7 @@ from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, database
+from app.db import Database, database, enter_tenant
 from app.errors import Forbidden, Unauthenticated, id_of
 from app.identity import service
 from app.identity.models import Role
@@ -29,45 +29,83 @@ def settings_of(request: Request) -> Settings:
 CurrentSettings = Annotated[Settings, Depends(settings_of)]
 
 
-async def authenticate(
-    database: Annotated[Database, Depends(database, scope="function")],
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-    x_tenant_id: Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)] = None,
-) -> Actor:
-    if bearer is None:
-        raise Unauthenticated(service.NOT_SIGNED_IN)
-    async with database.identity() as session:
-        return await service.identify(session, bearer.credentials, x_tenant_id)
-
-
-CurrentActor = Annotated[Actor, Depends(authenticate)]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+TenantHeader = Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)]
+CurrentDatabase = Annotated[Database, Depends(database, scope="function")]
 
 
 @dataclass(frozen=True)
-class Require:
-    """For `Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]`: the actor, or Forbidden."""
+class Authenticated:
+    """The actor, and the request's one transaction, in their tenant."""
 
+    actor: Actor
+    session: AsyncSession
+
+
+async def authenticate(
+    database: CurrentDatabase, bearer: Bearer, x_tenant_id: TenantHeader = None
+) -> AsyncIterator[Authenticated]:
+    """Identify the actor and do the request's work in one transaction, committed before the reply."""
+    async with database.identity() as session:
+        actor = await _identify(session, bearer, x_tenant_id)
+        await enter_tenant(session, actor.tenant_id)
+        yield Authenticated(actor, session)
+
+
+async def authenticate_apart(database: CurrentDatabase, bearer: Bearer, x_tenant_id: TenantHeader = None) -> Actor:
+    """Identify the actor in a transaction that ends before the route begins, for one that waits for other parts."""
+    async with database.identity() as session:
+        return await _identify(session, bearer, x_tenant_id)
+
+
+async def _identify(
+    session: AsyncSession, bearer: HTTPAuthorizationCredentials | None, tenant_id: UUID | None
+) -> Actor:
+    if bearer is None:
+        raise Unauthenticated(service.NOT_SIGNED_IN)
+    return await service.identify(session, bearer.credentials, tenant_id)
+
+
+CurrentAuthenticated = Annotated[Authenticated, Depends(authenticate, scope="function")]
+ActorApart = Annotated[Actor, Depends(authenticate_apart)]
+
+
+@dataclass(frozen=True)
+class _Requirement:
     role: Role
     scope: str
 
-    async def __call__(self, actor: CurrentActor) -> Actor:
+    def check(self, actor: Actor) -> Actor:
         if not actor.allows(self.role, self.scope):
             raise Forbidden(f"This needs the scope {self.scope} and the role {self.role} or higher.")
         return actor
 
 
-async def open_session(
-    actor: CurrentActor, database: Annotated[Database, Depends(database, scope="function")]
-) -> AsyncIterator[AsyncSession]:
-    """The request's one transaction, in the actor's tenant; committed before the reply."""
-    async with database.tenant(actor.tenant_id) as session:
-        yield session
+class Require(_Requirement):
+    """For `Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]`: the actor, or Forbidden."""
+
+    async def __call__(self, authenticated: CurrentAuthenticated) -> Actor:
+        return self.check(authenticated.actor)
 
 
-TenantSession = Annotated[AsyncSession, Depends(open_session, scope="function")]
+class RequireApart(_Requirement):
+    """The same for a route that holds no transaction."""
+
+    async def __call__(self, actor: ActorApart) -> Actor:
+        return self.check(actor)
+
+
+async def _session_of(authenticated: CurrentAuthenticated) -> AsyncSession:
+    return authenticated.session
+
+
+TenantSession = Annotated[AsyncSession, Depends(_session_of)]
 ChatReader = Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]
+ChatReaderApart = Annotated[Actor, Depends(RequireApart(Role.MEMBER, "chat:read"))]
 ChatWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "chat:write"))]
 AttachmentReader = Annotated[Actor, Depends(Require(Role.MEMBER, "attachments:read"))]
+AttachmentReaderApart = Annotated[Actor, Depends(RequireApart(Role.MEMBER, "attachments:read"))]
 AttachmentWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "attachments:write"))]
+AttachmentWriterApart = Annotated[Actor, Depends(RequireApart(Role.MEMBER, "attachments:write"))]
 AccountReader = Annotated[Actor, Depends(Require(Role.MEMBER, "account:read"))]
 AccountWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "account:write"))]

@@ -47,7 +47,7 @@ class TokenPair:
 
 
 async def identify(session: AsyncSession, bearer: str, tenant_id: UUID | None) -> Actor:
-    """The actor behind a bearer credential, or Unauthenticated."""
+    """The actor behind a bearer credential, or Unauthenticated; may commit."""
     if bearer.startswith(credentials.KEY_PREFIX):
         return await _identify_key(session, bearer, tenant_id)
     return await _identify_token(session, bearer, tenant_id)
@@ -69,6 +69,8 @@ async def _identify_key(session: AsyncSession, bearer: str, tenant_id: UUID | No
         raise NotFound("tenant")
     if key.last_used_at is None or key.last_used_at < now() - LAST_USED_PRECISION:
         await session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=now()))
+        # At once: the use counts though the request may fail, and no other request with this key waits for this one.
+        await session.commit()
     scopes = None if key.scopes is None else frozenset(key.scopes)
     return Actor(key.user_id, key.tenant_id, Role(role), scopes, api_key_id=key.id)
 

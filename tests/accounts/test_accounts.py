@@ -113,6 +113,14 @@ def test_a_key_is_shown_once_and_acts_as_its_maker(server: AppServer, ada: ApiUs
     assert made["key"] not in ada.http.get("/v1/api-keys").text
 
 
+def test_a_key_was_used_though_its_request_failed(server: AppServer, ada: ApiUser) -> None:
+    made = make_key(ada)
+    assert made["last_used_at"] is None
+    assert server.anyone().get(f"/v1/runs/{made['id']}", headers=bearer(made["key"])).status_code == 404
+    (listed,) = ada.http.get("/v1/api-keys").json()["data"]
+    assert listed["last_used_at"]
+
+
 def test_no_secret_lies_in_the_database(server: AppServer, ada: ApiUser, database_url: str) -> None:
     renewed = refresh(server.anyone(), ada.signed_up["refresh_token"]).json()
     pairs = [ada.signed_up, renewed]

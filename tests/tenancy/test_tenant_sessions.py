@@ -8,12 +8,12 @@ from typing import cast
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.conversations.models import Conversation
-from app.db import APP_ROLE, IDENTITY_ROLE, Database, uuid7
+from app.db import APP_ROLE, IDENTITY_ROLE, Database, enter_tenant, uuid7
 from app.identity.models import Membership, Role, Tenant, User
 from tests.results import Results
 
@@ -55,6 +55,39 @@ async def test_a_savepoint_that_is_rolled_back_keeps_role_and_tenant(database: D
         await savepoint.rollback()
         assert await session.scalar(text("SELECT current_user")) == APP_ROLE
         assert await session.scalar(text("SELECT app.tenant()")) == tenant
+
+
+async def test_identity_that_has_entered_a_tenant_has_no_way_back(database: Database) -> None:
+    ours, theirs = await make_tenants(database, 2)
+    async with database.identity() as session:
+        found = await session.scalars(select(Membership))
+        assert {row.tenant_id for row in found} == {ours, theirs}
+        await enter_tenant(session, ours)
+        assert not list(session)
+        await assert_within(session, ours)
+        savepoint = await session.begin_nested()
+        with pytest.raises(ProgrammingError):
+            await session.execute(text("SELECT * FROM tokens"))
+        await savepoint.rollback()
+        await assert_within(session, ours)
+        await session.commit()
+        await assert_within(session, ours)
+    async with database.engine.connect() as connection:
+        assert await connection.scalar(text("SELECT current_user = session_user"))
+
+
+async def test_identity_may_enter_a_tenant_between_two_transactions(database: Database) -> None:
+    ours, _ = await make_tenants(database, 2)
+    async with database.identity() as session:
+        await session.execute(text("SELECT * FROM tokens"))
+        await session.commit()
+        await enter_tenant(session, ours)
+        await assert_within(session, ours)
+
+
+async def assert_within(session: AsyncSession, tenant: UUID) -> None:
+    assert await session.scalar(text("SELECT current_user")) == APP_ROLE
+    assert set(await session.scalars(text("SELECT tenant_id FROM memberships"))) == {tenant}
 
 
 async def test_a_transaction_of_nobody_raises(database: Database) -> None:
