@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Computed, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import Computed, ForeignKey, ForeignKeyConstraint, Index, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -87,6 +87,27 @@ class Attachment(Identified, Base):
     variants: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
     blurhash: Mapped[str | None]
     error: Mapped[AttachmentError | None] = mapped_column(ModelJson(AttachmentError))
+
+
+class AttachmentWord(Base):
+    """A word of an image's prompts, written by a trigger.
+
+    `@@` is not leakproof, so Postgres uses no GIN index for it under row security; the comparison of texts is, so a
+    range of this table's words is read by its primary key.
+    """
+
+    __tablename__ = "attachment_words"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["tenant_id", "attachment_id"], ["attachments.tenant_id", "attachments.id"], ondelete="CASCADE"
+        ),
+        Index("ix_attachment_words_attachment", "tenant_id", "attachment_id"),
+    )
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    word: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    attachment_id: Mapped[UUID] = mapped_column(primary_key=True)
 
 
 class OrphanCandidate(Base):

@@ -19,7 +19,14 @@ from app.broker import Broker
 from app.db import Database, database
 from app.error_codes import ErrorCode
 from app.errors import Invalid, TooLarge, id_of
-from app.identity.actor import AttachmentReader, AttachmentWriter, AttachmentWriterApart, CurrentSettings, TenantSession
+from app.identity.actor import (
+    AttachmentReader,
+    AttachmentReaderApart,
+    AttachmentWriter,
+    AttachmentWriterApart,
+    CurrentSettings,
+    TenantSession,
+)
 from app.openapi import problems, sends
 from app.paging import PageQuery, fetch_page
 
@@ -106,7 +113,7 @@ def _invalid(message: str, given: str, field: str = FIELD) -> Invalid:
 
 @router.get("/attachments")
 async def list_attachments(
-    actor: AttachmentReader,
+    actor: AttachmentReaderApart,
     database: Annotated[Database, Depends(database, scope="function")],
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
@@ -120,7 +127,7 @@ async def list_attachments(
     """
     # Its own transaction: no connection is held while the store signs links.
     async with database.tenant(actor.tenant_id) as session:
-        statement = service.gallery(actor, kind=kind, q=q, agent_key=agent_key)
+        statement = await service.gallery(session, actor, kind=kind, q=q, agent_key=agent_key)
         rows, cursor = await fetch_page(session, statement, Attachment.id, query)
     return AttachmentPage(data=await views(rows, links), next_cursor=cursor)
 

@@ -10,7 +10,7 @@ from sqlalchemy import CollectionAggregate, Select, Uuid, any_, delete, func, li
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.attachments.models import Attachment, AttachmentKind
+from app.attachments.models import Attachment, AttachmentKind, AttachmentWord
 from app.attachments.variants import stored_keys
 from app.db import after_commit
 from app.errors import NotFound
@@ -19,6 +19,9 @@ from app.storage.store import Store
 
 # The types that the provider accepts as an input image.
 INPUT_TYPES = ("image/png", "image/jpeg", "image/webp")
+# With so many images to look at, those of a page are soon found among the newest.
+MANY = 500
+LAST_CHARACTER = "\U0010ffff"
 # Characters that would end the quotes of a search, or open a tag, which the parser does not accept as a word.
 _SIGNS = str.maketrans(dict.fromkeys("\0\\'<>", " "))
 
@@ -32,7 +35,9 @@ async def get(session: AsyncSession, actor: Actor, object_id: UUID) -> Attachmen
     return row
 
 
-def gallery(actor: Actor, *, kind: AttachmentKind | None, q: str | None, agent_key: str | None) -> Select[Attachment]:
+async def gallery(
+    session: AsyncSession, actor: Actor, *, kind: AttachmentKind | None, q: str | None, agent_key: str | None
+) -> Select[Attachment]:
     """The actor's images; `q` finds those whose prompts have a word that begins with each of its words.
 
     Signs and emoji between the words are ignored; a `q` of nothing else finds nothing, a blank one everything.
@@ -44,7 +49,24 @@ def gallery(actor: Actor, *, kind: AttachmentKind | None, q: str | None, agent_k
         statement = statement.where(Attachment.agent_key == agent_key)
     if q and not q.isspace():
         statement = statement.where(Attachment.search.bool_op("@@")(func.to_tsquery("simple", _prefixes(q))))
+        candidates = await _with_longest_word(session, actor, q)
+        if len(candidates) < MANY:
+            statement = statement.where(Attachment.id == _any_of(candidates))
     return statement
+
+
+async def _with_longest_word(session: AsyncSession, actor: Actor, q: str) -> Sequence[UUID]:
+    """Which of the actor's images have a word that begins with the longest of `q`: at most MANY, in no order."""
+    parsed = func.unnest(func.to_tsvector("simple", q.translate(_SIGNS))).table_valued("lexeme")
+    # A subquery, not a join: the operator that makes the upper bound is not leakproof either.
+    longest = select(parsed.c.lexeme).order_by(func.length(parsed.c.lexeme).desc()).limit(1).scalar_subquery()
+    word = AttachmentWord.word
+    found = await session.scalars(
+        select(AttachmentWord.attachment_id)
+        .where(AttachmentWord.user_id == actor.user_id, word >= longest, word <= longest.concat(LAST_CHARACTER))
+        .limit(MANY)
+    )
+    return found.all()
 
 
 def _prefixes(q: str) -> str:

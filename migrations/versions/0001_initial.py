@@ -39,6 +39,20 @@ RETURN NULLIF(current_setting('app.tenant_id', true), '')::uuid
 UNFINISHED = "status = 'pending' OR (status = 'stored' AND variants IS NULL)"
 SEARCH = "to_tsvector('simple', prompt || ' ' || coalesce(revised_prompt, ''))"
 
+# Prompts are written with their row and stay as they are.
+WORDS_FUNCTION = """
+CREATE FUNCTION app.insert_words() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO attachment_words (tenant_id, user_id, word, attachment_id)
+  SELECT NEW.tenant_id, NEW.user_id, unnest(tsvector_to_array(NEW.search)), NEW.id;
+  RETURN NULL;
+END $$
+"""
+WORDS_TRIGGER = """
+CREATE TRIGGER insert_words AFTER INSERT ON attachments
+FOR EACH ROW WHEN (NEW.search <> '') EXECUTE FUNCTION app.insert_words()
+"""
+
 TABLES = (
     "tenants",
     "users",
@@ -49,6 +63,7 @@ TABLES = (
     "messages",
     "runs",
     "attachments",
+    "attachment_words",
     "usage_entries",
     "idempotency_keys",
     "orphan_candidates",
@@ -72,7 +87,7 @@ APP_GRANTS = (
     "GRANT SELECT (id, email, created_at) ON users TO easel_app",
     "GRANT SELECT, INSERT, UPDATE (name, expires_at, revoked_at) ON api_keys TO easel_app",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON conversations, messages, runs, attachments TO easel_app",
-    "GRANT SELECT, INSERT ON usage_entries TO easel_app",
+    "GRANT SELECT, INSERT ON attachment_words, usage_entries TO easel_app",
     "GRANT SELECT, INSERT, DELETE ON idempotency_keys TO easel_app",
     "GRANT SELECT, INSERT, UPDATE (seen_at), DELETE ON orphan_candidates TO easel_app",
 )
@@ -100,6 +115,7 @@ def upgrade() -> None:
     create_conversations()
     create_runs()
     create_attachments()
+    create_attachment_words()
     create_usage()
     create_idempotency_keys()
     create_orphan_candidates()
@@ -112,6 +128,8 @@ def create_roles() -> None:
         op.execute(MAKE_ROLE.format(role=role))
     op.execute("CREATE SCHEMA app")
     op.execute(TENANT_FUNCTION)
+    op.execute(WORDS_FUNCTION)
+    op.execute(WORDS_TRIGGER)
     op.execute("GRANT USAGE ON SCHEMA app, public TO easel_app, easel_identity")
     # Whoever runs the service asks whether the schema is the right one.
     op.execute("GRANT SELECT ON alembic_version TO PUBLIC")
@@ -336,6 +354,24 @@ def create_attachments() -> None:
         unique=False,
         postgresql_where=sa.text(UNFINISHED),
     )
+
+
+def create_attachment_words() -> None:
+    op.create_table(
+        "attachment_words",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("word", sa.Text(collation="C"), nullable=False),
+        sa.Column("attachment_id", sa.Uuid(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant_id", "attachment_id"],
+            ["attachments.tenant_id", "attachments.id"],
+            name=op.f("fk_attachment_words_tenant_id_attachment_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("tenant_id", "user_id", "word", "attachment_id", name=op.f("pk_attachment_words")),
+    )
+    op.create_index("ix_attachment_words_attachment", "attachment_words", ["tenant_id", "attachment_id"], unique=False)
 
 
 def create_usage() -> None:

@@ -54,6 +54,7 @@ MUTANTS = {
 PRIMARY_KEYS = {
     "memberships": "tenant_id, user_id",
     "idempotency_keys": "tenant_id, user_id, route, key",
+    "attachment_words": "tenant_id, user_id, word, attachment_id",
     "orphan_candidates": "tenant_id, key",
 }
 
@@ -160,6 +161,7 @@ def rows_of(tenant: UUID) -> list[Base]:
             sha256="-",
             storage_key="-",
             tool_call_id="ig_1",
+            prompt="cat",
         ),
         UsageEntry(**owned, run_id=run, model="-", kind="input_tokens", quantity=1),
         IdempotencyKey(
@@ -319,6 +321,7 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
         query = "SELECT user_id::text FROM memberships WHERE tenant_id = :ours"
         return {"user_id": cast(str, await world.connection.scalar(text(query), {"ours": world.ours}))}
     fresh = {"id": str(uuid7()), "key": "twice", "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
+    fresh["word"] = "dog"
     if cell.table == "usage_entries":
         fresh["kind"] = "output_tokens"
     return {name: value for name, value in fresh.items() if name in row}
@@ -343,6 +346,7 @@ EXPECTED_RIGHTS = {
         *_rights("messages", "select", "insert", "update", "delete"),
         *_rights("runs", "select", "insert", "update", "delete"),
         *_rights("attachments", "select", "insert", "update", "delete"),
+        *_rights("attachment_words", "select", "insert"),
         *_rights("usage_entries", "select", "insert"),
         *_rights("idempotency_keys", "select", "insert", "delete"),
         *_rights("orphan_candidates", "select", "insert", "delete"),
