@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
 from app import db
 from app.db import Database, uuid7
 from app.migrate import migrate
+from tests.app_server import running_server
 from tests.round_trips import counting
 from tests.servers import postgres_server, stopped
 
@@ -67,3 +71,28 @@ async def backend_of(database: Database, *, seconds: float = 0) -> int:
     """The id of the server's process behind a transaction that lasts so long."""
     async with database.tenant(TENANT) as session:
         return await session.scalar(text("SELECT pg_backend_pid() FROM pg_sleep(:seconds)"), {"seconds": seconds}) or 0
+
+
+def test_no_request_needs_two_connections(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    """Or as many requests as the pool has connections would each wait for one that another holds."""
+    settings: dict[str, Any] = {"database_pool_size": 1}
+    with running_server(database_url, provider_url, tmp_path, **settings) as server:
+        ada = server.sign_up("Ada's")
+        ada.draw("Draw a house")
+        image = ada.http.get("/v1/attachments").json()["data"][0]
+        run, talk = f"/v1/runs/{image['run_id']}", f"/v1/conversations/{image['conversation_id']}"
+        photo = {"file": ("a.png", httpx.get(image["url"]).content, "image/png")}
+        answers = [
+            *(ada.http.get(path) for path in ("/v1/me", "/v1/api-keys", "/v1/agents", "/v1/conversations")),
+            *(ada.http.get(path) for path in (run, f"{run}/events", talk, f"{talk}/messages")),
+            ada.http.get("/v1/attachments", params={"q": "house"}),
+            ada.http.get(f"/v1/attachments/{image['object_id']}/content"),
+            ada.http.post("/v1/attachments", files=photo),
+            ada.http.post("/v1/api-keys", json={"name": "A key"}),
+            ada.http.put(f"{run}/cancellation"),
+            ada.http.patch(talk, json={"title": "A house"}),
+            ada.http.delete(f"/v1/attachments/{image['object_id']}"),
+            ada.http.delete(talk),
+            ada.http.delete("/v1/tokens/current"),
+        ]
+        assert [answer.text for answer in answers if not answer.is_success] == []

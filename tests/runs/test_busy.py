@@ -1,5 +1,6 @@
 """What becomes of a run whose conversation has another one open: refused, queued behind it, or started in its place."""
 
+import asyncio
 import json
 import time
 import uuid
@@ -8,10 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
+from app.db import Database, uuid7
 from app.runs import reader
-from tests.app_server import ApiUser, Event, events_of, kinds, one
+from app.runs.models import Run
+from app.worker.housekeeping import UNCLAIMED_AFTER
+from tests.app_server import ApiUser, AppServer, Event, events_of, kinds, one
 
+# Enough for a run that waits for nothing, and less than the time after which the sweep looks for runs without a task.
+END_SECONDS = 1.5
 SLOW = "Draw a house [offline: slow=1.5]"
 
 
@@ -47,6 +54,27 @@ def test_a_queued_run_sees_the_answer_that_it_waited_for(ada: ApiUser, provider_
     heard = one(ada.events(first["id"]), "message.completed")["message"]["text"]
     last = asked_with(provider_url, word)[-1]
     assert last.get("previous_response_id") or heard in json.dumps(last["input"], ensure_ascii=False)
+
+
+async def test_a_run_that_is_being_queued_as_the_other_ends_is_not_forgotten(
+    own_server: AppServer, database_url: str
+) -> None:
+    ada = own_server.sign_up("Ada's")
+    first = await asyncio.to_thread(ada.start, "Draw a house", agent_key="designer")
+    database = Database(database_url, pool_size=1)
+    second = uuid7()
+    async with database.tenant(uuid.UUID(ada.signed_up["tenant"]["id"])) as session:
+        # What the API does for a run that is queued, until its commit; its task comes too early.
+        await session.execute(text("UPDATE conversations SET updated_at = now()"))
+        row = await session.get_one(Run, uuid.UUID(first["id"]))
+        copied = {name: getattr(row, name) for name in ("tenant_id", "conversation_id", "user_id", "agent_key")}
+        session.add(Run(**copied, id=second, input_message_id=row.input_message_id, output_message_id=uuid7()))
+        await session.flush()
+        await asyncio.sleep(END_SECONDS)
+    await database.close()
+    began = time.monotonic()
+    assert kinds(await asyncio.to_thread(ada.events, str(second)))[-1] == "run.completed"
+    assert time.monotonic() - began < UNCLAIMED_AFTER.total_seconds() - END_SECONDS
 
 
 def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: ApiUser) -> None:

@@ -1,0 +1,86 @@
+"""What a turn costs the database, from POST /v1/runs to its terminal event: the API and the worker together."""
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from app.db import Database
+from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
+from tests.round_trips import RoundTrips, counting
+
+SPEC = """
+from app.agents._shared.specs import AgentSpec
+
+
+def get_agent_spec() -> AgentSpec:
+    return AgentSpec(key="{key}", display_name="A", description="An agent.", prompt_path=None, tool_keys={tools})
+"""
+AGENTS = {"talker": (), "designer": ("image_generation",)}
+# Both connections of the pool have prepared each statement by then.
+WARM_UP = 8
+
+# Statements, transactions and round trips at most.
+Costs = tuple[int, int, int]
+TEXT: Costs = (11, 4, 24)
+# An agent that could draw has the id of its response committed at once: one transaction more.
+TEXT_OF_ONE_THAT_DRAWS: Costs = (12, 5, 28)
+IMAGE: Costs = (15, 7, 37)
+# The lock, the look for the first answer; the answer itself is written with the run.
+OF_A_KEY: Costs = (2, 0, 2)
+
+
+@pytest.fixture
+def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
+    agents = tmp_path / "agents"
+    for key, tools in AGENTS.items():
+        (agents / key).mkdir(parents=True)
+        (agents / key / "spec.py").write_text(SPEC.format(key=key, tools=tools))
+    with running_server(database_url, provider_url, tmp_path / "data", agents=agents, database_pool_size=2) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("agent_key", "text", "most"),
+    [("talker", "Hello", TEXT), ("designer", "Hello", TEXT_OF_ONE_THAT_DRAWS), ("designer", "Draw a house", IMAGE)],
+    ids=["text", "text of an agent that draws", "image"],
+)
+def test_a_turn_takes_so_many_round_trips_at_most(
+    server: AppServer, ada: ApiUser, agent_key: str, text: str, most: Costs
+) -> None:
+    """A first turn, a later one, and a later one with an `Idempotency-Key`."""
+
+    def turn(conversation_id: str | None = None, key: str | None = None) -> list[Event]:
+        ada.http.headers.pop("Idempotency-Key", None)
+        if key is not None:
+            ada.http.headers["Idempotency-Key"] = key
+        return ada.ask(text, agent_key=agent_key, conversation_id=conversation_id)
+
+    talk = one(turn(), "run.created")["run"]["conversation_id"]
+    for number in range(WARM_UP):
+        turn()
+        turn(talk)
+        turn(talk, f"warm-up-{number}")
+    first, later, keyed = (
+        counted(server, lambda given=given: turn(*given)) for given in ((), (talk,), (talk, "counted"))
+    )
+    assert_at_most(first, most)
+    assert_at_most(later, most)
+    assert_at_most(keyed, tuple(map(sum, zip(most, OF_A_KEY, strict=True))))
+
+
+def counted(server: AppServer, turn: Callable[[], list[Event]]) -> RoundTrips:
+    database: Database = server.uvicorn.app.state.database
+    with counting(database.engine) as trips:
+        events = turn()
+    assert kinds(events)[-1] == "run.completed"
+    return trips
+
+
+def costs(trips: RoundTrips) -> Costs:
+    return len(trips.statements), trips.transactions, len(trips.sent)
+
+
+def assert_at_most(trips: RoundTrips, most: tuple[int, ...]) -> None:
+    found = costs(trips)
+    assert all(one <= limit for one, limit in zip(found, most, strict=True)), (found, trips.sent)
