@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import greenlet
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -61,7 +62,7 @@ class _Protocol:
         self._protocol = protocol
 
     def __getattr__(self, name: str) -> Any:
-        if name in ONE_TRIP_EACH and not self.trips.closed and not _in_background():
+        if name in ONE_TRIP_EACH and not self.trips.closed and not called_from(*BACKGROUND):
             return self._noted(name, self.trips)
         return getattr(self._protocol, name)
 
@@ -74,10 +75,15 @@ class _Protocol:
         return call
 
 
-def _in_background() -> bool:
+def called_from(*modules: str) -> bool:
+    """Whether a function of one of the modules waits for what is executed now, also from outside a greenlet."""
+    current = greenlet.getcurrent()
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        if frame.f_globals.get("__name__") in BACKGROUND:
+        if frame.f_globals.get("__name__") in modules:
             return True
         frame = frame.f_back
+        if frame is None and current.parent is not None:
+            current = current.parent
+            frame = current.gr_frame
     return False

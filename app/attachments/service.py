@@ -48,7 +48,8 @@ async def gallery(
     if agent_key is not None:
         statement = statement.where(Attachment.agent_key == agent_key)
     if q and not q.isspace():
-        statement = statement.where(Attachment.search.bool_op("@@")(func.to_tsquery("simple", _prefixes(q))))
+        # The function behind `@@`: under row security the operator counts as rare, and all images would be sorted.
+        statement = statement.where(func.ts_match_vq(Attachment.search, func.to_tsquery("simple", _prefixes(q))))
         candidates = await _with_longest_word(session, actor, q)
         if len(candidates) < MANY:
             statement = statement.where(Attachment.id == _any_of(candidates))
@@ -80,6 +81,7 @@ def is_input(row: Attachment) -> bool:
 
 
 def _any_of(ids: Sequence[UUID]) -> CollectionAggregate[Any]:
+    # Not IN, whose SQL has a parameter for each id: the statement would be prepared anew for each count of ids.
     return any_(literal(list(ids), ARRAY(Uuid)))
 
 
@@ -99,7 +101,6 @@ async def of_messages(
 ) -> dict[UUID, list[Attachment]]:
     """The attachments of many messages, by one query: drawn ones oldest first, those `sent` along in their order."""
     sent_ids = [object_id for object_ids in sent.values() for object_id in object_ids]
-    # Arrays: an empty IN is a subquery, which keeps Postgres from using the indexes of both sides.
     rows = await session.scalars(
         select(Attachment)
         .where(or_(Attachment.message_id == _any_of(message_ids), Attachment.id == _any_of(sent_ids)))
