@@ -67,10 +67,12 @@ class _Protocol:
         return getattr(self._protocol, name)
 
     def _noted(self, name: str, trips: RoundTrips) -> Any:
-        def call(first: Any, *args: Any, **kwargs: Any) -> Any:
-            sql = args[0] if name == "prepare" else getattr(first, "query", first)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # A simple query's text, a prepared statement, or a statement's name and text.
+            given = [*args, *kwargs.values()]
+            sql = given[1] if name == "prepare" else getattr(given[0], "query", given[0])
             trips.sent.append(str(sql))
-            return getattr(self._protocol, name)(first, *args, **kwargs)
+            return getattr(self._protocol, name)(*args, **kwargs)
 
         return call
 

@@ -57,8 +57,9 @@ class Run(Identified, Base):
     """The run row is the outbox of its task and the fence of its workers.
 
     `attempt` counts the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent`
-    and `background` are committed before a paid request, `response_id` as soon as the provider has named its response:
-    with both, a later attempt can resume a response that the provider finishes in the background.
+    and `background` are committed before a paid request, `response_id` as soon as the provider has named its response
+    (with the end, where the agent cannot draw): with both, a later attempt can resume a response that the provider
+    finishes in the background.
     """
 
     __tablename__ = "runs"
