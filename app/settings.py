@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     image_default_format: ImageFormat = "png"
     image_default_background: ImageBackground = "auto"
     image_default_compression: int | None = Field(default=None, ge=0, le=100)
-    image_output_max_mb: float = Field(default=6, gt=0)
+    image_output_max_mb: float = Field(default=6, gt=0, le=64)
     image_max_partial_images: int = Field(default=2, ge=0, le=3)
 
     # Object storage

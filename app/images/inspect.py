@@ -1,7 +1,6 @@
 """Image type, size and completeness from the bytes alone, without decoding pixels."""
 
 import asyncio
-import binascii
 import hashlib
 import re
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from xml.parsers import expat
 
-import pybase64
 from PIL import Image, UnidentifiedImageError
 
 # The largest photos of today's phones; six times the largest image that the provider makes.
@@ -46,9 +44,9 @@ class UnreadableImage(ValueError):
     """The bytes are not a complete image of a known type; the message says why."""
 
 
-async def decode(base64_text: str | bytes) -> bytes:
-    """Decode standard base64 off the event loop; raises UnreadableImage."""
-    return await asyncio.get_running_loop().run_in_executor(pool, _decode, base64_text)
+async def facts_of(data: bytes) -> ImageFacts:
+    """Inspect off the event loop; raises UnreadableImage."""
+    return await asyncio.get_running_loop().run_in_executor(pool, inspect, data)
 
 
 async def examine(data: bytes) -> Decoded:
@@ -65,13 +63,6 @@ def inspect(data: bytes) -> ImageFacts:
                 raise UnreadableImage(f"The image has {width}x{height} pixels; at most {MAX_PIXELS} are accepted.")
             return ImageFacts(kind.mime_type, kind.extension, width, height)
     raise UnreadableImage("The bytes are neither PNG, JPEG, WebP, GIF nor SVG.")
-
-
-def _decode(base64_text: str | bytes) -> bytes:
-    try:
-        return pybase64.b64decode(base64_text, validate=True)
-    except (binascii.Error, ValueError):
-        raise UnreadableImage("The image's base64 is invalid.") from None
 
 
 def _examine(data: bytes) -> Decoded:

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import openai
 from agents.models.interface import Model
-from openai import AsyncOpenAI
 from openai.types.responses.response_output_item import ImageGenerationCall
 
 from app.provider.errors import from_openai
 from app.provider.model import CallObserver, GeneratedImage, ImageExtractingModel, ImageSink, to_image
+from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
@@ -23,7 +23,7 @@ class Provider:
     def __init__(self, *, api_key: str, base_url: str | None, idle_seconds: float) -> None:
         # A POST is paid for, so it is never repeated by the SDK.
         timeout = openai.Timeout(idle_seconds, connect=CONNECT_SECONDS)
-        self._client = AsyncOpenAI(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout)
+        self._client = WireTapClient(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout)
 
     def model(self, name: str, *, agent_key: str, observer: CallObserver, images: ImageSink, background: bool) -> Model:
         """The model of one agent in one run."""

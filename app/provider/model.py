@@ -1,12 +1,12 @@
-"""The model that our agents call: the SDK's, with images taken out of the stream before anything keeps them."""
+"""The model that our agents call: the SDK's, with images handed over before anything keeps them."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import openai
 from agents.models.openai_responses import OpenAIResponsesModel
@@ -28,18 +28,20 @@ from openai.types.responses.response_output_item import ImageGenerationCall
 from app.provider import errors
 from app.provider.cursor import StreamCursor
 from app.provider.errors import ProviderError, ProviderUnreachable, ProviderUnreadable
+from app.provider.image_bytes import ImageBytes
 from app.provider.usage import usage_of
+from app.provider.wire import image_of
 
 RETRY_AFTER_MAX_SECONDS = 20
 
 
 @dataclass(frozen=True)
 class PartialImage:
-    """A preview as the provider sent it: base64 text, not decoded yet."""
+    """A preview as the provider sent it."""
 
     tool_call_id: str
     index: int
-    base64: str
+    content: ImageBytes
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class GeneratedImage:
 
     agent_key: str
     tool_call_id: str
-    base64: str
+    content: ImageBytes
     revised_prompt: str | None
     options: dict[str, Any]
 
@@ -73,7 +75,7 @@ class ImageSink(Protocol):
 
 
 class ImageExtractingModel(OpenAIResponsesModel):
-    """Insists on `response.completed`; yields events without their base64. Raises ProviderError.
+    """Insists on `response.completed`; yields events without their images. Raises ProviderError.
 
     With `background` the provider continues when a stream breaks, and the stream is resumed where it broke.
     """
@@ -94,7 +96,8 @@ class ImageExtractingModel(OpenAIResponsesModel):
         self._observer = observer
         self._images = images
         self._background = background
-        self._seen: set[tuple[str, str]] = set()
+        # Weak: an image is freed as soon as it is stored.
+        self._last: WeakValueDictionary[str, ImageBytes] = WeakValueDictionary()
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncGenerator[ResponseStreamEvent]:
         resumed = self._observer.take_resumed()
@@ -155,9 +158,9 @@ class ImageExtractingModel(OpenAIResponsesModel):
             case ResponseCreatedEvent():
                 await self._observer.on_response_created(event.response.id)
             case ResponseImageGenCallPartialImageEvent():
-                partial = PartialImage(event.item_id, event.partial_image_index, event.partial_image_b64)
+                content = image_of(event, event.partial_image_b64)
                 event.partial_image_b64 = ""
-                self._images.on_partial(partial)
+                self._images.on_partial(PartialImage(event.item_id, event.partial_image_index, content))
             case ResponseOutputItemDoneEvent():
                 self._extract_item(event.item)
             case ResponseCompletedEvent():
@@ -177,19 +180,20 @@ class ImageExtractingModel(OpenAIResponsesModel):
     def _extract_item(self, item: object) -> None:
         if not isinstance(item, ImageGenerationCall) or not item.result:
             return
-        base64, item.result = item.result, None
+        image = to_image(item, item.result, self._agent_key)
+        item.result = None
         # The same image comes again in response.completed; other bytes there replace what was cut off before.
-        key = (item.id, sha256(base64.encode()).hexdigest())
-        if key not in self._seen:
-            self._seen.add(key)
-            self._images.on_image(to_image(item, base64, self._agent_key))
+        if self._last.get(item.id) is not image.content:
+            self._last[item.id] = image.content
+            self._images.on_image(image)
 
 
-def to_image(item: ImageGenerationCall, base64: str, agent_key: str) -> GeneratedImage:
+def to_image(item: ImageGenerationCall, result: str, agent_key: str) -> GeneratedImage:
+    content = image_of(item, result)
     options = item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True)
     # Postgres does not accept this character in a text.
     revised_prompt = (options.pop("revised_prompt", None) or "").replace("\0", "") or None
-    return GeneratedImage(agent_key, item.id, base64, revised_prompt, options)
+    return GeneratedImage(agent_key, item.id, content, revised_prompt, options)
 
 
 def _retry_after(error: openai.RateLimitError) -> float | None:

@@ -6,7 +6,9 @@ from typing import Any
 import httpx2
 from agents import Agent, ModelSettings, RunConfig, Runner
 from agents.models.openai_responses import OpenAIResponsesModel
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import DefaultAsyncHttpxClient
+
+from app.provider.wire import WireTapClient
 
 _MESSAGE: dict[str, Any] = {
     "id": "msg_warm",
@@ -36,7 +38,8 @@ _EVENTS: list[dict[str, Any]] = [
 async def warm_up() -> None:
     """One turn through the SDKs, answered in this process; nothing leaves it."""
     transport = httpx2.MockTransport(_answer)
-    async with AsyncOpenAI(api_key="none", http_client=DefaultAsyncHttpxClient(transport=transport)) as client:
+    http_client = DefaultAsyncHttpxClient(transport=transport)
+    async with WireTapClient(api_key="none", http_client=http_client) as client:
         model = OpenAIResponsesModel(model="warm", openai_client=client)
         agent = Agent[Any](name="warm", model=model, model_settings=ModelSettings(include_usage=True))
         streamed = Runner.run_streamed(agent, "Warm up.", run_config=RunConfig(tracing_disabled=True))

@@ -11,7 +11,8 @@ from app.attachments.ingest import ingest, insert_once, new_attachment
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.schemas import AttachmentView
 from app.error_codes import ErrorCode
-from app.images.inspect import Decoded, UnreadableImage, decode, examine
+from app.images.inspect import Decoded, UnreadableImage, examine, facts_of
+from app.provider.image_bytes import ImageBytes
 from app.provider.model import GeneratedImage, PartialImage
 from app.runs.events import AttachmentCreated, AttachmentFailed, ImagePartial
 from app.runs.models import Run
@@ -55,7 +56,8 @@ class RunImages:
 
     def on_image(self, image: GeneratedImage) -> None:
         self.received.add(image.tool_call_id)
-        if not self._events.has(_created_key(image.tool_call_id)):
+        # A tool call has one row: what is stored, spooled or rejected by its size is not tried again.
+        if not self._events.has(_created_key(image.tool_call_id)) and image.tool_call_id not in self._stored:
             self._images.append(asyncio.create_task(self._store(image)))
 
     def abandon(self) -> None:
@@ -88,8 +90,8 @@ class RunImages:
     async def _show(self, partial: PartialImage, *, before: asyncio.Task[None] | None) -> None:
         """A preview is a small object that expires; if it cannot be stored, the reader only misses it."""
         try:
-            data = await decode(partial.base64)
-            facts = (await examine(data)).facts
+            data = _data_of(partial.content)
+            facts = await facts_of(data)
             key = keys.preview_key(
                 self._run.tenant_id, self._run.id, partial.tool_call_id, partial.index, facts.extension
             )
@@ -111,8 +113,13 @@ class RunImages:
         self._events.emit(event, _partial_key(partial))
 
     async def _store(self, image: GeneratedImage) -> None:
+        if image.content.data is None and image.content.size:
+            self.emit_failure(
+                image.tool_call_id, ErrorCode.IMAGE_TOO_LARGE, self._too_large(image.content.size), retryable=False
+            )
+            return
         try:
-            decoded = await examine(await decode(image.base64))
+            decoded = await examine(_data_of(image.content))
             row = await self._ingest(image, decoded)
         except UnreadableImage as error:
             log.warning("image.unreadable", extra={"tool_call_id": image.tool_call_id, "error": str(error)})
@@ -135,14 +142,14 @@ class RunImages:
     async def _ingest(self, image: GeneratedImage, decoded: Decoded) -> Attachment:
         ctx, row = self._ctx, self._new_row(image, decoded)
         if row.size_bytes > ctx.settings.image_output_max_bytes:
-            detail = (
-                f"The image has {row.size_bytes / 1024**2:.1f} MB; IMAGE_OUTPUT_MAX_MB allows"
-                f" {ctx.settings.image_output_max_mb:g} MB."
-            )
             row.status = AttachmentStatus.FAILED
-            row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=detail)
+            row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(row.size_bytes))
             return await insert_once(ctx.database, row)
         return await ingest(ctx.database, ctx.store, ctx.spool, row, decoded.data)
+
+    def _too_large(self, size_bytes: int) -> str:
+        allowed = self._ctx.settings.image_output_max_mb
+        return f"The image has {size_bytes / 1024**2:.1f} MB; IMAGE_OUTPUT_MAX_MB allows {allowed:g} MB."
 
     def _new_row(self, image: GeneratedImage, decoded: Decoded) -> Attachment:
         requested = self._options(image.agent_key)
@@ -175,6 +182,12 @@ class RunImages:
         else:
             detail = "The image is safe but not stored yet; it will be here once the object storage answers."
             self.emit_failure(tool_call_id, ErrorCode.STORAGE_UNAVAILABLE, detail, retryable=True, object_id=row.id)
+
+
+def _data_of(content: ImageBytes) -> bytes:
+    if content.data is None:
+        raise UnreadableImage("The image has too many bytes." if content.size else "The image's base64 is invalid.")
+    return content.data
 
 
 def _partial_key(partial: PartialImage) -> str:

@@ -11,7 +11,7 @@ from app.attachments import variants
 from app.attachments.ingest import mark_stored
 from app.attachments.models import Attachment, AttachmentStatus
 from app.db import now
-from app.images.inspect import UnreadableImage, decode, examine
+from app.images.inspect import UnreadableImage, examine
 from app.provider.errors import ProviderError
 from app.runs.models import Run
 from app.worker.context import WorkerContext
@@ -89,17 +89,17 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
         raise Unrecoverable
     async for image in ctx.provider.images_of(run.response_id):
         row = rows.get(image.tool_call_id)
-        if row is not None and await _store(ctx, row, image.base64):
+        if row is not None and await _store(ctx, row, image.content.data):
             del rows[image.tool_call_id]
         if not rows:
             return
     raise Unrecoverable
 
 
-async def _store(ctx: WorkerContext, row: Attachment, base64: str) -> bool:
+async def _store(ctx: WorkerContext, row: Attachment, data: bytes | None) -> bool:
     """False where these are not the bytes that the row describes."""
     try:
-        image = await examine(await decode(base64))
+        image = await examine(data or b"")
     except UnreadableImage:
         return False
     if image.sha256 != row.sha256:
