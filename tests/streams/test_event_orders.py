@@ -1,10 +1,12 @@
 """The orders in which the provider sends an image, as small streams written by hand, through the whole service."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
+from app.provider import image_bytes
 from tests.app_server import kinds, one, running_server
 from tests.stream_server import PARTIAL, Stream, assert_well_formed, read_stream, serving, text_of
 
@@ -51,6 +53,31 @@ def test_text_partial_images_and_the_attachment_arrive(stream: Stream, database_
     assert kinds(events)[-2:] == ["message.completed", "run.completed"]
     assert "attachment.failed" not in kinds(events)
     assert provider.posts == ["/v1/responses"]
+
+
+def test_an_image_whose_base64_comes_in_lines_is_stored(database_url: str, tmp_path: Path) -> None:
+    stream = STREAMS["no-partials"]
+    (text,), (image,) = stream.results, stream.images
+    in_lines = json.dumps("\r\n".join(text[at : at + 76] for at in range(0, len(text), 76)))
+    data = stream.data.replace(json.dumps(text).encode(), in_lines.encode())
+    assert data != stream.data
+    with serving(data) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        events = server.sign_up("Ada's").draw("Draw it again")
+    assert one(events, "attachment.created")["attachment"]["sha256"] == hashlib.sha256(image).hexdigest()
+
+
+def test_an_image_that_no_worker_holds_is_rejected_by_its_size(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_bytes, "MAX_IMAGE_BYTES", 100)
+    stream = STREAMS["partials"]
+    with serving(stream.data) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        events = server.sign_up("Ada's").draw("Draw it again")
+    failed = one(events, "attachment.failed")
+    assert (failed["code"], failed["object_id"]) == ("image_too_large", None)
+    assert "IMAGE_OUTPUT_MAX_MB" in failed["detail"]
+    assert text_of(events) == stream.text
+    assert kinds(events)[-1] == "run.completed"
 
 
 def _status(stream: Stream) -> str:
