@@ -71,8 +71,10 @@ class Base64Reader:
         return True
 
     def finish(self) -> ImageBytes:
-        self.is_json = self.is_json and b"\\" not in self._rest
-        if not self._valid or self._rest:
+        if not self._valid:
+            return ImageBytes(None, 0)
+        if self._rest:
+            self.is_json = b"\\" not in self._rest
             return ImageBytes(None, 0)
         for image, data in self._candidates:
             if len(data) == self._size:
@@ -88,6 +90,7 @@ class Base64Reader:
             letters = "".join(json.loads(b'"' + text[:end] + b'"').split()).encode("ascii")
             whole = len(letters) & ~3
             self._add(pybase64.b64decode(letters[:whole], validate=True), whole)
+            self._valid = self._valid and not letters[whole:].translate(None, _LETTERS)
         except json.JSONDecodeError:
             self._valid = self.is_json = False
         except ValueError:

@@ -183,7 +183,8 @@ class ImageExtractingModel(OpenAIResponsesModel):
         image = to_image(item, item.result, self._agent_key)
         item.result = None
         # The same image comes again in response.completed; other bytes there replace what was cut off before.
-        if self._last.get(item.id) is not image.content:
+        last = self._last.get(item.id)
+        if last is None or last.data != image.content.data:
             self._last[item.id] = image.content
             self._images.on_image(image)
 

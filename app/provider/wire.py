@@ -24,8 +24,10 @@ T = TypeVar("T")
 
 # The extra field of an event or output item whose base64 was taken out.
 IMAGE = "image_bytes"
-# Shorter values stay in the JSON, and shorter lines are not searched.
+# Shorter values stay in the JSON.
 MIN_LETTERS = 128
+# Shorter lines are not searched: a text delta has about 300 bytes.
+MIN_LINE = 512
 
 _STREAM_EVENT: Any = ResponseStreamEvent
 _KEYS = ("partial_image_b64", "result", "b64_json")
@@ -141,7 +143,7 @@ class _Lines:
             return
         *ended, begun = self._split(chunk)
         for part in ended:
-            if not self._line and len(part) < MIN_LETTERS:
+            if not self._line and len(part) < MIN_LINE:
                 yield part
                 continue
             self._take(part, ended=True)
@@ -174,6 +176,8 @@ class _Lines:
 
     def _cut_before_value(self, *, ended: bool) -> bytes:
         """End the line where a value begins, and return what followed; nothing where there is none."""
+        if len(self._line) < MIN_LINE:
+            return b""
         while match := _VALUE.search(self._line, self._searched):
             start = match.end()
             head = self._line[start : start + MIN_LETTERS]

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 
 import httpx2
 import pytest
+from agents import Agent, RunConfig, Runner
 from openai import APIError, AsyncOpenAI, DefaultAsyncHttpxClient
 from openai.types.responses import ResponseOutputItemDoneEvent, ResponseStreamEvent
 from openai.types.responses.response_output_item import ImageGenerationCall
@@ -16,7 +17,9 @@ from pydantic import BaseModel
 
 from app.provider import image_bytes
 from app.provider.image_bytes import ImageBytes
+from app.provider.model import GeneratedImage, ImageExtractingModel, PartialImage
 from app.provider.wire import IMAGE, WireTapClient, image_of
+from tests.stream_server import read_stream
 
 ROOT = Path(__file__).resolve().parents[2]
 STREAMS = [
@@ -167,6 +170,12 @@ ODD_STREAMS = {
     ),
     "another item's result": done(json.dumps(TEXT), kind="mcp_call"),
     "a field of that name elsewhere": done("null").replace(b"null", b'{"result":"' + TEXT.encode() + b'"}'),
+    "a key that ends in that name": done(json.dumps(TEXT)).replace(b'"result"', b'"a \\"result"'),
+    "a long text before the value": done(json.dumps(TEXT)).replace(b'"note":"', b'"note":"' + b"tree " * 300),
+    "a comment like an image": b': image_generation "result":"'
+    + TEXT.encode()
+    + b'\ndata: {"a":"b"}\n\n'
+    + done("null"),
     "the type after the value": b'data: {"type":"response.output_item.done","item":{"result":"'
     + TEXT.encode()
     + b'","type":"image_generation_call"}}\n\n',
@@ -183,7 +192,14 @@ async def test_an_odd_stream_reads_as_by_the_sdk(name: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    "name", ["an escaped slash", "base64 in lines", "base64 in CRLF lines", "spaces around the colon"]
+    "name",
+    [
+        "a long text before the value",
+        "an escaped slash",
+        "base64 in CRLF lines",
+        "base64 in lines",
+        "spaces around the colon",
+    ],
 )
 async def test_base64_with_escapes_and_white_space_is_decoded(name: str) -> None:
     for pieces in ([ODD_STREAMS[name]], every_byte(ODD_STREAMS[name])):
@@ -199,12 +215,23 @@ async def test_base64_leaves_only_the_fields_of_images(kind: str) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("broken", [TEXT[:-1], TEXT[:900] + "%" + TEXT[901:], TEXT[:900] + "==" + TEXT[902:]])
+async def test_what_names_no_image_stays_as_it_was_sent() -> None:
+    in_lines = "\n".join(TEXT[at : at + 76] for at in range(0, len(TEXT), 76))
+    for sent in (in_lines, TEXT[:-1]):
+        (event,) = await tapped(done(json.dumps(sent), kind="mcp_call").replace(b"image_generation", b"nothing"))
+        assert event.item.result == sent
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "broken", [TEXT[:-1], *(TEXT[:898] + wrong + TEXT[900:] for wrong in ("%%", "==", '"', "\\")), TEXT + "\\"]
+)
 async def test_broken_base64_is_an_image_without_bytes(broken: str) -> None:
-    data = done(json.dumps(broken))
+    data = done(json.dumps(broken)) + done(json.dumps(TEXT))
     for pieces in ([data], every_byte(data)):
-        (image,) = images_in(await tapped(*pieces))
+        image, next_image = images_in(await tapped(*pieces))
         assert (image.data, image.size) == (None, 0)
+        assert next_image.data == PICTURE
 
 
 @pytest.mark.anyio
@@ -218,6 +245,50 @@ async def test_a_copy_is_the_same_image_and_another_one_is_not() -> None:
         assert first is again is last
         expected = [PICTURE[:-1] + b"!", PICTURE[:-900], PICTURE + PICTURE]
         assert [image.data for image in others] == expected
+
+
+class _Received:
+    """An ImageSink and CallObserver."""
+
+    def __init__(self) -> None:
+        self.partials: list[PartialImage] = []
+        self.images: list[GeneratedImage] = []
+
+    def on_partial(self, partial: PartialImage) -> None:
+        self.partials.append(partial)
+
+    def on_image(self, image: GeneratedImage) -> None:
+        self.images.append(image)
+
+    def take_resumed(self) -> None:
+        pass
+
+    async def on_request(self, agent_key: str, *, background: bool) -> None:
+        pass
+
+    async def on_response_created(self, response_id: str) -> None:
+        pass
+
+    def on_response_ended(self, usage: dict[str, int]) -> None:
+        pass
+
+
+@pytest.mark.anyio
+async def test_an_image_that_is_sent_three_times_is_handed_over_once() -> None:
+    stream = read_stream(ROOT / "tests" / "streams" / "partials.sse")
+    received = _Received()
+    http_client = DefaultAsyncHttpxClient(transport=_Transport([stream.data]))
+    async with WireTapClient(api_key="none", http_client=http_client) as client:
+        model = ImageExtractingModel(
+            "m", client, agent_key="designer", observer=received, images=received, background=False
+        )
+        streamed = Runner.run_streamed(
+            Agent(name="designer", model=model), "Draw", run_config=RunConfig(tracing_disabled=True)
+        )
+        events = [repr(event) async for event in streamed.stream_events()]
+    assert [partial.content.data for partial in received.partials] == stream.partials
+    assert [image.content.data for image in received.images] == stream.images
+    assert all(result not in event and "ImageBytes" not in event for event in events for result in stream.results)
 
 
 @pytest.mark.anyio
