@@ -206,6 +206,15 @@ def test_a_picture_that_the_provider_has_forgotten_stays_pending(
     assert pending.read()["status"] == "pending"
 
 
+def test_a_spooled_picture_is_not_put_again_for_its_copy_at_the_end(
+    depot: Depot, caplog: pytest.LogCaptureFixture
+) -> None:
+    depot.outage.begin("refuse")
+    # The text takes longer than the spool: by then nobody holds the bytes that the copy could be compared with.
+    depot.server.sign_up("Ada's").draw("Draw a house [offline: words=9000]")
+    assert [record.getMessage() for record in caplog.records].count("image.ingest_failed") == 1
+
+
 def test_a_picture_over_the_limit_is_refused_by_name_and_size(ada: ApiUser) -> None:
     events = ada.draw("Draw a house [offline: big=8]")
     assert kinds(events)[-2:] == ["message.completed", "run.completed"]
