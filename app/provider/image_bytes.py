@@ -14,7 +14,7 @@ import pybase64
 # Longer images are read to their end and measured, but not held; the provider's largest have 33 MB of pixels.
 MAX_IMAGE_BYTES = 64 * 1024**2
 
-_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="  # pragma: allowlist secret
 _WHOLE_ESCAPES = re.compile(rb"[^\\]*(?:\\(?:[^u]|u.{4})[^\\]*)*", re.DOTALL)
 
 
