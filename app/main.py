@@ -145,7 +145,7 @@ async def open_context(
 
 
 async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
-    """Execute runs and housekeeping until told to stop."""
+    """Execute runs and housekeeping until `stopping` is set."""
     async with open_context(settings, parts, agents_of(settings), stopping) as ctx, tasks.working(ctx):
         _freeze()
         await stopping.wait()

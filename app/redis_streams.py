@@ -28,7 +28,7 @@ Connect = Callable[[float], AbstractAsyncContextManager[Any]]
 
 @dataclass
 class _Watch:
-    """A stream that somebody here waits for, from `position` on."""
+    """A stream that is read for a subscription, from `position` on."""
 
     position: str | bytes
     receive: Receive

@@ -19,7 +19,7 @@ _CHAT = re.compile(
     r"tell|explain|describe|write|list|say|repeat|translate|count)\b",
     re.IGNORECASE,
 )
-_DRAW = re.compile(r"\b(draw|paint|sketch|illustrate|picture|image|make|change|turn|add|remove)\b", re.IGNORECASE)
+_DRAW = re.compile(r"\b(draw|paint|sketch|illustrate|image|image|make|change|turn|add|remove)\b", re.IGNORECASE)
 _NEW = re.compile(r"(please )?(draw|paint|sketch|generate|create)\b", re.IGNORECASE)
 _REMEMBER = re.compile(r"\b(before|earlier|last|remember|previous|so far|first)\b", re.IGNORECASE)
 

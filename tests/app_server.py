@@ -1,4 +1,4 @@
-"""The whole service on loopback, and the people who use it, for tests that speak HTTP."""
+"""The whole service on loopback, and the users who call it, for tests that speak HTTP."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PASSWORD = "correct horse battery"
 
 
 class ApiUser:
-    """Somebody signed up, with a tenant of their own."""
+    """A signed-up user, with a tenant of their own."""
 
     def __init__(self, base_url: str, tenant_name: str = "Acme") -> None:
         self.base_url = base_url
@@ -67,7 +67,7 @@ class ApiUser:
             return list(events_of(answer))
 
     def at(self, base_url: str) -> httpx.Client:
-        """The same person at another process."""
+        """The same user at another process."""
         return httpx.Client(
             base_url=base_url, headers={"Authorization": self.http.headers["Authorization"]}, timeout=30
         )

@@ -1,4 +1,4 @@
-"""Pictures put straight into the database and the store, past every check of what they are."""
+"""Images put straight into the database and the store, past every check of what they are."""
 
 import hashlib
 from typing import Any, cast

@@ -189,7 +189,7 @@ def server(shared_server: AppServer) -> AppServer:
 
 @pytest.fixture
 def ada(server: AppServer) -> Generator[ApiUser]:
-    """Somebody who uses Easel."""
+    """A user of Easel."""
     user = server.sign_up("Ada's")
     yield user
     user.http.close()
@@ -197,7 +197,7 @@ def ada(server: AppServer) -> Generator[ApiUser]:
 
 @pytest.fixture
 def stranger(server: AppServer) -> Generator[ApiUser]:
-    """Somebody of another tenant, who may see nothing of Ada's."""
+    """A user of another tenant, who may see nothing of Ada's."""
     user = server.sign_up("Stranger's")
     yield user
     user.http.close()

@@ -46,20 +46,20 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
 def test_an_impossible_run_is_refused_by_field_given_and_allowed(ada: ApiUser, name: str) -> None:
     fields, code, field, given, allowed = REFUSED_RUNS[name]
     answer = ada.http.post("/v1/runs", json={"input": "Draw a house", "agent_key": "designer", **fields})
-    told = problem(answer, 422, code)
-    fault = next((fault for fault in told["errors"] if fault["field"].startswith(field)), None)
-    assert fault, told
+    received = problem(answer, 422, code)
+    fault = next((fault for fault in received["errors"] if fault["field"].startswith(field)), None)
+    assert fault, received
     assert fault["given"].startswith(given)
     assert allowed in fault["message"]
-    assert field in told["detail"] or given in told["detail"]
+    assert field in received["detail"] or given in received["detail"]
     nothing_written(ada)
 
 
 def test_an_unknown_conversation_is_not_there(ada: ApiUser) -> None:
     for conversation_id in ("01890000-0000-7000-8000-000000000000", "mine"):
         body = {"input": "Hi", "conversation_id": conversation_id}
-        told = problem(ada.http.post("/v1/runs", json=body), 404, "not_found")
-        assert "conversation" in told["detail"]
+        received = problem(ada.http.post("/v1/runs", json=body), 404, "not_found")
+        assert "conversation" in received["detail"]
     nothing_written(ada)
 
 
@@ -72,9 +72,9 @@ def test_a_body_that_is_no_json_is_refused(ada: ApiUser) -> None:
 
 def test_a_body_that_says_it_is_too_large_is_refused_by_its_length(ada: ApiUser) -> None:
     body = {"input": "Hi", "image": {"size": "x" * MEGABYTE}}
-    told = problem(ada.http.post("/v1/runs", json=body), 413, "too_large")
-    assert str(MEGABYTE) in told["detail"]
-    assert "REQUEST_BODY_MAX_MB" in told["detail"]
+    received = problem(ada.http.post("/v1/runs", json=body), 413, "too_large")
+    assert str(MEGABYTE) in received["detail"]
+    assert "REQUEST_BODY_MAX_MB" in received["detail"]
     nothing_written(ada)
 
 
@@ -86,23 +86,23 @@ def test_a_body_that_turns_out_too_large_is_refused_alike(ada: ApiUser) -> None:
         yield b'"}'
 
     answer = ada.http.post("/v1/runs", content=chunks(), headers={"Content-Type": "application/json"})
-    told = problem(answer, 413, "too_large")
-    assert str(MEGABYTE) in told["detail"]
+    received = problem(answer, 413, "too_large")
+    assert str(MEGABYTE) in received["detail"]
     nothing_written(ada)
 
 
-def test_a_request_of_nobody_is_told_how_to_sign_in(server: AppServer) -> None:
-    told = problem(server.anyone().post("/v1/runs", json={"input": "Hi"}), 401, "unauthenticated")
-    assert "Authorization: Bearer" in told["detail"]
+def test_a_request_of_nobody_learns_how_to_sign_in(server: AppServer) -> None:
+    received = problem(server.anyone().post("/v1/runs", json={"input": "Hi"}), 401, "unauthenticated")
+    assert "Authorization: Bearer" in received["detail"]
 
 
 def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: ApiUser) -> None:
     run = ada.start("Draw a slow house [offline: slow=5]", agent_key="designer")
     again = {"input": "And a tree", "conversation_id": run["conversation_id"]}
-    told = problem(ada.http.post("/v1/runs", json=again), 409, "conversation_busy")
-    assert told["run_id"] == run["id"]
-    assert "PUT /v1/runs/{id}/cancellation" in told["detail"]
-    assert ada.http.put(f"/v1/runs/{told['run_id']}/cancellation").status_code == 202
+    received = problem(ada.http.post("/v1/runs", json=again), 409, "conversation_busy")
+    assert received["run_id"] == run["id"]
+    assert "PUT /v1/runs/{id}/cancellation" in received["detail"]
+    assert ada.http.put(f"/v1/runs/{received['run_id']}/cancellation").status_code == 202
     assert kinds(ada.events(run["id"]))[-1] == "run.cancelled"
     assert "And a tree" not in [message["text"] for message in ada.messages(run["conversation_id"])]
     assert ada.http.post("/v1/runs", json={**again, "agent_key": "assistant"}).status_code == 202
@@ -113,10 +113,10 @@ def test_a_busy_conversation_names_the_run_that_is_in_the_way(ada: ApiUser) -> N
     ("name", "value"), [("limit", "0"), ("limit", "101"), ("limit", "ten"), ("cursor", "next"), ("cursor", "")]
 )
 def test_a_page_that_cannot_be_is_refused_by_its_name(ada: ApiUser, path: str, name: str, value: str) -> None:
-    told = problem(ada.http.get(path, params={name: value}), 422, "invalid_request")
-    (fault,) = told["errors"]
+    received = problem(ada.http.get(path, params={name: value}), 422, "invalid_request")
+    (fault,) = received["errors"]
     assert (fault["field"], fault["given"]) == (name, repr(value))
-    assert name in told["detail"]
+    assert name in received["detail"]
 
 
 @pytest.mark.parametrize("position", [-1, 2**63, 10**30])
@@ -150,14 +150,14 @@ def problem(answer: httpx.Response, status: int, code: str | None = None) -> dic
     """The answer's problem, with all that every problem has."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    told = cast(dict[str, Any], answer.json())
-    assert told["status"] == status
-    assert code is None or told["code"] == code
-    assert told["type"].endswith(told["code"])
-    assert told["title"]
-    assert told["detail"]
-    assert told["request_id"] == answer.headers["x-request-id"]
-    return told
+    received = cast(dict[str, Any], answer.json())
+    assert received["status"] == status
+    assert code is None or received["code"] == code
+    assert received["type"].endswith(received["code"])
+    assert received["title"]
+    assert received["detail"]
+    assert received["request_id"] == answer.headers["x-request-id"]
+    return received
 
 
 def nothing_written(user: ApiUser) -> None:

@@ -1,4 +1,4 @@
-"""A picture's bytes lie in the object store and nowhere else: not in rows, streams, logs or the next request."""
+"""An image's bytes lie in the object store and nowhere else: not in rows, streams, logs or the next request."""
 
 import logging
 import re
@@ -34,7 +34,7 @@ def server(database_url: str, provider_url: str, tmp_path: Path, redis_of_our_ow
         yield server
 
 
-def test_a_big_picture_leaves_no_bytes_outside_the_store(
+def test_a_big_image_leaves_no_bytes_outside_the_store(
     ada: ApiUser,
     database_url: str,
     provider_url: str,
@@ -43,36 +43,36 @@ def test_a_big_picture_leaves_no_bytes_outside_the_store(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     events = ada.draw("Draw a red house [offline: big=3]")
-    picture = httpx.get(one(events, "attachment.created")["attachment"]["url"]).content
-    assert len(picture) >= 3 * MEGABYTE
+    image = httpx.get(one(events, "attachment.created")["attachment"]["url"]).content
+    assert len(image) >= 3 * MEGABYTE
     again = "And now with a green door"
     ada.draw(again, conversation_id=one(events, "run.created")["run"]["conversation_id"])
 
     for name, column in every_value(database_url).items():
         for value in column:
             assert len(value) <= LARGEST_VALUE, name
-            assert not holds(value, picture), name
+            assert not holds(value, image), name
     in_redis = everything_in(redis_of_our_own)
     assert any(name.startswith("easel:run:") for name, _ in in_redis)
-    assert [name for name, value in in_redis if holds(value, picture)] == []
-    told = [repr(record.__dict__).encode() for record in caplog.records]
-    assert told
-    assert [line[:200] for line in told if holds(line, picture)] == []
+    assert [name for name, value in in_redis if holds(value, image)] == []
+    received = [repr(record.__dict__).encode() for record in caplog.records]
+    assert received
+    assert [line[:200] for line in received if holds(line, image)] == []
     assert size_of_request(provider_url, again) <= LARGEST_REQUEST
 
 
-def test_the_look_would_find_a_picture() -> None:
-    picture = bytes(range(256)) * 40
-    assert holds(b64encode(picture), picture)
-    assert holds(b'{"result": "' + b64encode(picture[:600]) + b'"}', picture)
-    assert holds(b"before" + picture + b"after", picture)
-    assert not holds(b"an ordinary sentence " * 100, picture)
+def test_the_look_would_find_an_image() -> None:
+    image = bytes(range(256)) * 40
+    assert holds(b64encode(image), image)
+    assert holds(b'{"result": "' + b64encode(image[:600]) + b'"}', image)
+    assert holds(b"before" + image + b"after", image)
+    assert not holds(b"an ordinary sentence " * 100, image)
 
 
-def holds(value: bytes, picture: bytes) -> bool:
-    """Whether there is image base64 in it, or a piece of this very picture."""
-    middle = len(picture) // 2
-    return LOOKS_LIKE_BASE64.search(value) is not None or picture[middle : middle + 64] in value
+def holds(value: bytes, image: bytes) -> bool:
+    """Whether there is image base64 in it, or a piece of this very image."""
+    middle = len(image) // 2
+    return LOOKS_LIKE_BASE64.search(value) is not None or image[middle : middle + 64] in value
 
 
 def everything_in(server: RedisServer) -> list[tuple[str, bytes]]:

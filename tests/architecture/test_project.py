@@ -125,9 +125,9 @@ def test_a_production_install_holds_no_database_server_and_no_simulator() -> Non
 
 def test_the_commands_of_the_readme_are_recipes() -> None:
     recipes = set(re.findall(r"^([a-z][a-z-]*)[^:=\n]*:(?!=)", (ROOT / "justfile").read_text(), re.MULTILINE))
-    told = set(re.findall(r"\./just ([a-z-]+)", (ROOT / "README.md").read_text()))
-    assert {"demo", "test"} <= told
-    assert told <= recipes
+    received = set(re.findall(r"\./just ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert {"demo", "test"} <= received
+    assert received <= recipes
 
 
 def test_a_commit_with_a_typo_a_key_or_a_merge_marker_is_refused(tmp_path: Path) -> None:

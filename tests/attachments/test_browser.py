@@ -1,4 +1,4 @@
-"""Promises 10, 11 and 25 in a real browser: nothing that is stored runs, links show pictures, text stays text."""
+"""Promises 10, 11 and 25 in a real browser: nothing that is stored runs, links show images, text stays text."""
 
 # ruff: noqa: T201 - the suite prints its figures
 
@@ -24,13 +24,13 @@ from tests.browser import Elsewhere, running_chromium, running_elsewhere
 from tests.servers import s3_server
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
-# A script that runs has told so after a few milliseconds; the controls show that.
+# A script that runs has said so after a few milliseconds; the controls show that.
 QUIET_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Payload:
-    """`data` says RAN where it tells that it ran; `claimed` is what its row says, `naive` what a server might believe.
+    """`data` says RAN where it says that it ran; `claimed` is what its row says, `naive` what a server might believe.
 
     One that is `embedded` is no page but a script, which somebody else's page includes.
     """
@@ -135,7 +135,7 @@ async def test_no_stored_script_runs_in_a_browser(
 
 
 @pytest.mark.parametrize("storage", ["own", "s3"])
-async def test_a_link_shows_its_picture_on_another_site_without_credentials(
+async def test_a_link_shows_its_image_on_another_site_without_credentials(
     storage: str, database_url: str, provider_url: str, tmp_path: Path, chromium: Browser, elsewhere: Elsewhere
 ) -> None:
     with s3_server(tmp_path / "s3") as s3:
@@ -144,7 +144,7 @@ async def test_a_link_shows_its_picture_on_another_site_without_credentials(
         settings = on_s3 if storage == "s3" else {}
         with running_server(database_url, provider_url, tmp_path, **settings) as server:
             drawn = one(server.sign_up().draw(), "attachment.created")["attachment"]
-            # A page that asks every picture for its consent; an S3 server has no header to give it by.
+            # A page that asks every image for its consent; an S3 server has no header to give it by.
             headers = {"Cross-Origin-Embedder-Policy": "require-corp"} if storage == "own" else {}
             page = await chromium.new_page()
             assert await _widths(page, _chat(elsewhere, "", [drawn], headers)) == [drawn["width"]]
@@ -173,7 +173,7 @@ async def test_what_a_model_says_asks_nobody_for_anything(
         "Cross-Origin-Embedder-Policy": "require-corp",
     }
     attachments = one(events, "message.completed")["message"]["attachments"]
-    # We serve no page that shows a chat; this one does what a front end should: text as text, pictures by their links.
+    # We serve no page that shows a chat; this one does what a front end should: text as text, images by their links.
     chat = _chat(elsewhere, html.escape(leak), attachments, guards)
     assert await _widths(page, chat) == [own["width"]]
     assert asked == [chat, attachments[0]["url"]]
@@ -232,14 +232,14 @@ async def _open(page: Page, address: str) -> str:
 
 
 def _chat(elsewhere: Elsewhere, text: str, attachments: list[dict[str, Any]], headers: dict[str, str]) -> str:
-    """A page of another site with a message: its text as HTML, and its pictures."""
-    pictures = "".join(f'<img class="picture" src="{html.escape(each["url"])}">' for each in attachments)
-    page = f'<!doctype html><link rel="icon" href="data:,"><p>{text}</p>{pictures}'
+    """A page of another site with a message: its text as HTML, and its images."""
+    images = "".join(f'<img class="image" src="{html.escape(each["url"])}">' for each in attachments)
+    page = f'<!doctype html><link rel="icon" href="data:,"><p>{text}</p>{images}'
     elsewhere.show("/chat", page, "text/html; charset=utf-8", headers)
     return f"{elsewhere.other_site}/chat"
 
 
 async def _widths(page: Page, address: str) -> list[int]:
-    """How wide the page's pictures are; 0 where one cannot be shown."""
+    """How wide the page's images are; 0 where one cannot be shown."""
     await page.goto(address)
-    return await page.locator(".picture").evaluate_all("pictures => pictures.map(each => each.naturalWidth)")
+    return await page.locator(".image").evaluate_all("images => images.map(each => each.naturalWidth)")

@@ -1,4 +1,4 @@
-"""A person's pictures, found by kind, by agent and by the words of their prompts, page by page."""
+"""A user's images, found by kind, by agent and by the words of their prompts, page by page."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def server(own_server: AppServer) -> AppServer:
 
 @pytest.fixture
 def hang(database_url: str, ada: ApiUser) -> Hang:
-    """Adds a picture of Ada's for each prompt; their ids, newest first."""
+    """Adds an image of Ada's for each prompt; their ids, newest first."""
 
     def add(*prompts: str, **facts: Any) -> list[str]:
         return asyncio.run(_add(database_url, ada, prompts, facts))
@@ -31,7 +31,7 @@ def hang(database_url: str, ada: ApiUser) -> Hang:
     return add
 
 
-def test_a_drawn_picture_is_found_by_its_prompt_and_by_what_became_of_it(ada: ApiUser) -> None:
+def test_a_drawn_image_is_found_by_its_prompt_and_by_what_became_of_it(ada: ApiUser) -> None:
     drawn = one(ada.draw("Draw a turquoise lighthouse"), "attachment.created")["attachment"]
     assert drawn["revised_prompt"]
     for q in ("turquoise", "LIGHT turq", drawn["revised_prompt"][:200]):

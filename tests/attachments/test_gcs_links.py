@@ -38,7 +38,7 @@ async def test_a_service_accounts_link_is_valid_for_one_get_of_one_object(tmp_pa
                 storage_provider="gcs",
                 storage_emulator_host=gcs.url,
                 gcs_credentials_file=_key_file(tmp_path),
-                storage_bucket="pictures",
+                storage_bucket="images",
             )
         )
         await store.prepare(create_bucket=True)
@@ -60,15 +60,15 @@ async def test_a_service_accounts_link_is_valid_for_one_get_of_one_object(tmp_pa
 
 
 async def test_without_a_private_key_iam_signs(iam_server: str) -> None:
-    store = GcsStore(bucket="pictures", credentials=Credentials("token"), signer=_iam_signing())
+    store = GcsStore(bucket="images", credentials=Credentials("token"), signer=_iam_signing())
     link = await _link(store)
-    assert link.startswith("https://storage.googleapis.com/pictures/t/")
+    assert link.startswith("https://storage.googleapis.com/images/t/")
     _verify(link)
     await store.close()
 
 
 async def test_a_link_that_iam_refuses_is_unavailable(iam_server: str) -> None:
-    store = GcsStore(bucket="pictures", credentials=Credentials("token"), signer=_iam_signing("wrong token"))
+    store = GcsStore(bucket="images", credentials=Credentials("token"), signer=_iam_signing("wrong token"))
     with pytest.raises(StorageUnavailable, match="refused to sign a link"):
         await _link(store)
     await store.close()

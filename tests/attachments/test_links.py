@@ -137,7 +137,7 @@ async def test_after_a_delete_no_link_works(either: AppServer) -> None:
 
 
 @pytest.mark.parametrize("storage", ["own", "s3"])
-def test_a_conversation_read_a_day_later_shows_every_picture_though_no_link_was_kept(
+def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_kept(
     storage: str,
     request: pytest.FixtureRequest,
     database_url: str,
@@ -152,11 +152,11 @@ def test_a_conversation_read_a_day_later_shows_every_picture_though_no_link_was_
         running_server(database_url, provider_url, tmp_path, redis_url=broker.url, **settings) as server,
     ):
         ada = server.sign_up()
-        told = [ada.draw("Draw a red house")]
-        conversation_id = one(told[0], "run.created")["run"]["conversation_id"]
-        told += [ada.draw(f"Draw a {thing}", conversation_id=conversation_id) for thing in ("cat", "robot")]
-        old = [one(events, "attachment.created")["attachment"] for events in told]
-        run_ids = [one(events, "run.created")["run"]["id"] for events in told]
+        received = [ada.draw("Draw a red house")]
+        conversation_id = one(received[0], "run.created")["run"]["conversation_id"]
+        received += [ada.draw(f"Draw a {thing}", conversation_id=conversation_id) for thing in ("cat", "robot")]
+        old = [one(events, "attachment.created")["attachment"] for events in received]
+        run_ids = [one(events, "run.created")["run"]["id"] for events in received]
         assert_no_link_lies_in(broker, database_url, old)
 
         if storage == "own":  # an S3 server goes by a clock of its own; its links' end has a test in the contract
@@ -178,7 +178,7 @@ def test_a_conversation_read_a_day_later_shows_every_picture_though_no_link_was_
                 assert len(httpx.get(each["url"]).content) == each["size_bytes"]
                 content = ada.http.get(f"/v1/attachments/{each['object_id']}/content", follow_redirects=True)
                 assert len(content.content) == each["size_bytes"]
-        print(f"promise 11: pictures shown a day later: {len(read)} of {len(old)}")
+        print(f"promise 11: images shown a day later: {len(read)} of {len(old)}")
 
 
 def assert_no_link_lies_in(broker: RedisServer, database_url: str, attachments: list[Json]) -> None:
@@ -265,7 +265,7 @@ def _is_own(url: str) -> bool:
 
 
 def _on(s3: S3Server) -> Json:
-    """The settings of a house that keeps its pictures there, in a bucket of its own."""
+    """The settings of a house that keeps its images there, in a bucket of its own."""
     return {
         "storage_provider": "minio",
         "minio_endpoint": s3.endpoint,

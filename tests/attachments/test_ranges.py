@@ -1,4 +1,4 @@
-"""Parts of a picture, and the word that the reader has it already, as RFC 9110 has them."""
+"""Parts of an image, and the word that the reader has it already, as RFC 9110 has them."""
 
 # ruff: noqa: T201 - the suite prints its figures
 
@@ -62,9 +62,9 @@ async def test_head_tells_what_there_is_and_sends_none_of_it(server: AppServer, 
     inserted = await insert_attachment(server, ada, DATA, mime_type="image/png", filename="a.png")
     for address in (inserted["url"], f"/v1/attachments/{inserted['object_id']}/content"):
         whole = ada.http.get(address)
-        told = ada.http.head(address, headers={"Range": "bytes=0-9"})
-        assert (told.status_code, told.content) == (200, b"")
-        assert _lasting(told) == _lasting(whole)
+        received = ada.http.head(address, headers={"Range": "bytes=0-9"})
+        assert (received.status_code, received.content) == (200, b"")
+        assert _lasting(received) == _lasting(whole)
 
 
 def _lasting(answer: httpx.Response) -> dict[str, str]:

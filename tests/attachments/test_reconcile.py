@@ -218,7 +218,7 @@ def orphans_of(tenant_id: UUID, count: int) -> list[str]:
     return [made[number % 3]() for number in range(count)]
 
 
-def told(report: Report) -> dict[Kind, tuple[int, int, int]]:
+def counts(report: Report) -> dict[Kind, tuple[int, int, int]]:
     """What was found, noted and done, where it was anything."""
     return {kind: (tally.found, tally.marked, tally.done) for kind, tally in report.items() if tally.found}
 
@@ -235,18 +235,18 @@ async def test_what_was_planted_is_found_and_nothing_else(yard: Yard) -> None:
     await yard.put(*inserted)
     objects, rows = await yard.objects(), await yard.rows()
 
-    found = told(await yard.look(apply=False))
+    found = counts(await yard.look(apply=False))
     assert found == {Kind.ORPHAN: (10, 0, 0), Kind.MISSING: (10, 0, 0)}
     assert (await yard.objects(), await yard.rows(), await yard.candidates()) == (objects, rows, 0)
 
-    assert told(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 10, 0), Kind.MISSING: (10, 0, 10)}
+    assert counts(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 10, 0), Kind.MISSING: (10, 0, 10)}
     assert await yard.objects() == objects
     missing = (AttachmentStatus.FAILED, "object_missing")
     assert await yard.rows() == rows | {row.id: missing for row in lost}
 
-    assert told(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 0, 10)}
+    assert counts(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 0, 10)}
     assert await yard.objects() == {row.storage_key for row in live} | set(copies)
-    assert (told(await yard.look(apply=True)), await yard.candidates()) == ({}, 0)
+    assert (counts(await yard.look(apply=True)), await yard.candidates()) == ({}, 0)
 
 
 @pytest.mark.timeout(900)
@@ -272,14 +272,14 @@ async def test_no_sweep_touches_what_is_being_stored(yard: Yard, ingests: int, s
     )
     assert deleted == set()
     assert {rows[row.id] for row in drawn} == {(AttachmentStatus.STORED, None)}
-    assert [told(report).pop(Kind.ORPHAN, None) for report in reports[:2]] == [(10, 10, 0), (10, 0, 10)]
-    assert [told(report) for report in reports[2:]] == [{}] * (sweeps - 2)
+    assert [counts(report).pop(Kind.ORPHAN, None) for report in reports[:2]] == [(10, 10, 0), (10, 0, 10)]
+    assert [counts(report) for report in reports[2:]] == [{}] * (sweeps - 2)
 
 
 async def test_what_is_young_is_left_alone(yard: Yard) -> None:
     await yard.put(*orphans_of(yard.origin.tenant_id, 3))
     await yard.upload()
-    assert told(await yard.look(apply=True, grace=timedelta(hours=1))) == {}
+    assert counts(await yard.look(apply=True, grace=timedelta(hours=1))) == {}
 
 
 async def test_an_object_of_nobody_is_deleted_a_grace_period_after_it_was_noted(yard: Yard) -> None:
@@ -287,12 +287,12 @@ async def test_an_object_of_nobody_is_deleted_a_grace_period_after_it_was_noted(
     (orphan,) = orphans_of(yard.origin.tenant_id, 1)
     await yard.put(orphan)
     yard.age(orphan)
-    assert told(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 1, 0)}
-    assert told(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
+    assert counts(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 1, 0)}
+    assert counts(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
     await yard.age_candidates()
-    assert told(await yard.look(apply=False, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
+    assert counts(await yard.look(apply=False, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
     assert await yard.objects() == {orphan}
-    assert told(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 1)}
+    assert counts(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 1)}
     assert await yard.objects() == set()
 
 
@@ -300,7 +300,7 @@ async def test_what_was_noted_and_then_belongs_to_somebody_is_forgotten(yard: Ya
     row = await yard.draw()
     async with yard.database.engine.begin() as connection:
         await connection.execute(text("UPDATE attachments SET storage_key = storage_key || 'x'"))
-    assert told(await yard.look(apply=True))[Kind.ORPHAN] == (1, 1, 0)
+    assert counts(await yard.look(apply=True))[Kind.ORPHAN] == (1, 1, 0)
     async with yard.database.engine.begin() as connection:
         await connection.execute(text("UPDATE attachments SET storage_key = rtrim(storage_key, 'x')"))
     await yard.look(apply=True)
@@ -313,19 +313,19 @@ async def test_a_strangers_row_keeps_no_object_of_mine(yard: Yard) -> None:
     unknown = keys.image_key(uuid7(), uuid7(), "png")
     await yard.put(mine, unknown)
     await yard.look(apply=True)
-    assert told(await yard.look(apply=True)) == {Kind.ORPHAN: (1, 0, 1)}
+    assert counts(await yard.look(apply=True)) == {Kind.ORPHAN: (1, 0, 1)}
     # The tenant of another installation, which shares the bucket, is no business of this one.
     assert await yard.objects() == {theirs.storage_key, unknown}
 
 
-async def test_a_picture_whose_object_comes_back_is_shown_again(yard: Yard) -> None:
+async def test_an_image_whose_object_comes_back_is_shown_again(yard: Yard) -> None:
     row = await yard.draw()
     data = await yard.store.get(row.storage_key)
     await yard.store.delete(row.storage_key)
-    assert told(await yard.look(apply=True)) == {Kind.MISSING: (1, 0, 1)}
-    assert told(await yard.look(apply=True)) == {}
+    assert counts(await yard.look(apply=True)) == {Kind.MISSING: (1, 0, 1)}
+    assert counts(await yard.look(apply=True)) == {}
     await yard.store.put(row.storage_key, data, mime_type="image/png")
-    assert told(await yard.look(apply=True)) == {Kind.RETURNED: (1, 0, 1)}
+    assert counts(await yard.look(apply=True)) == {Kind.RETURNED: (1, 0, 1)}
     again = await yard.row(row.id)
     assert (again.status, again.error) == (AttachmentStatus.STORED, None)
 
@@ -335,7 +335,7 @@ async def test_an_upload_whose_process_died_ends(yard: Yard) -> None:
     without, stored = [await yard.upload(pending, created_at=now() - OLD) for _ in range(2)]
     young = await yard.upload(pending)
     await yard.put(stored.storage_key)
-    assert told(await yard.look(apply=True)) == {Kind.UPLOAD: (1, 0, 1), Kind.RETURNED: (1, 0, 1)}
+    assert counts(await yard.look(apply=True)) == {Kind.UPLOAD: (1, 0, 1), Kind.RETURNED: (1, 0, 1)}
     assert await yard.rows() == {
         without.id: (AttachmentStatus.FAILED, "lost"),
         stored.id: (AttachmentStatus.STORED, None),
@@ -343,14 +343,14 @@ async def test_an_upload_whose_process_died_ends(yard: Yard) -> None:
     }
 
 
-async def test_a_drawn_picture_that_waits_is_told_of_and_never_given_up(yard: Yard) -> None:
+async def test_a_drawn_image_that_waits_is_reported_and_never_given_up(yard: Yard) -> None:
     waiting, spooled = await yard.draw(), await yard.draw()
     for row in (waiting, spooled):
         await yard.store.delete(row.storage_key)
     async with yard.database.tenant(yard.origin.tenant_id) as session:
         await session.execute(text("UPDATE attachments SET status = 'pending', created_at = now() - interval '2 days'"))
     await yard.spool.keep(yard.origin.tenant_id, spooled.id, b"bytes")
-    assert told(await yard.look(apply=True)) == {Kind.WAITING: (1, 0, 0)}
+    assert counts(await yard.look(apply=True)) == {Kind.WAITING: (1, 0, 0)}
     assert {status for status, _ in (await yard.rows()).values()} == {AttachmentStatus.PENDING}
 
 
@@ -358,8 +358,8 @@ async def test_previews_go_once_no_stream_shows_them(yard: Yard) -> None:
     shown, expired = (keys.preview_key(yard.origin.tenant_id, yard.origin.run_id, "ig_1", n, "png") for n in (0, 1))
     await yard.put(shown, expired)
     yard.age(expired, by=OLD)
-    assert told(await yard.look(apply=True)) == {Kind.PREVIEW: (1, 1, 0)}
-    assert told(await yard.look(apply=True)) == {Kind.PREVIEW: (1, 0, 1)}
+    assert counts(await yard.look(apply=True)) == {Kind.PREVIEW: (1, 1, 0)}
+    assert counts(await yard.look(apply=True)) == {Kind.PREVIEW: (1, 0, 1)}
     assert await yard.objects() == {shown}
 
 
@@ -368,8 +368,8 @@ async def test_temporary_files_of_killed_processes_are_deleted(yard: Yard) -> No
     (files / "left").write_bytes(b"half")
     (files / "fresh").write_bytes(b"half")
     yard.age("tmp/left", by=OLD)
-    assert told(await yard.look(apply=False, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 0)}
-    assert told(await yard.look(apply=True, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 1)}
+    assert counts(await yard.look(apply=False, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 0)}
+    assert counts(await yard.look(apply=True, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 1)}
     assert [path.name for path in files.iterdir()] == ["fresh"]
 
 
@@ -379,7 +379,7 @@ async def test_there_is_one_reconcile_at_a_time(yard: Yard) -> None:
         with pytest.raises(Conflict, match="Another reconcile is at work"):
             await yard.look(apply=True)
         await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
-    assert told(await yard.look(apply=True)) == {}
+    assert counts(await yard.look(apply=True)) == {}
 
 
 async def test_a_store_that_is_away_is_said_and_changes_nothing(database_url: str, s3: S3Server, yard: Yard) -> None:
@@ -392,10 +392,10 @@ async def test_a_store_that_is_away_is_said_and_changes_nothing(database_url: st
             await reconcile(yard.database, store, yard.spool, yard.settings, apply=True, grace=NO_GRACE)
         await store.close()
     assert set((await yard.rows()).values()) == {(AttachmentStatus.STORED, None)}
-    assert told(await yard.look(apply=False)) == {Kind.MISSING: (1, 0, 0)}
+    assert counts(await yard.look(apply=False)) == {Kind.MISSING: (1, 0, 0)}
 
 
-async def test_the_owner_reads_that_a_picture_is_gone(server: AppServer, ada: ApiUser) -> None:
+async def test_the_owner_reads_that_an_image_is_gone(server: AppServer, ada: ApiUser) -> None:
     drawn = one(ada.draw(), "attachment.created")["attachment"]
     store = cast(Store, server.uvicorn.app.state.store)
     tenant_id = UUID(ada.signed_up["tenant"]["id"])

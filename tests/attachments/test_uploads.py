@@ -1,4 +1,4 @@
-"""Pictures that people send: taken, cleaned, listed and deleted; or refused by field, given and allowed."""
+"""Images that users send: accepted, cleaned, listed and deleted; or refused by field, given and allowed."""
 
 import http.client
 import io
@@ -25,8 +25,8 @@ MEGABYTE = 1024 * 1024
 PATH = "/v1/attachments"
 
 
-def test_a_sent_picture_is_stored_listed_read_and_deleted(server: AppServer, ada: ApiUser) -> None:
-    answer = send(ada, picture("PNG"), "C:\\pictures\\My h\u202eoliday.JPEG", "text/html")
+def test_a_sent_image_is_stored_listed_read_and_deleted(server: AppServer, ada: ApiUser) -> None:
+    answer = send(ada, image("PNG"), "C:\\images\\My h\u202eoliday.JPEG", "text/html")
     assert answer.status_code == 201, answer.text
     sent = answer.json()
     assert answer.headers["location"] == f"{PATH}/{sent['object_id']}"
@@ -50,7 +50,7 @@ def test_a_sent_picture_is_stored_listed_read_and_deleted(server: AppServer, ada
 
 
 def test_a_stranger_can_neither_read_nor_use_nor_delete_it(ada: ApiUser, stranger: ApiUser) -> None:
-    object_id = send(ada, picture("PNG")).json()["object_id"]
+    object_id = send(ada, image("PNG")).json()["object_id"]
     assert ids_of(stranger.http.get(PATH)) == []
     never = "01890000-0000-7000-8000-000000000000"
     calls: list[tuple[str, str, dict[str, Any] | None]] = [
@@ -65,8 +65,8 @@ def test_a_stranger_can_neither_read_nor_use_nor_delete_it(ada: ApiUser, strange
             for given in (object_id, never)
         ]
         assert [answer.status_code for answer in answers] == [404, 404], path
-        told = [{**answer.json(), "request_id": ""} for answer in answers]
-        assert told[0] == told[1]
+        received = [{**answer.json(), "request_id": ""} for answer in answers]
+        assert received[0] == received[1]
     assert ada.http.get(f"{PATH}/{object_id}").json()["status"] == "stored"
 
 
@@ -74,14 +74,14 @@ def test_a_stranger_can_neither_read_nor_use_nor_delete_it(ada: ApiUser, strange
 @pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.SpooledTemporaryFile")
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <function SpooledTemporaryFile.__del__")
 def test_an_invalid_form_is_rejected_by_field(server: AppServer, ada: ApiUser) -> None:
-    good = ("a.png", picture("PNG"), "image/png")
+    good = ("a.png", image("PNG"), "image/png")
     refusals: list[tuple[int, str, str, dict[str, Any]]] = [
         (415, "file", "PNG, JPEG and WebP", {"files": {"file": ("a.png", b"<svg/>", "image/png")}}),
         (415, "content-type", "multipart/form-data", {"json": {"file": "a"}}),
         (422, "file", "send one whole image", {"content": b"--x--\r\n", "headers": FORM_X}),
         (422, "file", "empty", {"files": {"file": ("a.png", b"", "image/png")}}),
         (422, "file", "one image", {"files": [("file", good), ("file", good)]}),
-        (422, "picture", "one field", {"files": {"picture": good}}),
+        (422, "image", "one field", {"files": {"image": good}}),
         (422, "title", "one field", {"files": {"file": good}, "data": {"title": "Mine"}}),
         (422, "file", "send one whole image", {"content": PART_X + b"abc", "headers": FORM_X}),
         (422, "file", "cannot be read", {"content": b"never a boundary", "headers": FORM_X}),
@@ -89,7 +89,7 @@ def test_an_invalid_form_is_rejected_by_field(server: AppServer, ada: ApiUser) -
             422,
             "file",
             "cannot be read",
-            {"files": {"file": ("a.png", picture("PNG").replace(b"IHDR", b"IHDX"), "x/y")}},
+            {"files": {"file": ("a.png", image("PNG").replace(b"IHDR", b"IHDX"), "x/y")}},
         ),
         (422, "file", "animated", {"files": {"file": ("a.webp", animation(), "image/webp")}}),
     ]
@@ -112,10 +112,10 @@ def test_a_file_over_the_limit_is_refused_by_its_length_and_as_it_comes(
 ) -> None:
     with running_server(database_url, provider_url, tmp_path, upload_max_mb=1) as server:
         ada = server.sign_up()
-        told = send(ada, bytes(2 * MEGABYTE))
-        assert told.status_code == 413
-        assert "UPLOAD_MAX_MB" in told.json()["detail"]
-        assert told.json()["errors"][0]["given"].startswith("209")
+        received = send(ada, bytes(2 * MEGABYTE))
+        assert received.status_code == 413
+        assert "UPLOAD_MAX_MB" in received.json()["detail"]
+        assert received.json()["errors"][0]["given"].startswith("209")
         just_over = send(ada, b"\x89PNG\r\n\x1a\n" + bytes(MEGABYTE))
         assert (just_over.status_code, just_over.json()["errors"][0]["field"]) == (413, "file")
         assert sent_before_refusal(server, ada) < MEGABYTE + 64 * 1024
@@ -159,7 +159,7 @@ def test_nobody_is_refused_before_the_body_is_read(server: AppServer) -> None:
 
 def test_a_key_without_the_scope_may_not_send(ada: ApiUser) -> None:
     key = ada.http.post("/v1/api-keys", json={"name": "Reader", "scopes": ["attachments:read"]}).json()["key"]
-    answer = ada.http.post(PATH, files={"file": ("a.png", picture("PNG"))}, headers={"Authorization": f"Bearer {key}"})
+    answer = ada.http.post(PATH, files={"file": ("a.png", image("PNG"))}, headers={"Authorization": f"Bearer {key}"})
     assert answer.status_code == 403
 
 
@@ -171,7 +171,7 @@ def test_slow_senders_hold_no_connection_of_the_database(database_url: str, prov
         def body() -> Iterator[bytes]:
             yield PART_X
             go_on.wait(20)
-            yield picture("PNG") + b"\r\n--x--\r\n"
+            yield image("PNG") + b"\r\n--x--\r\n"
 
         answers: list[int] = []
 
@@ -203,7 +203,7 @@ def test_a_sender_who_leaves_leaves_nothing_behind(server: AppServer, ada: ApiUs
     headers = {"Authorization": str(ada.http.headers["Authorization"]), "Content-Length": str(MEGABYTE), **FORM_X}
     connection.request("POST", PATH, body=io.BytesIO(PART_X + bytes(1000)), headers=headers)
     connection.close()
-    answer = send(ada, picture("PNG"))
+    answer = send(ada, image("PNG"))
     assert answer.status_code == 201
     assert ada.http.delete(f"{PATH}/{answer.json()['object_id']}").status_code == 204
     nothing_is_left(server, ada)
@@ -221,14 +221,14 @@ def test_where_the_store_fails_nothing_is_kept_and_trying_again_works(
             proxy.reset_after = 100
             proxy.mode = mode
             began = time.monotonic()
-            answer = send(ada, picture("PNG"))
+            answer = send(ada, image("PNG"))
             took = time.monotonic() - began
             assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
             assert int(answer.headers["retry-after"]) > 0
             assert took < 10
             nothing_is_left(server, ada, tmp_path)
             proxy.mode = "pass"
-            assert send(ada, picture("PNG")).status_code == 201
+            assert send(ada, image("PNG")).status_code == 201
             proxy.mode = "refuse"  # lets the threads go that still wait
 
 
@@ -244,7 +244,7 @@ def test_where_the_store_fails_nothing_is_kept_and_trying_again_works(
         ("L", lambda: halves("L", 0, 200), None),
     ],
 )
-async def test_what_can_serve_as_a_mask_is_told(tmp_path: Path, mode: str, draw: Any, mask: str | None) -> None:
+async def test_what_can_serve_as_a_mask_is_reported(tmp_path: Path, mode: str, draw: Any, mask: str | None) -> None:
     image = cast(Image.Image, draw())
     source, target = tmp_path / "source", tmp_path / "target"
     image.save(source, "PNG")
@@ -254,7 +254,7 @@ async def test_what_can_serve_as_a_mask_is_told(tmp_path: Path, mode: str, draw:
         assert (written.mode, written.tobytes()) == (mode, image.tobytes())
 
 
-async def test_a_black_and_white_picture_becomes_a_mask_whose_black_is_transparent() -> None:
+async def test_a_black_and_white_image_becomes_a_mask_whose_black_is_transparent() -> None:
     buffer = BytesIO()
     halves("RGB", (0, 0, 0), (255, 255, 255)).save(buffer, "PNG")
     with Image.open(BytesIO(await masks.to_alpha(buffer.getvalue()))) as mask:
@@ -263,7 +263,7 @@ async def test_a_black_and_white_picture_becomes_a_mask_whose_black_is_transpare
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_a_picture_is_set_upright(tmp_path: Path, orientation: int) -> None:
+async def test_an_image_is_set_upright(tmp_path: Path, orientation: int) -> None:
     upright = Image.new("L", (32, 16))
     upright.paste(255, (0, 0, 8, 8))
     turns = Image.Transpose
@@ -295,7 +295,7 @@ async def test_sixteen_bits_become_eight_and_not_white(tmp_path: Path) -> None:
         assert written.tobytes() == Image.linear_gradient("L").tobytes()
 
 
-async def test_a_picture_that_grows_over_the_limit_is_refused(tmp_path: Path) -> None:
+async def test_an_image_that_grows_over_the_limit_is_refused(tmp_path: Path) -> None:
     Image.effect_noise((256, 256), 90).save(tmp_path / "source", "PNG")
     with pytest.raises(sanitise.TooLargeWhenCleaned, match="10000 bytes"):
         await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=10_000)
@@ -303,7 +303,7 @@ async def test_a_picture_that_grows_over_the_limit_is_refused(tmp_path: Path) ->
 
 async def test_a_child_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "WALL_SECONDS", 0.01)
-    (tmp_path / "source").write_bytes(picture("PNG"))
+    (tmp_path / "source").write_bytes(image("PNG"))
     with pytest.raises(sanitise.UnreadableImage, match="seconds"):
         await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
 
@@ -325,7 +325,7 @@ def test_the_visible_name_of_a_file_is_kept(given: str, kept: str) -> None:
     assert clean_stem(given) == kept
 
 
-def picture(name: str) -> bytes:
+def image(name: str) -> bytes:
     buffer = BytesIO()
     Image.radial_gradient("L").crop((0, 0, 96, 64)).convert("RGB").save(buffer, name)
     return buffer.getvalue()

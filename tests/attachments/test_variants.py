@@ -1,4 +1,4 @@
-"""Every stored picture soon has smaller copies and a blurhash; they come and go with it, whatever fails on the way."""
+"""Every stored image soon has smaller copies and a blurhash; they come and go with it, whatever fails on the way."""
 
 import asyncio
 import hashlib
@@ -39,16 +39,16 @@ def server(own_server: AppServer) -> AppServer:
     return own_server
 
 
-def test_a_drawn_picture_soon_has_three_copies_and_a_blurhash(ada: ApiUser) -> None:
-    picture = with_variants(ada, draw(ada))
-    assert [(found["width"], found["height"]) for found in picture["variants"]] == [
+def test_a_drawn_image_soon_has_three_copies_and_a_blurhash(ada: ApiUser) -> None:
+    attachment = with_variants(ada, draw(ada))
+    assert [(found["width"], found["height"]) for found in attachment["variants"]] == [
         (256, 256),
         (512, 512),
         (1024, 1024),
     ]
-    assert len(picture["blurhash"]) == 28
-    stem = picture["filename"].removesuffix(".png")
-    for variant in picture["variants"]:
+    assert len(attachment["blurhash"]) == 28
+    stem = attachment["filename"].removesuffix(".png")
+    for variant in attachment["variants"]:
         answer = httpx.get(variant["url"])
         assert answer.headers["content-type"] == variant["mime_type"] == "image/webp"
         assert answer.headers["content-disposition"] == f'inline; filename="{stem}-{variant["width"]}.webp"'
@@ -63,16 +63,16 @@ def test_every_place_shows_the_copies_and_no_row_holds_a_link(ada: ApiUser, data
     shown = with_variants(ada, one(events, "attachment.created")["attachment"]["object_id"])
     (replayed,) = one(ada.events(events[0]["run_id"]), "message.completed")["message"]["attachments"]
     (listed,) = ada.http.get("/v1/attachments").json()["data"]
-    (told,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
-    for attachment in (replayed, listed, told):
+    (received,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
+    for attachment in (replayed, listed, received):
         assert attachment.keys() == shown.keys()
         assert "storage_key" not in json.dumps(attachment)
-    assert widths(listed) == widths(told) == [256, 512, 1024]
+    assert widths(listed) == widths(received) == [256, 512, 1024]
     ((kept,),) = rows(database_url, "SELECT variants::text FROM attachments")
     assert "http" not in kept
 
 
-def test_the_copies_go_with_the_picture_and_with_its_conversation(server: AppServer, ada: ApiUser) -> None:
+def test_the_copies_go_with_the_image_and_with_its_conversation(server: AppServer, ada: ApiUser) -> None:
     first, second = ada.draw(), ada.draw()
     for events, path in (
         (first, f"/v1/attachments/{one(first, 'attachment.created')['attachment']['object_id']}"),
@@ -113,7 +113,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
 
 
 @pytest.mark.parametrize(("mime_type", "data"), [("image/svg+xml", SVG), ("image/png", b"\x89PNG broken")])
-async def test_a_picture_without_copies_is_not_tried_again(
+async def test_an_image_without_copies_is_not_tried_again(
     shelf: "Shelf", ada: ApiUser, mime_type: str, data: bytes
 ) -> None:
     object_id = await shelf.place(data, mime_type)
@@ -140,7 +140,7 @@ async def test_two_at_once_leave_one_set(shelf: "Shelf") -> None:
     assert kept == set(await shelf.objects(object_id))
 
 
-async def test_a_store_that_fails_in_between_leaves_the_picture_for_later(shelf: "Shelf") -> None:
+async def test_a_store_that_fails_in_between_leaves_the_image_for_later(shelf: "Shelf") -> None:
     object_id = await shelf.place(png(), "image/png")
     shelf.store.before_put = failing_at(2)
     with pytest.raises(StorageUnavailable):
@@ -153,7 +153,7 @@ async def test_a_store_that_fails_in_between_leaves_the_picture_for_later(shelf:
 
 
 @pytest.mark.parametrize("failing_put", [None, 2, 3])
-async def test_a_picture_deleted_meanwhile_leaves_no_object(shelf: "Shelf", failing_put: int | None) -> None:
+async def test_an_image_deleted_meanwhile_leaves_no_object(shelf: "Shelf", failing_put: int | None) -> None:
     object_id = await shelf.place(png(), "image/png")
     fail = failing_at(failing_put)
 
@@ -204,7 +204,7 @@ def failing_at(number: int | None) -> Callable[[], Awaitable[None]]:
 
 
 class Shelf:
-    """Pictures of one person, in a store that only the test and `make` know."""
+    """Images of one user, in a store that only the test and `make` know."""
 
     def __init__(self, database: Database, actor: Actor) -> None:
         self.database = database

@@ -59,7 +59,7 @@ async def client(provider: str) -> AsyncGenerator[AsyncOpenAI]:
 
 
 class Caller:
-    """The few calls that every test makes, with small pictures unless asked otherwise."""
+    """The few calls that every test makes, with small images unless asked otherwise."""
 
     def __init__(self, client: AsyncOpenAI) -> None:
         self.client = client
@@ -95,38 +95,38 @@ def call(client: AsyncOpenAI) -> Caller:
 # --- What the real API accepts, we accept
 
 
-def test_a_picture_costs_what_the_published_grid_says() -> None:
+def test_an_image_costs_what_the_published_grid_says() -> None:
     assert image_tokens("gpt-image-2", "high", (1024, 1024)) == 7024
 
 
 # --- Streams
 
 
-async def test_previews_sharpen_and_the_last_one_is_the_final_picture(call: Caller) -> None:
+async def test_previews_sharpen_and_the_last_one_is_the_final_image(call: Caller) -> None:
     events = await call.stream(CAT, {"partial_images": 3})
     previews = [event for event in events if event.type == "response.image_generation_call.partial_image"]
     assert [preview.partial_image_index for preview in previews] == [0, 1, 2]
-    final = _picture_item(events)
-    assert previews[-1].partial_image_b64 == final.result == _pictures(events[-1].response)[0].result
+    final = _image_item(events)
+    assert previews[-1].partial_image_b64 == final.result == _images(events[-1].response)[0].result
     sharp = _open(final)
     blur = [_difference(sharp, _decode(preview.partial_image_b64)) for preview in previews]
     assert blur[0] > blur[1] > blur[2] == 0
     assert _kinds(events).index("response.image_generation_call.completed") > _kinds(events).index(previews[-1].type)
 
 
-async def test_without_previews_a_picture_is_only_completed(call: Caller) -> None:
+async def test_without_previews_an_image_is_only_completed(call: Caller) -> None:
     kinds = _kinds(await call.stream(CAT, {}))
     assert "response.image_generation_call.completed" in kinds
     assert "response.image_generation_call.partial_image" not in kinds
 
 
-async def test_the_third_order_sends_one_unrequested_preview_and_never_completes_the_picture(call: Caller) -> None:
+async def test_the_third_order_sends_one_unrequested_preview_and_never_completes_the_image(call: Caller) -> None:
     events = await call.stream(f"{CAT} [offline: order=3]", {})
     previews = [event for event in events if event.type == "response.image_generation_call.partial_image"]
     assert len(previews) == 1
     assert "response.image_generation_call.completed" not in _kinds(events)
-    assert _picture_item(events).status == _pictures(events[-1].response)[0].status == "generating"
-    assert previews[0].partial_image_b64 == _picture_item(events).result
+    assert _image_item(events).status == _images(events[-1].response)[0].status == "generating"
+    assert previews[0].partial_image_b64 == _image_item(events).result
 
 
 WHOLE: list[tuple[str, Json]] = [
@@ -170,7 +170,7 @@ async def test_the_text_arrives_word_by_word_and_says_that_it_is_offline(call: C
     assert "Hello there" in events[-1].response.output_text
 
 
-async def test_usage_of_pictures_is_told_apart_and_counts_previews(call: Caller) -> None:
+async def test_usage_of_images_is_listed_apart_and_counts_previews(call: Caller) -> None:
     plain = await call.create(CAT, {"quality": "high", "size": "1024x1024"})
     events = await call.stream(CAT, {"quality": "high", "size": "1024x1024", "partial_images": 2})
     assert plain.tool_usage is not None
@@ -180,14 +180,14 @@ async def test_usage_of_pictures_is_told_apart_and_counts_previews(call: Caller)
     assert (await call.create("Hi [offline: no_usage]")).tool_usage is None
 
 
-# --- Pictures and options
+# --- Images and options
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif"])
-async def test_a_picture_has_the_asked_format_and_size(call: Caller, kind: str) -> None:
-    item = _pictures(await call.create(CAT, {"output_format": kind, "size": "1280x720"}))[0]
-    picture = _open(item)
-    assert (picture.format, picture.size) == (kind.upper(), (1280, 720))
+async def test_an_image_has_the_asked_format_and_size(call: Caller, kind: str) -> None:
+    item = _images(await call.create(CAT, {"output_format": kind, "size": "1280x720"}))[0]
+    image = _open(item)
+    assert (image.format, image.size) == (kind.upper(), (1280, 720))
     assert (item.output_format, item.size, item.status) == (kind, "1280x720", "completed")
     assert item.revised_prompt is not None
     assert "tabby cat" in item.revised_prompt
@@ -195,32 +195,32 @@ async def test_a_picture_has_the_asked_format_and_size(call: Caller, kind: str) 
 
 async def test_a_gif_has_the_asked_frames(call: Caller) -> None:
     options = {"output_format": "gif", "frame_count": 5, "frame_duration_ms": 150}
-    picture = _open(_pictures(await call.create(CAT, options))[0])
-    assert (getattr(picture, "n_frames", 1), picture.info["duration"]) == (5, 150)
+    image = _open(_images(await call.create(CAT, options))[0])
+    assert (getattr(image, "n_frames", 1), image.info["duration"]) == (5, 150)
 
 
 async def test_an_svg_is_made_of_shapes_and_can_be_edited(call: Caller) -> None:
     first = await call.create(CAT, {"output_format": "svg"})
-    assert base64.b64decode(_pictures(first)[0].result or "").startswith(b"<svg xmlns=")
-    assert b"<ellipse" in base64.b64decode(_pictures(first)[0].result or "")
+    assert base64.b64decode(_images(first)[0].result or "").startswith(b"<svg xmlns=")
+    assert b"<ellipse" in base64.b64decode(_images(first)[0].result or "")
     edited = await call.create("make it blue", {}, previous_response_id=first.id)
-    assert _pictures(edited)[0].action == "edit"
+    assert _images(edited)[0].action == "edit"
 
 
-async def test_the_same_prompt_draws_the_same_picture_and_another_prompt_another_one(call: Caller) -> None:
-    first, second, other = [_pictures(await call.create(said, {}))[0] for said in (CAT, CAT, "draw a red robot")]
+async def test_the_same_prompt_draws_the_same_image_and_another_prompt_another_one(call: Caller) -> None:
+    first, second, other = [_images(await call.create(said, {}))[0] for said in (CAT, CAT, "draw a red robot")]
     assert first.result == second.result != other.result
 
 
 async def test_a_transparent_background_is_see_through_and_an_opaque_one_is_not(call: Caller) -> None:
-    clear = _open(_pictures(await call.create(CAT, {"background": "transparent"}))[0])
-    solid = _open(_pictures(await call.create(CAT, {}))[0])
+    clear = _open(_images(await call.create(CAT, {"background": "transparent"}))[0])
+    solid = _open(_images(await call.create(CAT, {}))[0])
     assert clear.getchannel("A").getextrema() == (0, 255)
     assert solid.mode == "RGB"
 
 
-async def test_two_pictures_of_one_response_differ_in_size(call: Caller) -> None:
-    items = _pictures(await call.create("Draw a fox [offline: two]", {"size": "auto"}))
+async def test_two_images_of_one_response_differ_in_size(call: Caller) -> None:
+    items = _images(await call.create("Draw a fox [offline: two]", {"size": "auto"}))
     assert [item.size for item in items] == ["1024x1024", "1536x1024"]
     assert items[0].id != items[1].id
 
@@ -263,8 +263,8 @@ async def test_an_impossible_option_is_refused(call: Caller, options: Json, code
 
 
 async def test_an_unknown_parameter_and_a_choice_of_no_tool_are_refused(call: Caller) -> None:
-    error = await call.refusal("Hi", extra_body={"pictures": 2})
-    assert (error.code, error.param) == ("unknown_parameter", "pictures")
+    error = await call.refusal("Hi", extra_body={"images": 2})
+    assert (error.code, error.param) == ("unknown_parameter", "images")
     assert (await call.refusal("Hi", tool_choice=FORCED)).param == "tool_choice"
 
 
@@ -289,12 +289,12 @@ async def test_without_a_good_key_nothing_is_answered(provider: str) -> None:
     ],
 )
 async def test_an_agent_that_can_only_draw_draws_unless_somebody_chats(call: Caller, said: str, *, draws: bool) -> None:
-    assert bool(_pictures(await call.create(said, {}))) is draws
+    assert bool(_images(await call.create(said, {}))) is draws
 
 
 async def test_a_forced_tool_is_used_whatever_was_said(call: Caller) -> None:
-    assert _pictures(await call.create("Hello", {}, tool_choice=FORCED))
-    assert not _pictures(await call.create(CAT, {}, tool_choice="none"))
+    assert _images(await call.create("Hello", {}, tool_choice=FORCED))
+    assert not _images(await call.create(CAT, {}, tool_choice="none"))
 
 
 async def test_a_function_is_called_and_its_output_quoted(call: Caller) -> None:
@@ -304,8 +304,8 @@ async def test_a_function_is_called_and_its_output_quoted(call: Caller) -> None:
     assert called.type == "function_call"
     assert (called.name, called.arguments) == ("current_time", "{}")
     output = {"type": "function_call_output", "call_id": called.call_id, "output": "12:30"}
-    told = await call.create([output], functions=functions, previous_response_id=asked.id)
-    assert "12:30" in told.output_text
+    received = await call.create([output], functions=functions, previous_response_id=asked.id)
+    assert "12:30" in received.output_text
 
 
 async def test_a_forced_function_gets_a_value_for_each_required_argument(call: Caller) -> None:
@@ -335,65 +335,65 @@ async def test_an_agent_that_was_handed_the_conversation_draws(call: Caller) -> 
     assert called.type == "function_call"
     assert called.name == "transfer_to_designer"
     answer = {"type": "function_call_output", "call_id": called.call_id, "output": '{"assistant": "Designer"}'}
-    assert _pictures(await call.create([answer], {}, previous_response_id=asked.id))
+    assert _images(await call.create([answer], {}, previous_response_id=asked.id))
 
 
 # --- Editing
 
 
-async def test_a_follow_up_edits_the_picture_of_the_previous_response(call: Caller) -> None:
+async def test_a_follow_up_edits_the_image_of_the_previous_response(call: Caller) -> None:
     first = await call.create(CAT, {})
     second = await call.create("Now make it look realistic", {}, previous_response_id=first.id)
     third = await call.create("Now at night", {}, previous_response_id=second.id)
-    pictures = [_open(_pictures(response)[0]) for response in (first, second, third)]
-    assert [_pictures(response)[0].action for response in (first, second, third)] == ["generate", "edit", "edit"]
-    assert _difference(pictures[0], pictures[1]) > 3
-    assert _difference(pictures[1], pictures[2]) > 3
+    images = [_open(_images(response)[0]) for response in (first, second, third)]
+    assert [_images(response)[0].action for response in (first, second, third)] == ["generate", "edit", "edit"]
+    assert _difference(images[0], images[1]) > 3
+    assert _difference(images[1], images[2]) > 3
 
 
-async def test_a_picture_is_edited_by_its_id_alone(call: Caller) -> None:
+async def test_an_image_is_edited_by_its_id_alone(call: Caller) -> None:
     older, newer = await call.create(CAT, {}), await call.create("draw a red robot", {})
-    named = {"type": "image_generation_call", "id": _pictures(older)[0].id}
+    named = {"type": "image_generation_call", "id": _images(older)[0].id}
     said = [{"role": "user", "content": [{"type": "input_text", "text": "add a blue hat"}]}, named]
-    by_id = _pictures(await call.create(said, {}))[0]
-    chained = _pictures(await call.create(said, {}, previous_response_id=newer.id))[0]
+    by_id = _images(await call.create(said, {}))[0]
+    chained = _images(await call.create(said, {}, previous_response_id=newer.id))[0]
     assert by_id.result == chained.result
-    assert 0 < _difference(_open(by_id), _open(_pictures(older)[0])) < 20
+    assert 0 < _difference(_open(by_id), _open(_images(older)[0])) < 20
 
 
-async def test_a_picture_sent_along_wins_and_further_ones_are_set_into_it(call: Caller) -> None:
+async def test_an_image_sent_along_wins_and_further_ones_are_set_into_it(call: Caller) -> None:
     first = await call.create(CAT, {})
     white, red = (_data_url(Image.new("RGB", (1024, 1024), color)) for color in ("white", "red"))
     one = await call.create(_with_images("make it dreamy", white), {}, previous_response_id=first.id)
     two = await call.create(_with_images("make it dreamy", white, red), {})
-    assert _difference(_open(_pictures(one)[0]), Image.new("L", (1024, 1024), 255)) < 30
-    assert _difference(_open(_pictures(one)[0]), _open(_pictures(two)[0])) > 1
+    assert _difference(_open(_images(one)[0]), Image.new("L", (1024, 1024), 255)) < 30
+    assert _difference(_open(_images(one)[0]), _open(_images(two)[0])) > 1
 
 
-async def test_an_edit_is_the_same_whichever_way_the_picture_came(call: Caller) -> None:
+async def test_an_edit_is_the_same_whichever_way_the_image_came(call: Caller) -> None:
     options: Json = {"size": "1024x1024"}
     first = await call.create(CAT, options)
-    picture = _pictures(first)[0]
-    data = base64.b64decode(picture.result or "")
+    image = _images(first)[0]
+    data = base64.b64decode(image.result or "")
     file = await call.client.files.create(file=("cat.png", data), purpose="vision")
     text = {"role": "user", "content": "Now at night"}
     by_file = {"type": "input_image", "file_id": file.id, "detail": "auto"}
     ways: list[tuple[Any, Json]] = [
         ([text], {"previous_response_id": first.id}),
-        ([text, {"type": "image_generation_call", "id": picture.id}], {}),
-        (_with_images("Now at night", f"data:image/png;base64,{picture.result}"), {}),
+        ([text, {"type": "image_generation_call", "id": image.id}], {}),
+        (_with_images("Now at night", f"data:image/png;base64,{image.result}"), {}),
         ([{"role": "user", "content": [{"type": "input_text", "text": "Now at night"}, by_file]}], {}),
     ]
-    edited = [_pictures(await call.create(said, options, **more))[0] for said, more in ways]
+    edited = [_images(await call.create(said, options, **more))[0] for said, more in ways]
     assert {item.action for item in edited} == {"edit"}
     assert len({item.result for item in edited}) == 1
-    assert _difference(_open(edited[0]), _open(picture)) > 3
+    assert _difference(_open(edited[0]), _open(image)) > 3
 
 
-async def test_the_first_picture_is_the_base_and_the_others_keep_their_order(call: Caller) -> None:
+async def test_the_first_image_is_the_base_and_the_others_keep_their_order(call: Caller) -> None:
     urls = [_data_url(Image.new("RGB", (1024, 1024), color)) for color in ("navy", "red", "lime", "yellow", "aqua")]
-    forward = _open(_pictures(await call.create(_with_images("add a heart", *urls), {}))[0])
-    backward = _open(_pictures(await call.create(_with_images("add a heart", *reversed(urls)), {}))[0])
+    forward = _open(_images(await call.create(_with_images("add a heart", *urls), {}))[0])
+    backward = _open(_images(await call.create(_with_images("add a heart", *reversed(urls)), {}))[0])
     assert _colors_along(forward) == [(255, 0, 0), (0, 255, 0), (255, 255, 0), (0, 255, 255)]
     assert _colors_along(backward) == [(255, 255, 0), (0, 255, 0), (255, 0, 0), (0, 0, 128)]
     assert (forward.getpixel((512, 20)), backward.getpixel((512, 20))) == ((0, 0, 128), (0, 255, 255))
@@ -404,8 +404,8 @@ async def test_an_action_decides_over_the_words(call: Caller) -> None:
     new = await call.create("make it red", {"action": "generate"}, previous_response_id=first.id)
     alone = await call.create("make it red", {"action": "generate"})
     old = await call.create("draw a red robot", {"action": "edit"}, previous_response_id=first.id)
-    assert [_pictures(response)[0].action for response in (new, old)] == ["generate", "edit"]
-    assert _pictures(new)[0].result == _pictures(alone)[0].result
+    assert [_images(response)[0].action for response in (new, old)] == ["generate", "edit"]
+    assert _images(new)[0].result == _images(alone)[0].result
 
 
 async def test_only_what_the_mask_leaves_open_is_changed(call: Caller) -> None:
@@ -413,7 +413,7 @@ async def test_only_what_the_mask_leaves_open_is_changed(call: Caller) -> None:
     mask = Image.new("RGBA", (1024, 1024), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (256, 256, 768, 768))
     options = {"input_image_mask": {"image_url": _data_url(mask)}}
-    changed = _open(_pictures(await call.create(_with_images("turn it red", _data_url(plain)), options))[0])
+    changed = _open(_images(await call.create(_with_images("turn it red", _data_url(plain)), options))[0])
     box = ImageChops.difference(plain, changed.convert("RGB")).getbbox()
     assert box == (256, 256, 768, 768)
 
@@ -437,7 +437,7 @@ async def test_a_mask_may_be_a_file(call: Caller) -> None:
     mask.paste((0, 0, 0, 0), (512, 0, 1024, 1024))
     file = await call.client.files.create(file=("mask.png", _png(mask)), purpose="vision")
     said = _with_images("turn it red", _data_url(plain))
-    changed = _open(_pictures(await call.create(said, {"input_image_mask": {"file_id": file.id}}))[0])
+    changed = _open(_images(await call.create(said, {"input_image_mask": {"file_id": file.id}}))[0])
     box = ImageChops.difference(plain, changed.convert("RGB")).getbbox()
     assert box == (512, 0, 1024, 1024)
     await call.client.files.delete(file.id)
@@ -445,13 +445,13 @@ async def test_a_mask_may_be_a_file(call: Caller) -> None:
     assert (gone.status_code, gone.param) == (404, "input_image_mask.file_id")
 
 
-async def test_broken_pictures_and_links_are_refused(call: Caller) -> None:
-    broken = "data:image/png;base64," + base64.b64encode(b"no picture").decode()
+async def test_broken_images_and_links_are_refused(call: Caller) -> None:
+    broken = "data:image/png;base64," + base64.b64encode(b"no image").decode()
     assert (await call.refusal(_with_images("edit this", broken), {})).code == "invalid_image_file"
     assert (await call.refusal(_with_images("edit this", "https://example.com/a.png"), {})).code == "invalid_value"
 
 
-async def test_an_unknown_picture_is_not_found(call: Caller) -> None:
+async def test_an_unknown_image_is_not_found(call: Caller) -> None:
     said = [{"role": "user", "content": "edit it"}, {"type": "image_generation_call", "id": f"ig_{'0' * 50}"}]
     error = await call.refusal(said, {})
     assert error.status_code == 404
@@ -474,7 +474,7 @@ async def test_what_was_not_stored_is_forgotten(call: Caller) -> None:
     assert caught.value.status_code == 404
     error = await call.refusal("make it red", {}, previous_response_id=response.id)
     assert (error.code, error.param) == ("previous_response_not_found", "previous_response_id")
-    named = {"type": "image_generation_call", "id": _pictures(response)[0].id}
+    named = {"type": "image_generation_call", "id": _images(response)[0].id}
     assert (await call.refusal([{"role": "user", "content": "edit"}, named], {})).status_code == 404
 
 
@@ -540,9 +540,9 @@ async def test_finished_responses_survive_a_restart_and_running_ones_are_failed(
     with _served(tmp_path, FAST) as url:
         async with _client(url) as client:
             call = Caller(client)
-            assert _pictures(await client.responses.retrieve(first.id))[0].result == _pictures(first)[0].result
+            assert _images(await client.responses.retrieve(first.id))[0].result == _images(first)[0].result
             edited = await call.create("make it red", {}, previous_response_id=first.id)
-            assert _pictures(edited)[0].action == "edit"
+            assert _images(edited)[0].action == "edit"
             resumed = [e async for e in await _resume(call, background[0].response.id, 1)]
             assert [e.sequence_number for e in resumed] == [e.sequence_number for e in background[2:]]
             assert await _status(call, f"resp_{'1' * 50}") == "failed"
@@ -596,10 +596,10 @@ async def test_a_file_s_form_is_checked(client: AsyncOpenAI, form: Json, param: 
     assert caught.value.param == param
 
 
-async def test_a_file_that_is_unknown_or_no_picture_is_refused(call: Caller) -> None:
+async def test_a_file_that_is_unknown_or_no_image_is_refused(call: Caller) -> None:
     unknown = await call.refusal(_with_file("make it red", f"file-{'0' * 24}"), {})
     assert (unknown.status_code, unknown.param) == (404, "input[0].content[1].file_id")
-    text = await call.client.files.create(file=("a.txt", b"no picture"), purpose="user_data")
+    text = await call.client.files.create(file=("a.txt", b"no image"), purpose="user_data")
     assert (await call.refusal(_with_file("make it red", text.id), {})).code == "invalid_image_file"
 
 
@@ -611,7 +611,7 @@ async def test_another_key_finds_nothing(call: Caller, provider: str) -> None:
         other = Caller(client)
         follow_up = await other.refusal("make it red", {}, previous_response_id=first.id)
         assert (follow_up.status_code, follow_up.code) == (400, "previous_response_not_found")
-        named = {"type": "image_generation_call", "id": _pictures(first)[0].id}
+        named = {"type": "image_generation_call", "id": _images(first)[0].id}
         missing = await other.refusal([{"role": "user", "content": "make it red"}, named], {})
         assert (missing.status_code, missing.code, missing.param) == (404, None, "input")
         assert (await other.refusal(_with_file("make it red", file.id), {})).status_code == 404
@@ -653,9 +653,9 @@ def test_the_record_of_requests_keeps_the_newest_in_bounded_memory() -> None:
 # --- Failures on request
 
 
-async def test_a_moderated_picture_fails_alone_and_the_text_still_arrives(call: Caller) -> None:
+async def test_a_moderated_image_fails_alone_and_the_text_still_arrives(call: Caller) -> None:
     events = await call.stream(f"{CAT} [offline: moderation]", {})
-    item = _picture_item(events)
+    item = _image_item(events)
     assert (item.status, item.result) == ("failed", None)
     assert item.error is not None
     assert item.error.code == "moderation_blocked"
@@ -666,7 +666,7 @@ async def test_a_moderated_picture_fails_alone_and_the_text_still_arrives(call: 
 
 async def test_the_stage_of_the_safety_check_can_be_chosen(call: Caller) -> None:
     for directive, stage in (("moderation", "output"), ("moderation=input", "input")):
-        error = _pictures(await call.create(f"{CAT} [offline: {directive}]", {}))[0].error
+        error = _images(await call.create(f"{CAT} [offline: {directive}]", {}))[0].error
         assert error is not None
         assert error.moderation_details is not None
         assert (error.moderation_details.moderation_stage, error.moderation_details.categories) == (stage, ["violence"])
@@ -674,20 +674,20 @@ async def test_the_stage_of_the_safety_check_can_be_chosen(call: Caller) -> None
     assert body["moderation_details"] == {"moderation_stage": "input", "categories": ["violence"]}
 
 
-async def test_a_picture_fails_with_the_code_that_was_asked_for(call: Caller) -> None:
-    error = _pictures(await call.create(f"{CAT} [offline: image_error=invalid_value]", {}))[0].error
+async def test_an_image_fails_with_the_code_that_was_asked_for(call: Caller) -> None:
+    error = _images(await call.create(f"{CAT} [offline: image_error=invalid_value]", {}))[0].error
     assert error is not None
     assert (error.type, error.code) == ("image_generation_user_error", "invalid_value")
 
 
-async def test_a_picture_named_by_its_id_can_lack_its_reasoning(call: Caller) -> None:
-    picture = _pictures(await call.create(CAT, {}))[0]
+async def test_an_image_named_by_its_id_can_lack_its_reasoning(call: Caller) -> None:
+    image = _images(await call.create(CAT, {}))[0]
     said = [{"role": "user", "content": "make it red [offline: needs_reasoning]"}]
-    named = {"type": "image_generation_call", "id": picture.id}
+    named = {"type": "image_generation_call", "id": image.id}
     error = await call.refusal([*said, named], {})
     assert error.status_code == 400
     assert "without its required 'reasoning' item" in str(error)
-    assert (await call.create([*said, {**named, "result": picture.result}], {})).status == "completed"
+    assert (await call.create([*said, {**named, "result": image.result}], {})).status == "completed"
 
 
 @pytest.mark.parametrize(
@@ -746,7 +746,7 @@ async def test_an_error_event_ends_the_stream_with_or_without_a_failed_response(
 async def test_a_response_fails_on_request(call: Caller, directive: str, last: str, status: str) -> None:
     events = await call.stream(f"{CAT} [offline: {directive}]", {})
     assert (events[-1].type, events[-1].response.status) == (last, status)
-    assert bool(_pictures(events[-1].response)) is (directive != "failed")
+    assert bool(_images(events[-1].response)) is (directive != "failed")
     assert await _status(call, events[-1].response.id) == status
 
 
@@ -787,9 +787,9 @@ async def test_a_character_that_databases_refuse_is_in_the_text_and_the_revised_
     events = await call.stream(f"{CAT} [offline: nul]", {})
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     response = events[-1].response
-    (picture,) = [item for item in response.output if item.type == "image_generation_call"]
+    (image,) = [item for item in response.output if item.type == "image_generation_call"]
     assert "\0" in text
-    assert "\0" in picture.revised_prompt
+    assert "\0" in image.revised_prompt
 
 
 async def test_a_stream_ends_cleanly_without_its_last_event(call: Caller) -> None:
@@ -818,30 +818,30 @@ async def test_sequence_numbers_are_left_out_or_used_twice_on_request(call: Call
     assert twice[:4] == [0, 0, 1, 1]
 
 
-async def test_a_spoiled_picture_is_what_was_asked_for(call: Caller) -> None:
-    big = base64.b64decode(_pictures(await call.create(f"{CAT} [offline: big=2]", {}))[0].result or "")
+async def test_a_spoiled_image_is_what_was_asked_for(call: Caller) -> None:
+    big = base64.b64decode(_images(await call.create(f"{CAT} [offline: big=2]", {}))[0].result or "")
     assert len(big) == 2 * 1024 * 1024
-    with Image.open(io.BytesIO(big)) as picture:
-        picture.load()
-    half = base64.b64decode(_pictures(await call.create(f"{CAT} [offline: truncated]", {}))[0].result or "")
-    with Image.open(io.BytesIO(half)) as picture, pytest.raises(OSError, match="truncated"):
-        picture.load()
-    wrong = _pictures(await call.create(f"{CAT} [offline: wrong_type]", {}))[0]
+    with Image.open(io.BytesIO(big)) as image:
+        image.load()
+    half = base64.b64decode(_images(await call.create(f"{CAT} [offline: truncated]", {}))[0].result or "")
+    with Image.open(io.BytesIO(half)) as image, pytest.raises(OSError, match="truncated"):
+        image.load()
+    wrong = _images(await call.create(f"{CAT} [offline: wrong_type]", {}))[0]
     assert (wrong.output_format, _open(wrong).format) == ("png", "JPEG")
-    none = _pictures(await call.create(f"{CAT} [offline: not_an_image]", {}))[0]
+    none = _images(await call.create(f"{CAT} [offline: not_an_image]", {}))[0]
     assert base64.b64decode(none.result or "").startswith(b"This is not an image")
 
 
-async def test_a_picture_without_a_final_or_without_words(call: Caller) -> None:
+async def test_an_image_without_a_final_or_without_words(call: Caller) -> None:
     events = await call.stream(f"{CAT} [offline: no_final]", {"partial_images": 2})
     assert "response.image_generation_call.partial_image" in _kinds(events)
-    assert (_picture_item(events).status, _picture_item(events).result) == ("failed", None)
+    assert (_image_item(events).status, _image_item(events).result) == ("failed", None)
     quiet = await call.stream(f"{CAT} [offline: no_final=quiet]", {"partial_images": 2})
     assert "response.image_generation_call.partial_image" in _kinds(quiet)
-    item = _picture_item(quiet)
+    item = _image_item(quiet)
     assert (item.status, item.result, item.error) == ("generating", None, None)
     silent = await call.create(f"{CAT} [offline: no_text]", {})
-    assert _pictures(silent)
+    assert _images(silent)
     assert silent.output_text == ""
 
 
@@ -855,10 +855,10 @@ def test_every_directive_is_tried_here() -> None:
     assert sorted(DIRECTIVES.keys() - tried) == []
 
 
-async def test_a_keepalive_and_a_second_picture_come_on_request(call: Caller) -> None:
+async def test_a_keepalive_and_a_second_image_come_on_request(call: Caller) -> None:
     events = await call.stream("draw a cat [offline: keepalive] [offline: two]", {})
     assert _kinds(events).count("keepalive") == 2
-    assert len(_pictures(events[-1].response)) == 2
+    assert len(_images(events[-1].response)) == 2
 
 
 def _function(name: str) -> Json:
@@ -869,11 +869,11 @@ def _kinds(events: list[Any]) -> list[str]:
     return [event.type for event in events]
 
 
-def _pictures(response: Response) -> list[ImageGenerationCall]:
+def _images(response: Response) -> list[ImageGenerationCall]:
     return [item for item in response.output if item.type == "image_generation_call"]
 
 
-def _picture_item(events: list[Any]) -> ImageGenerationCall:
+def _image_item(events: list[Any]) -> ImageGenerationCall:
     done = [event.item for event in events if event.type == "response.output_item.done"]
     return next(item for item in done if item.type == "image_generation_call")
 
@@ -883,32 +883,32 @@ def _open(item: ImageGenerationCall) -> Image.Image:
 
 
 def _decode(text: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(base64.b64decode(text)))
-    picture.load()
-    return picture
+    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    image.load()
+    return image
 
 
 def _difference(first: Image.Image, second: Image.Image) -> float:
-    """How far two pictures are apart, 0 to 255."""
+    """How far two images are apart, 0 to 255."""
     parts = ImageChops.difference(first.convert("L"), second.convert("L")).histogram()
     return sum(value * count for value, count in enumerate(parts)) / (first.width * first.height)
 
 
-def _colors_along(picture: Image.Image) -> list[Any]:
-    """What is set into the lower edge, from left to right: framed in white, of other colours than the picture."""
-    base = picture.getpixel((512, 20))
-    row = [picture.getpixel((x, picture.height - 100)) for x in range(picture.width)]
+def _colors_along(image: Image.Image) -> list[Any]:
+    """What is set into the lower edge, from left to right: framed in white, of other colours than the image."""
+    base = image.getpixel((512, 20))
+    row = [image.getpixel((x, image.height - 100)) for x in range(image.width)]
     runs = [color for color, _ in groupby(row)]
     return [color for color in runs if color not in (base, (255, 255, 255))]
 
 
-def _data_url(picture: Image.Image) -> str:
-    return f"data:image/png;base64,{base64.b64encode(_png(picture)).decode()}"
+def _data_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_png(image)).decode()}"
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -52,12 +52,12 @@ def home() -> Generator[Path]:
         yield Path(directory)
 
 
-def test_demo_saves_a_picture_and_leaves_no_process(home: Path) -> None:
+def test_demo_saves_an_image_and_leaves_no_process(home: Path) -> None:
     done = _easel(home, "demo", "a", "gray", "tabby cat", "hugging an otter")
     assert done.returncode == 0, done.stderr
     assert "You: a gray tabby cat hugging an otter\n" in done.stdout
-    (picture,) = (home / "var").glob("designer-*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    (image,) = (home / "var").glob("designer-*.png")
+    assert image.read_bytes().startswith(b"\x89PNG")
     assert "offline simulator" in done.stdout
     # The server has ended, and its links with it.
     assert "http" not in done.stdout.replace("http://127.0.0.1:8000", "")

@@ -86,19 +86,19 @@ def estate(provider_url: str, tmp_path_factory: pytest.TempPathFactory) -> Gener
 )
 def test_every_endpoint_answers_while_a_part_hangs(estate: Estate, part: str, rounds: int, results: Results) -> None:
     ada = estate.server.sign_up("Ada's")
-    picture = one(ada.draw(), "attachment.created")["attachment"]
-    calls = operations(ada, picture)
+    image = one(ada.draw(), "attachment.created")["attachment"]
+    calls = operations(ada, image)
     looks = 30 if rounds == 1 else 300
     usual = [time_one(ada, "GET", "/v1/agents", {})[0] for _ in range(looks)]
     with estate.hung(part):
         if part == "provider":
             for _ in range(5):
                 ada.start("Draw a house", agent_key="designer")
-        told = [ask_all(ada, calls) for _ in range(rounds)]
+        received = [ask_all(ada, calls) for _ in range(rounds)]
         during = [] if part == "postgres" else [time_one(ada, "GET", "/v1/agents", {})[0] for _ in range(looks)]
-    answers = {call: answer for answered in told for call, answer in answered.items()}
-    slowest = max(seconds for answered in told for seconds, _ in answered.values())
-    for answered in told:
+    answers = {call: answer for answered in received for call, answer in answered.items()}
+    slowest = max(seconds for answered in received for seconds, _ in answered.values())
+    for answered in received:
         for call, (seconds, status) in answered.items():
             assert seconds < timeouts.ANSWER, (call, seconds)
             assert status < 500 or status == 503, (call, status)
@@ -122,14 +122,14 @@ def p99(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=100)[98]
 
 
-def operations(ada: ApiUser, picture: Json) -> dict[str, tuple[str, str, Json]]:
+def operations(ada: ApiUser, image: Json) -> dict[str, tuple[str, str, Json]]:
     """Every operation of the API's document with a request for it: method, path, arguments of httpx."""
     ids = {
-        "run_id": picture["run_id"],
-        "conversation_id": picture["conversation_id"],
-        "object_id": picture["object_id"],
+        "run_id": image["run_id"],
+        "conversation_id": image["conversation_id"],
+        "object_id": image["object_id"],
     }
-    bytes_of_it = httpx.get(picture["url"]).content
+    bytes_of_it = httpx.get(image["url"]).content
     special: dict[str, Json] = {
         "POST /v1/runs": {"json": {"input": "Hello"}},
         "POST /v1/tokens": {"json": {"email": ada.email, "password": PASSWORD}},

@@ -1,4 +1,4 @@
-"""Postgres restarts, or crashes and comes back, under load: what was acknowledged stands, nobody is told a 500."""
+"""Postgres restarts, or crashes and comes back, under load: what was acknowledged stands, nobody gets a 500."""
 
 import asyncio
 import random
@@ -27,8 +27,8 @@ RESTARTS = [
 
 
 @dataclass
-class Told:
-    """What the writers were told: runs that were acknowledged, all statuses, moments of success."""
+class Answers:
+    """What the writers received: runs that were acknowledged, all statuses, moments of success."""
 
     run_ids: list[str] = field(default_factory=list[str])
     statuses: list[int] = field(default_factory=list[int])
@@ -63,21 +63,21 @@ def test_a_restart_loses_nothing_that_was_acknowledged(
     ada = restarting.sign_up("Ada's")
     drawing = [ada.start("Draw a house [offline: slow=3]", agent_key="designer") for _ in range(4)]
     streams = [Reader(ada, run["id"]) for run in drawing]
-    told, stop = Told(), threading.Event()
-    writers = [threading.Thread(target=write, args=(ada, told, stop)) for _ in range(WRITERS)]
+    received, stop = Answers(), threading.Event()
+    writers = [threading.Thread(target=write, args=(ada, received, stop)) for _ in range(WRITERS)]
     for thread in [*streams, *writers]:
         thread.start()
     recoveries: list[float] = []
     for _ in range(rounds):
         time.sleep(pauses.uniform(0.2, 1))
         own_postgres.restart(mode)
-        recoveries.append(seconds_until_well(told))
+        recoveries.append(seconds_until_well(received))
     stop.set()
     for thread in writers:
         thread.join()
-    assert_nothing_but_503(told)
+    assert_nothing_but_503(received)
     assert max(recoveries) <= timeouts.RECOVERY
-    run_ids = [*told.run_ids, *(run["id"] for run in drawing)]
+    run_ids = [*received.run_ids, *(run["id"] for run in drawing)]
     ended = wait_until_ended(ada, run_ids)
     for stream in streams:
         stream.join(timeouts.PATIENCE)
@@ -87,8 +87,8 @@ def test_a_restart_loses_nothing_that_was_acknowledged(
     results(
         17,
         f"Postgres restarts: {mode}",
-        tried=f"{rounds} restarts, {len(told.statuses)} writes",
-        kept=f"{len(told.run_ids)} acknowledged, 0 lost, {told.statuses.count(503)} x 503, 0 x 500, "
+        tried=f"{rounds} restarts, {len(received.statuses)} writes",
+        kept=f"{len(received.run_ids)} acknowledged, 0 lost, {received.statuses.count(503)} x 503, 0 x 500, "
         f"recovery {max(recoveries):.2f} s, ended {dict(ended)}",
         seed=seed,
     )
@@ -112,30 +112,30 @@ class Reader(threading.Thread):
             time.sleep(0.1)
 
 
-def write(ada: ApiUser, told: Told, stop: threading.Event) -> None:
+def write(ada: ApiUser, received: Answers, stop: threading.Event) -> None:
     while not stop.is_set():
         answer = ada.http.post("/v1/runs", json={"input": "Hello [offline: words=5]"})
-        told.statuses.append(answer.status_code)
+        received.statuses.append(answer.status_code)
         if answer.status_code == 202:
-            told.run_ids.append(answer.json()["id"])
-            told.successes.append(time.monotonic())
+            received.run_ids.append(answer.json()["id"])
+            received.successes.append(time.monotonic())
         elif answer.status_code != 503 or "retry-after" not in answer.headers:
-            told.faults.append(answer.text)
+            received.faults.append(answer.text)
         time.sleep(0.05)
 
 
-def seconds_until_well(told: Told) -> float:
+def seconds_until_well(received: Answers) -> float:
     """From now to the next write that is acknowledged."""
     now = time.monotonic()
-    while not (later := [moment for moment in list(told.successes) if moment > now]):
+    while not (later := [moment for moment in list(received.successes) if moment > now]):
         assert time.monotonic() < now + timeouts.PATIENCE
         time.sleep(0.01)
     return later[0] - now
 
 
-def assert_nothing_but_503(told: Told) -> None:
-    assert told.faults == []
-    assert set(told.statuses) <= {202, 503}
+def assert_nothing_but_503(received: Answers) -> None:
+    assert received.faults == []
+    assert set(received.statuses) <= {202, 503}
 
 
 def wait_until_ended(ada: ApiUser, run_ids: list[str]) -> Counter[str]:

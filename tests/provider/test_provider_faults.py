@@ -22,23 +22,23 @@ TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 
 @dataclass(frozen=True)
 class Ending:
-    """`error`: the failed run's code. `not_stored`: the code of the picture that is missing from a completed run.
+    """`error`: the failed run's code. `not_stored`: the code of the image that is missing from a completed run.
 
     `posts` counts the requests for a response.
     """
 
     error: str | None = None
     not_stored: str | None = None
-    pictures: int = 0
+    images: int = 0
     retryable: bool = False
     posts: int = 1
 
 
 # The stream breaks: an answer that the provider finishes in the background is taken up again, any other is lost.
 BREAKS = {
-    "cut": Ending(error="upstream_disconnected", pictures=1, retryable=True),
-    "eof": Ending(error="upstream_disconnected", pictures=1, retryable=True),
-    "silence": Ending(error="upstream_timeout", pictures=1, retryable=True),
+    "cut": Ending(error="upstream_disconnected", images=1, retryable=True),
+    "eof": Ending(error="upstream_disconnected", images=1, retryable=True),
+    "silence": Ending(error="upstream_timeout", images=1, retryable=True),
 }
 FAULTS = {
     # The whole run fails
@@ -50,8 +50,8 @@ FAULTS = {
     "quota": Ending(error="upstream_quota"),
     "reset": Ending(error="upstream_disconnected", retryable=True),
     "failed": Ending(error="upstream_failed", retryable=True),
-    "failed=late": Ending(error="upstream_failed", pictures=1, retryable=True),
-    "incomplete": Ending(error="upstream_incomplete", pictures=1, retryable=True),
+    "failed=late": Ending(error="upstream_failed", images=1, retryable=True),
+    "incomplete": Ending(error="upstream_incomplete", images=1, retryable=True),
     "garbage": Ending(error="upstream_unreadable", retryable=True),
     "stall": Ending(error="upstream_timeout", retryable=True),
     "error_event": Ending(error="upstream_failed", retryable=True),
@@ -62,20 +62,20 @@ FAULTS = {
     "http=418": Ending(error="upstream_rejected"),
     "http=500": Ending(error="upstream_unavailable", retryable=True),
     "http=503": Ending(error="upstream_unavailable", retryable=True),
-    # Only the picture fails
+    # Only the image fails
     "moderation": Ending(not_stored="moderation_blocked"),
     "no_final": Ending(not_stored="image_generation_failed", retryable=True),
     "truncated": Ending(not_stored="image_unreadable"),
     "not_an_image": Ending(not_stored="image_unreadable"),
     # Odd, but nothing fails
-    "wrong_type": Ending(pictures=1),
-    "no_text": Ending(pictures=1),
+    "wrong_type": Ending(images=1),
+    "no_text": Ending(images=1),
     "text_only": Ending(),
     "refusal": Ending(),
-    "nul": Ending(pictures=1),
-    "duplicate_seq": Ending(pictures=1),
-    "no_seq": Ending(pictures=1),
-    **dict.fromkeys(BREAKS, Ending(pictures=1)),
+    "nul": Ending(images=1),
+    "duplicate_seq": Ending(images=1),
+    "no_seq": Ending(images=1),
+    **dict.fromkeys(BREAKS, Ending(images=1)),
 }
 
 
@@ -153,7 +153,7 @@ def test_a_refusal_is_read_as_text(server: AppServer) -> None:
     assert one(events, "message.completed")["message"]["text"] == text
 
 
-def test_a_picture_of_another_type_is_stored_as_what_it_is(server: AppServer) -> None:
+def test_an_image_of_another_type_is_stored_as_what_it_is(server: AppServer) -> None:
     events = server.sign_up("Ada's").draw("Draw a house [offline: wrong_type]")
     attachment = one(events, "attachment.created")["attachment"]
     assert attachment["mime_type"] == "image/jpeg"
@@ -179,7 +179,7 @@ def assert_ended(events: list[Event], expected: Ending) -> None:
 def assert_kept(ada: ApiUser, events: list[Event], expected: Ending) -> None:
     """What was drawn is stored, and announced, even where the run fails later."""
     created = [event["attachment"] for event in events if event["type"] == "attachment.created"]
-    assert len(created) == expected.pictures
+    assert len(created) == expected.images
     failed = [event for event in events if event["type"] == "attachment.failed"]
     assert [event["code"] for event in failed] == ([expected.not_stored] if expected.not_stored else [])
     for event in failed:

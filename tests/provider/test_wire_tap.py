@@ -28,8 +28,8 @@ STREAMS = [
 ]
 BYTE_BY_BYTE_MAX = 20_000
 BASE64_FIELDS = ("partial_image_b64", "result", "b64_json")
-PICTURE = random.Random(18).randbytes(3_000)
-TEXT = base64.b64encode(PICTURE).decode()
+SAMPLE = random.Random(18).randbytes(3_000)
+TEXT = base64.b64encode(SAMPLE).decode()
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -204,7 +204,7 @@ async def test_an_odd_stream_reads_as_by_the_sdk(name: str) -> None:
 async def test_base64_with_escapes_and_white_space_is_decoded(name: str) -> None:
     for pieces in ([ODD_STREAMS[name]], every_byte(ODD_STREAMS[name])):
         (image,) = images_in(await tapped(*pieces))
-        assert image.data == PICTURE
+        assert image.data == SAMPLE
 
 
 @pytest.mark.anyio
@@ -231,19 +231,19 @@ async def test_broken_base64_is_an_image_without_bytes(broken: str) -> None:
     for pieces in ([data], every_byte(data)):
         image, next_image = images_in(await tapped(*pieces))
         assert (image.data, image.size) == (None, 0)
-        assert next_image.data == PICTURE
+        assert next_image.data == SAMPLE
 
 
 @pytest.mark.anyio
 async def test_a_copy_is_the_same_image_and_another_one_is_not() -> None:
-    other = base64.b64encode(PICTURE[:-1] + b"!").decode()
-    shorter, longer = (base64.b64encode(data).decode() for data in (PICTURE[:-900], PICTURE + PICTURE))
+    other = base64.b64encode(SAMPLE[:-1] + b"!").decode()
+    shorter, longer = (base64.b64encode(data).decode() for data in (SAMPLE[:-900], SAMPLE + SAMPLE))
     data = b"".join(done(json.dumps(text)) for text in (TEXT, TEXT, other, shorter, longer, TEXT))
     for pieces in ([data], every_byte(data), cut(data, random.Random(1), 20)):
         events = await tapped(*pieces)
         first, again, *others, last = images_in(events)
         assert first is again is last
-        expected = [PICTURE[:-1] + b"!", PICTURE[:-900], PICTURE + PICTURE]
+        expected = [SAMPLE[:-1] + b"!", SAMPLE[:-900], SAMPLE + SAMPLE]
         assert [image.data for image in others] == expected
 
 
@@ -293,9 +293,9 @@ async def test_an_image_that_is_sent_three_times_is_handed_over_once() -> None:
 
 @pytest.mark.anyio
 async def test_an_image_over_the_bound_is_measured_but_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_bytes, "MAX_IMAGE_BYTES", len(PICTURE) - 1)
+    monkeypatch.setattr(image_bytes, "MAX_IMAGE_BYTES", len(SAMPLE) - 1)
     (image,) = images_in(await tapped(*every_byte(done(json.dumps(TEXT)))))
-    assert (image.data, image.size) == (None, len(PICTURE))
+    assert (image.data, image.size) == (None, len(SAMPLE))
 
 
 @pytest.mark.anyio

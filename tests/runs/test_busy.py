@@ -36,9 +36,9 @@ def test_queued_runs_follow_one_another_and_each_goes_on_from_the_last(ada: ApiU
     first = ada.start(f"Draw a house called {word}", agent_key="designer")
     queued = [queue(ada, first, f"Draw boat {number} for {word}") for number in range(3)]
     assert [run["status"] for run in queued] == ["queued"] * 3
-    told = [ada.events(run["id"]) for run in [first, *queued]]
-    assert [kinds(events)[-1] for events in told] == ["run.completed"] * 4
-    for before, after in pairwise(told):
+    received = [ada.events(run["id"]) for run in [first, *queued]]
+    assert [kinds(events)[-1] for events in received] == ["run.completed"] * 4
+    for before, after in pairwise(received):
         assert before[-1]["run"]["finished_at"] <= one(after, "run.started")["run"]["started_at"]
     assert [message["role"] for message in ada.messages(first["conversation_id"])] == ["user", "assistant"] * 4
     previous = [body.get("previous_response_id") for body in asked_with(provider_url, word)]
@@ -92,7 +92,7 @@ def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: A
     assert kinds(ada.events(first["id"]))[-1] == "run.completed"
 
 
-def test_a_run_that_interrupts_takes_the_place_of_the_running_one_and_its_finished_pictures_stay(ada: ApiUser) -> None:
+def test_a_run_that_interrupts_takes_the_place_of_the_running_one_and_its_finished_images_stay(ada: ApiUser) -> None:
     first = ada.start("Draw a house [offline: two] [offline: slow=1.5]", agent_key="designer")
     wait_for(ada, first, "attachment.created")
     second = ada.ask("Draw a boat", conversation_id=first["conversation_id"], if_busy="interrupt")
@@ -121,9 +121,9 @@ def test_a_queued_stream_waits_and_then_delivers(ada: ApiUser, monkeypatch: pyte
     body = {"input": "Draw a boat", "conversation_id": first["conversation_id"], "if_busy": "queue"}
     with ada.http.stream("POST", "/v1/runs", json=body, headers={"Accept": "text/event-stream"}) as answer:
         lines = list(answer.iter_lines())
-    told = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
-    assert told[:2] == ["run.created", "run.started"]
-    assert told[-1] == "run.completed"
+    received = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert received[:2] == ["run.created", "run.started"]
+    assert received[-1] == "run.completed"
     waiting = lines[: lines.index("event: run.started")]
     assert sum(line.startswith(":") for line in waiting) >= 5
 

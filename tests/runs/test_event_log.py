@@ -93,7 +93,7 @@ async def test_what_comes_while_a_reader_is_busy_comes_at_once(log: EventLog) ->
         assert await next_of(subscription) == records(1, 5)
 
 
-async def test_a_reader_who_is_told_of_a_gap_reads_what_it_missed(log: EventLog) -> None:
+async def test_a_reader_who_sees_a_gap_reads_what_it_missed(log: EventLog) -> None:
     with log.subscribe(RUN, 0) as subscription:
         assert await subscription.next(0.05) == []
         await log.append(RUN, records(1, 3))
@@ -151,7 +151,7 @@ async def test_every_reader_gets_every_record_once(log: EventLog) -> None:
     for seq in range(1, 51):
         await log.append(RUN, records(seq, seq), attempt=1)
         if seq % 9 == 0:
-            log.release(RUN)  # from here on Redis has to tell them
+            log.release(RUN)  # from here on Redis reaches them
             await asyncio.sleep(0)
     for after, reader in enumerate(readers):
         assert await reader == records(after % 7 + 1, 50)

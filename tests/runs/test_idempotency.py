@@ -51,7 +51,7 @@ def database_url(postgres: Postgres, migrated_template: str) -> Generator[str]:
 
 @pytest.fixture(scope="module")
 def server(database_url: str, provider_url: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[AppServer]:
-    """One service for all: every test has people and keys of its own."""
+    """One service for all: every test has users and keys of its own."""
     with running_server(database_url, provider_url, tmp_path_factory.mktemp("idempotency")) as server:
         yield server
 
@@ -118,9 +118,9 @@ def test_the_same_body_in_other_words_is_the_same_body(ada: ApiUser) -> None:
 def test_a_key_with_another_body_is_refused(ada: ApiUser, database_url: str) -> None:
     key = new_key()
     first = post(ada, key)
-    told = problem(post(ada, key, input="Something else"), 422)
-    assert told["code"] == "idempotency_key_reused"
-    assert [fault["field"] for fault in told["errors"]] == ["Idempotency-Key"]
+    received = problem(post(ada, key, input="Something else"), 422)
+    assert received["code"] == "idempotency_key_reused"
+    assert [fault["field"] for fault in received["errors"]] == ["Idempotency-Key"]
     assert seen(post(ada, key)) == seen(first)
     assert runs_of(ada, database_url) == 1
 
@@ -132,10 +132,10 @@ def test_without_a_key_every_request_starts_a_run(ada: ApiUser, database_url: st
 
 @pytest.mark.parametrize("name", INVALID_KEYS)
 def test_a_key_that_is_none_is_refused_by_its_header(ada: ApiUser, database_url: str, name: str) -> None:
-    told = problem(post(ada, INVALID_KEYS[name]), 422)
-    (fault,) = told["errors"]
+    received = problem(post(ada, INVALID_KEYS[name]), 422)
+    (fault,) = received["errors"]
     assert fault["field"] == "Idempotency-Key"
-    assert "1 to 255 visible ASCII characters" in told["detail"]
+    assert "1 to 255 visible ASCII characters" in received["detail"]
     assert runs_of(ada, database_url) == 0
 
 
@@ -144,7 +144,7 @@ def test_the_longest_key_and_the_oddest_characters_are_taken(ada: ApiUser) -> No
         assert seen(post(ada, key)) == seen(post(ada, key))
 
 
-async def test_a_key_in_flight_is_told_at_once_to_whom_it_concerns(
+async def test_a_key_in_flight_is_reported_at_once_to_whom_it_concerns(
     server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str
 ) -> None:
     started = await asyncio.to_thread(ada.start, "Hello")
@@ -155,12 +155,12 @@ async def test_a_key_in_flight_is_told_at_once_to_whom_it_concerns(
             first = asyncio.create_task(send(client, key, **fields))
             await until_somebody_waits(database_url)
             began = time.monotonic()
-            told = problem(answer := await send(client, key, **fields), 409)
+            received = problem(answer := await send(client, key, **fields), 409)
             waited = time.monotonic() - began
             assert (await asyncio.to_thread(post, stranger, key)).status_code == 202
             assert not first.done()
-        print(f"promise 5: a key in flight is told after {waited * 1000:.0f} ms")
-        assert told["code"] == "idempotency_in_flight"
+        print(f"promise 5: a key in flight is answered after {waited * 1000:.0f} ms")
+        assert received["code"] == "idempotency_in_flight"
         assert answer.headers["retry-after"] == "1"
         assert waited < 1
         assert seen(await send_until_accepted(client, key, **fields)) == seen(await first)
@@ -259,8 +259,8 @@ def test_a_replayed_stream_is_the_same_runs_events(ada: ApiUser) -> None:
     assert replayed == events
     assert stream(ada, key, after=3)[1] == events[3:]
     assert stream(ada, key, after=len(events))[0].status_code == 204
-    told = post(ada, key)
-    assert (told.status_code, told.json()["id"]) == (202, first.headers["x-run-id"])
+    received = post(ada, key)
+    assert (received.status_code, received.json()["id"]) == (202, first.headers["x-run-id"])
 
 
 def test_a_replayed_stream_joins_a_run_that_goes_on(ada: ApiUser) -> None:
@@ -275,7 +275,7 @@ def test_a_replayed_stream_joins_a_run_that_goes_on(ada: ApiUser) -> None:
         assert kinds(list(events))[-1] == "run.cancelled"
 
 
-def test_a_replayed_stream_is_told_from_the_rows_once_the_live_one_has_expired(
+def test_a_replayed_stream_is_replayed_from_the_rows_once_the_live_one_has_expired(
     new_database_url: str,
     provider_url: str,
     tmp_path: Path,
@@ -292,11 +292,11 @@ def test_a_replayed_stream_is_told_from_the_rows_once_the_live_one_has_expired(
         # redis-py's answers have no types of their own.
         with cast(Any, redis.Redis).from_url(broker.url) as client:
             assert client.delete(f"easel:run:{first.headers['x-run-id']}") == 1
-        again, told = stream(ada, key)
+        again, received = stream(ada, key)
         assert again.headers["x-run-id"] == first.headers["x-run-id"]
-        assert [event["seq"] for event in told] == list(range(1, len(told) + 1))
-        assert (kinds(told)[0], told[-1]["run"]) == ("run.created", events[-1]["run"])
-        assert stream(ada, key, after=1)[1] == told
+        assert [event["seq"] for event in received] == list(range(1, len(received) + 1))
+        assert (kinds(received)[0], received[-1]["run"]) == ("run.created", events[-1]["run"])
+        assert stream(ada, key, after=1)[1] == received
         assert stream(ada, key, after=len(events))[0].status_code == 204
 
 
@@ -398,7 +398,7 @@ async def send(client: httpx.AsyncClient, key: str, **fields: Any) -> httpx.Resp
 
 
 async def send_until_accepted(client: httpx.AsyncClient, key: str, **fields: Any) -> httpx.Response:
-    """As a client does that is told to come again."""
+    """As a client does that is asked to come again."""
     async with asyncio.timeout(timeouts.PATIENCE):
         while (answer := await send(client, key, **fields)).status_code == 409:
             await asyncio.sleep(0.05)

@@ -52,7 +52,7 @@ def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
         run_ids = list(pool.map(partial(leave, ada), [chance.random() for _ in range(leavings)]))
     assert until(lambda: all(status_of(ada, run_id) in ENDED for run_id in run_ids), timeouts.PATIENCE), f"seed {seed}"
     completed = sum(status_of(ada, run_id) == "completed" for run_id in run_ids)
-    stored = sum(has_its_picture(ada, run_id) for run_id in run_ids)
+    stored = sum(has_its_image(ada, run_id) for run_id in run_ids)
     leaked = not until(lambda: tasks_of(server) <= tasks_before, timeouts.NOTHING_LEAKED)
     ((working,),) = rows(database_url, f"{BUSY} AND state <> 'idle'")
     ((connections,),) = rows(database_url, BUSY)
@@ -60,7 +60,7 @@ def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
         16,
         "clients leave",
         tried=f"{leavings} disconnects",
-        kept=f"{completed} runs completed, {stored} pictures stored, "
+        kept=f"{completed} runs completed, {stored} images stored, "
         f"{max(tasks_of(server) - tasks_before, 0)} tasks leaked, {working} connections in use",
         seed=seed,
     )
@@ -88,7 +88,7 @@ def status_of(user: ApiUser, run_id: str) -> str:
     return str(user.http.get(f"/v1/runs/{run_id}").json()["status"])
 
 
-def has_its_picture(user: ApiUser, run_id: str) -> bool:
+def has_its_image(user: ApiUser, run_id: str) -> bool:
     attachment = one(user.events(run_id), "attachment.created")["attachment"]
     content = httpx.get(attachment["url"])
     return content.status_code == 200 and hashlib.sha256(content.content).hexdigest() == attachment["sha256"]

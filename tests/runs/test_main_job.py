@@ -1,4 +1,4 @@
-"""The main job over HTTP: an agent draws, the picture is stored, the chat streams it."""
+"""The main job over HTTP: an agent draws, the image is stored, the chat streams it."""
 
 import hashlib
 
@@ -7,26 +7,26 @@ import httpx
 from tests.app_server import ApiUser, AppServer, kinds, one
 
 
-def test_a_drawn_picture_is_streamed_stored_and_linked(ada: ApiUser) -> None:
+def test_a_drawn_image_is_streamed_stored_and_linked(ada: ApiUser) -> None:
     events = ada.draw("Draw a lighthouse at dusk")
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    told = kinds(events)
-    assert told[:2] == ["run.created", "run.started"]
-    assert told[-2:] == ["message.completed", "run.completed"]
+    received = kinds(events)
+    assert received[:2] == ["run.created", "run.started"]
+    assert received[-2:] == ["message.completed", "run.completed"]
     for kind in ("message.started", "text.delta", "tool.started", "tool.progress", "tool.completed", "image.partial"):
-        assert kind in told
+        assert kind in received
     attachment = one(events, "attachment.created")["attachment"]
     assert (attachment["width"], attachment["height"]) == (1024, 1024)
     assert attachment["mime_type"] == "image/png"
     assert attachment["revised_prompt"]
-    picture = httpx.get(attachment["url"])
-    assert picture.status_code == 200
-    assert picture.headers["content-type"] == "image/png"
-    assert hashlib.sha256(picture.content).hexdigest() == attachment["sha256"]
-    assert len(picture.content) == attachment["size_bytes"]
+    image = httpx.get(attachment["url"])
+    assert image.status_code == 200
+    assert image.headers["content-type"] == "image/png"
+    assert hashlib.sha256(image.content).hexdigest() == attachment["sha256"]
+    assert len(image.content) == attachment["size_bytes"]
 
 
-def test_the_conversation_keeps_the_picture_with_a_fresh_link(ada: ApiUser) -> None:
+def test_the_conversation_keeps_the_image_with_a_fresh_link(ada: ApiUser) -> None:
     events = ada.draw("Draw a blue boat")
     conversation_id = one(events, "run.created")["run"]["conversation_id"]
     asked, answered = ada.messages(conversation_id)
@@ -45,7 +45,7 @@ def test_previews_are_links_that_work(ada: ApiUser) -> None:
         assert httpx.get(preview["url"]).headers["content-type"] == preview["mime_type"]
 
 
-def test_an_agent_without_pictures_to_draw_talks(ada: ApiUser) -> None:
+def test_an_agent_without_images_to_draw_talks(ada: ApiUser) -> None:
     events = ada.ask("Hello, how are you?")
     assert "attachment.created" not in kinds(events)
     assert one(events, "message.completed")["message"]["text"]

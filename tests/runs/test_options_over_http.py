@@ -1,4 +1,4 @@
-"""Picture options as a request gives them, seen on the attachment that comes back."""
+"""Image options as a request gives them, seen on the attachment that comes back."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ DOCUMENTED = ("object_id", "filename", "mime_type", "size_bytes", "url", "tool_c
     ],
     ids=["png", "jpeg", "webp", "gif", "svg"],
 )
-def test_a_run_chooses_its_pictures_options(
+def test_a_run_chooses_its_images_options(
     ada: ApiUser, options: dict[str, Any], mime_type: str, size: tuple[int, int]
 ) -> None:
     attachment = one(ada.draw("Draw a robot", image=options), "attachment.created")["attachment"]
@@ -44,19 +44,19 @@ def test_an_attachment_has_every_documented_field(ada: ApiUser) -> None:
 
 
 @pytest.mark.parametrize("choice", ["image_generation", {"type": "image_generation"}], ids=["word", "object"])
-def test_tool_choice_forces_a_picture(ada: ApiUser, choice: object) -> None:
+def test_tool_choice_forces_an_image(ada: ApiUser, choice: object) -> None:
     events = ada.ask("Hello, how are you?", agent_key="designer", tool_choice=choice)
     assert "attachment.created" in kinds(events)
 
 
-def test_agents_are_listed_with_their_picture_options(ada: ApiUser) -> None:
+def test_agents_are_listed_with_their_image_options(ada: ApiUser) -> None:
     listed = {agent["key"]: agent for agent in ada.http.get("/v1/agents").json()["data"]}
     assert {"assistant", "designer"} <= listed.keys()
     assert listed["designer"]["image"]["size"] == "1024x1024"
     assert "image_generation" in listed["designer"]["tools"]
 
 
-def test_a_deleted_conversation_takes_its_pictures_along(ada: ApiUser) -> None:
+def test_a_deleted_conversation_takes_its_images_along(ada: ApiUser) -> None:
     events = ada.draw()
     attachment = one(events, "attachment.created")["attachment"]
     conversation_id = one(events, "run.created")["run"]["conversation_id"]

@@ -30,7 +30,7 @@ class Call:
     files: tuple[tuple[str, bytes], ...] = ()
 
 
-def picture(mode: str = "L", size: tuple[int, int] = (8, 8)) -> bytes:
+def image(mode: str = "L", size: tuple[int, int] = (8, 8)) -> bytes:
     buffer = BytesIO()
     Image.new(mode, size).save(buffer, "PNG")
     return buffer.getvalue()
@@ -50,7 +50,7 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/api-keys"): Call(),
     ("POST", "/v1/api-keys"): Call(body=(("name", "A key"),)),
     ("GET", "/v1/attachments"): Call(),
-    ("POST", "/v1/attachments"): Call(files=(("file", picture()),)),
+    ("POST", "/v1/attachments"): Call(files=(("file", image()),)),
     ("GET", "/v1/attachments/{object_id}"): Call(),
     ("GET", "/v1/attachments/{object_id}/content"): Call(),
     ("GET", "/v1/conversations"): Call(),
@@ -99,7 +99,7 @@ def test_a_strangers_call_with_adas_id_is_answered_like_one_with_an_id_that_neve
             assert refused.status_code == 404, f"{method} {path} with {name}: {refused.status_code} {refused.text}"
             for other in (str(uuid.uuid4()), *MALFORMED):
                 absent = send(stranger.http, method, path, call, {**theirs, name: other})
-                assert told(absent) == told(refused), f"{method} {path} with {name}={other}"
+                assert received(absent) == received(refused), f"{method} {path} with {name}={other}"
     assert_untouched(ada, own)
 
 
@@ -139,7 +139,7 @@ def test_another_tenants_name_in_the_header_opens_nothing(ada: ApiUser, stranger
                 for tenant in (ada.signed_up["tenant"]["id"], str(uuid.uuid4()), *MALFORMED)
             ]
             assert answers[0].status_code == 404, f"{method} {path}: {answers[0].status_code} {answers[0].text}"
-            assert len({told(answer) for answer in answers}) == 1, f"{method} {path}"
+            assert len({received(answer) for answer in answers}) == 1, f"{method} {path}"
     assert_untouched(ada, own)
 
 
@@ -210,7 +210,7 @@ def _resolved(schema: Schema, part: Schema) -> Schema:
 
 
 def belongings_of(user: ApiUser) -> dict[str, str]:
-    """The ids of one finished run, its conversation and picture, two pictures sent, and a key."""
+    """The ids of one finished run, its conversation and image, two images sent, and a key."""
     events = user.draw("Draw a red house")
     run = one(events, "run.created")["run"]
     drawn = one(events, "attachment.created")["attachment"]
@@ -219,8 +219,8 @@ def belongings_of(user: ApiUser) -> dict[str, str]:
         "conversation_id": run["conversation_id"],
         "object_id": drawn["object_id"],
         "edit": drawn["object_id"],
-        "attachments": sent(user, picture()),
-        "mask": sent(user, picture("RGBA", (drawn["width"], drawn["height"]))),
+        "attachments": sent(user, image()),
+        "mask": sent(user, image("RGBA", (drawn["width"], drawn["height"]))),
         "key_id": make_key(user)["id"],
         "token": "not-a-link",
     }
@@ -254,7 +254,7 @@ def send(
     )
 
 
-def told(answer: httpx.Response) -> tuple[int, str, bytes]:
+def received(answer: httpx.Response) -> tuple[int, str, bytes]:
     """All of an answer but its request_id."""
     body = re.sub(rb'"request_id":"[^"]*"', b"", answer.content)
     return answer.status_code, answer.headers["content-type"], body

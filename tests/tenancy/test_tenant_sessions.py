@@ -127,7 +127,7 @@ async def test_settings_that_outlive_their_transaction_would_be_noticed(database
 
 
 async def make_tenants(database: Database, count: int) -> list[UUID]:
-    """Each with one person and one conversation."""
+    """Each with one user and one conversation."""
     ids = [uuid7() for _ in range(count)]
     async with AsyncSession(database.engine) as session, session.begin():
         for tenant in ids:

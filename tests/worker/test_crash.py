@@ -1,4 +1,4 @@
-"""Promise 4: API and worker processes die at any moment, and every picture that was paid for is there, once."""
+"""Promise 4: API and worker processes die at any moment, and every image that was paid for is there, once."""
 
 import hashlib
 import json
@@ -83,7 +83,7 @@ def cluster(database_url: str, provider_url: str, tmp_path: Path) -> Generator[C
 
 
 @dataclass
-class Told:
+class ClientRun:
     """What a client that always comes back has seen of its run."""
 
     word: str
@@ -94,14 +94,14 @@ class Told:
 # A kill ends up to six runs, and those whose request was just sent are of unknown outcome. Few kills scatter widely.
 @pytest.mark.parametrize(("kills", "most_unknown"), [(8, 8), pytest.param(200, 20, marks=pytest.mark.prove)])
 @pytest.mark.timeout(900)
-def test_no_picture_is_lost_or_bought_twice_whoever_dies(
+def test_no_image_is_lost_or_bought_twice_whoever_dies(
     cluster: Cluster, kills: int, most_unknown: int, results: Results
 ) -> None:
     seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
     ada = ApiUser(cluster.apis[0][1])
-    told, stop = list[Told](), threading.Event()
+    received, stop = list[ClientRun](), threading.Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
-        clients = [pool.submit(keep_asking, cluster, ada, stop, seed + number, told) for number in range(CLIENTS)]
+        clients = [pool.submit(keep_asking, cluster, ada, stop, seed + number, received) for number in range(CLIENTS)]
         chance = random.Random(seed)
         for _ in range(kills):
             time.sleep(chance.random() * 2 * SECONDS_BETWEEN_KILLS)
@@ -110,36 +110,36 @@ def test_no_picture_is_lost_or_bought_twice_whoever_dies(
         for client in clients:
             client.result()
     posts = posts_by_word(cluster.provider_url)
-    unknown = [mine for mine in told if outcome(mine) == "upstream_outcome_unknown"]
-    saved = [mine for mine in told if mine not in unknown]
-    bought_twice = [mine.word for mine in told if posts[mine.word] > 1]
+    unknown = [mine for mine in received if outcome(mine) == "upstream_outcome_unknown"]
+    saved = [mine for mine in received if mine not in unknown]
+    bought_twice = [mine.word for mine in received if posts[mine.word] > 1]
     results(
         4,
         "SIGKILL of APIs and workers",
-        tried=f"{kills} kills, {len(told)} runs",
+        tried=f"{kills} kills, {len(received)} runs",
         kept=f"{len(saved)} completed, {len(unknown)} of unknown outcome, {len(bought_twice)} bought twice",
         seed=seed,
     )
     assert {outcome(mine) for mine in saved} == {"run.completed"}
     assert bought_twice == []
     assert len(unknown) <= most_unknown
-    for mine in told:
-        assert_told_once(mine)
+    for mine in received:
+        assert_received_once(mine)
     assert_stored_once(cluster, saved)
     ada.http.close()
 
 
-def keep_asking(cluster: Cluster, ada: ApiUser, stop: threading.Event, seed: int, told: list[Told]) -> None:
+def keep_asking(cluster: Cluster, ada: ApiUser, stop: threading.Event, seed: int, received: list[ClientRun]) -> None:
     chance = random.Random(seed)
     while not stop.is_set():
-        mine = Told(f"w{uuid.uuid4().hex}")
-        told.append(mine)
+        mine = ClientRun(f"w{uuid.uuid4().hex}")
+        received.append(mine)
         slow = chance.choice(["0.2", "0.6"])
         ask(cluster, ada, mine, f"Draw a house called {mine.word} [offline: slow={slow}] [offline: words=60]")
         follow(cluster, ada, mine)
 
 
-def ask(cluster: Cluster, ada: ApiUser, mine: Told, text: str) -> None:
+def ask(cluster: Cluster, ada: ApiUser, mine: ClientRun, text: str) -> None:
     """Post until one of the APIs says that it was accepted."""
     key = str(uuid.uuid4())
     deadline = time.monotonic() + timeouts.PATIENCE
@@ -156,7 +156,7 @@ def ask(cluster: Cluster, ada: ApiUser, mine: Told, text: str) -> None:
     pytest.fail("nobody accepted the run")
 
 
-def follow(cluster: Cluster, ada: ApiUser, mine: Told) -> None:
+def follow(cluster: Cluster, ada: ApiUser, mine: ClientRun) -> None:
     """Read to the terminal event, from wherever the stream broke off."""
     deadline = time.monotonic() + timeouts.PATIENCE
     while time.monotonic() < deadline:
@@ -175,24 +175,24 @@ def follow(cluster: Cluster, ada: ApiUser, mine: Told) -> None:
     pytest.fail(f"run {mine.run_id} did not end: {kinds(mine.events)[-3:]}")
 
 
-def outcome(told: Told) -> str:
-    last = told.events[-1]
+def outcome(received: ClientRun) -> str:
+    last = received.events[-1]
     return str(last["error"]["code"]) if last["type"] == "run.failed" else str(last["type"])
 
 
-def assert_told_once(told: Told) -> None:
+def assert_received_once(received: ClientRun) -> None:
     """No gap, no double, one end, and the pieces of text are the text."""
-    assert [event["seq"] for event in told.events] == list(range(1, len(told.events) + 1))
-    assert [kind for kind in kinds(told.events) if kind in TERMINAL] == [kinds(told.events)[-1]]
-    if kinds(told.events)[-1] == "run.completed":
-        text = "".join(event["delta"] for event in told.events if event["type"] == "text.delta")
-        assert text == one(told.events, "message.completed")["message"]["text"]
-        assert kinds(told.events).count("attachment.created") == 1
+    assert [event["seq"] for event in received.events] == list(range(1, len(received.events) + 1))
+    assert [kind for kind in kinds(received.events) if kind in TERMINAL] == [kinds(received.events)[-1]]
+    if kinds(received.events)[-1] == "run.completed":
+        text = "".join(event["delta"] for event in received.events if event["type"] == "text.delta")
+        assert text == one(received.events, "message.completed")["message"]["text"]
+        assert kinds(received.events).count("attachment.created") == 1
 
 
-def assert_stored_once(cluster: Cluster, completed: list[Told]) -> None:
-    """Each run's picture has one row and one whole object, and there are no objects besides."""
-    announced = {one(told.events, "attachment.created")["attachment"]["object_id"] for told in completed}
+def assert_stored_once(cluster: Cluster, completed: list[ClientRun]) -> None:
+    """Each run's image has one row and one whole object, and there are no objects besides."""
+    announced = {one(received.events, "attachment.created")["attachment"]["object_id"] for received in completed}
     found = rows(
         cluster.database_url, "SELECT id::text, run_id, sha256, storage_key FROM attachments WHERE status = 'stored'"
     )

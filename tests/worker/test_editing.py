@@ -1,4 +1,4 @@
-"""Follow-ups and edits: by the last answer, by a picture's id, by its bytes; the lineage is the same each way."""
+"""Follow-ups and edits: by the last answer, by an image's id, by its bytes; the lineage is the same each way."""
 
 # ruff: noqa: T201 - the suite prints its figures
 
@@ -43,7 +43,7 @@ def remembering(database_url: str, own_provider: str, tmp_path: Path) -> Generat
         yield server
 
 
-def test_it_means_the_last_picture_while_the_provider_remembers(remembering: AppServer, own_provider: str) -> None:
+def test_it_means_the_last_image_while_the_provider_remembers(remembering: AppServer, own_provider: str) -> None:
     ada = remembering.sign_up()
     first = drawn(ada, "Draw a green house")
     second = drawn(ada, "Now make it look realistic", conversation_id=first["conversation_id"])
@@ -51,27 +51,27 @@ def test_it_means_the_last_picture_while_the_provider_remembers(remembering: App
     assert second["sha256"] != first["sha256"]
     sent = last_request(own_provider)
     assert sent["previous_response_id"]
-    assert pictures_in(sent) == []
+    assert images_in(sent) == []
 
 
-def test_it_means_the_last_picture_where_nothing_is_stored(forgetful: AppServer, own_provider: str) -> None:
+def test_it_means_the_last_image_where_nothing_is_stored(forgetful: AppServer, own_provider: str) -> None:
     ada = forgetful.sign_up()
     first = drawn(ada, "Draw a green house")
     second = drawn(ada, "Now make it look realistic", conversation_id=first["conversation_id"])
     assert second["parent_object_id"] == first["object_id"]
     sent = last_request(own_provider)
     assert "previous_response_id" not in sent
-    assert [part["type"] for part in pictures_in(sent)] == ["input_image"]
+    assert [part["type"] for part in images_in(sent)] == ["input_image"]
     assert sent["store"] is False
 
 
-def test_a_new_picture_descends_from_none(ada: ApiUser) -> None:
+def test_a_new_image_descends_from_none(ada: ApiUser) -> None:
     first = drawn(ada, "Draw a green house")
     second = drawn(ada, "Draw a yellow boat", conversation_id=first["conversation_id"], image={"action": "generate"})
     assert (first["parent_object_id"], second["parent_object_id"]) == (None, None)
 
 
-def test_an_earlier_picture_of_any_branch_is_edited_by_its_id(remembering: AppServer, own_provider: str) -> None:
+def test_an_earlier_image_of_any_branch_is_edited_by_its_id(remembering: AppServer, own_provider: str) -> None:
     ada = remembering.sign_up()
     first = drawn(ada, "Draw a green house")
     drawn(ada, "Make the door red", conversation_id=first["conversation_id"])
@@ -98,11 +98,11 @@ def test_a_provider_that_has_forgotten_is_sent_the_bytes(
     forget(tmp_path / "provider")
     edited = drawn(ada, "Make the roof blue", edit=first["object_id"], conversation_id=first["conversation_id"])
     assert edited["parent_object_id"] == first["object_id"]
-    assert [part["type"] for part in pictures_in(last_request(own_provider))] == ["input_image"]
+    assert [part["type"] for part in images_in(last_request(own_provider))] == ["input_image"]
     forget(tmp_path / "provider")
     followed = drawn(ada, "Now make it look realistic", conversation_id=first["conversation_id"])
     assert followed["parent_object_id"] == edited["object_id"]
-    assert [part["type"] for part in pictures_in(last_request(own_provider))] == ["input_image"]
+    assert [part["type"] for part in images_in(last_request(own_provider))] == ["input_image"]
 
 
 def test_a_provider_that_wants_more_than_an_id_is_sent_the_bytes(remembering: AppServer, own_provider: str) -> None:
@@ -110,11 +110,11 @@ def test_a_provider_that_wants_more_than_an_id_is_sent_the_bytes(remembering: Ap
     first = drawn(ada, "Draw a green house")
     edited = drawn(ada, "Make the roof blue [offline: needs_reasoning]", edit=first["object_id"])
     assert edited["parent_object_id"] == first["object_id"]
-    assert [part["type"] for part in pictures_in(last_request(own_provider))] == ["input_image"]
+    assert [part["type"] for part in images_in(last_request(own_provider))] == ["input_image"]
 
 
 @pytest.mark.parametrize("turns", TURNS)
-def test_requests_stay_small_however_many_pictures_came_before(
+def test_requests_stay_small_however_many_images_came_before(
     forgetful: AppServer, own_provider: str, turns: int
 ) -> None:
     sizes = bodies_of(forgetful.sign_up(), own_provider, turns)
@@ -140,7 +140,7 @@ def bodies_of(ada: ApiUser, provider_url: str, turns: int) -> list[int]:
 
 
 @pytest.mark.parametrize("field", ["edit", "mask", "attachments"])
-def test_a_strangers_picture_is_like_none_at_all(ada: ApiUser, stranger: ApiUser, field: str) -> None:
+def test_a_strangers_image_is_like_none_at_all(ada: ApiUser, stranger: ApiUser, field: str) -> None:
     hers = drawn(ada, "Draw a green house")["object_id"]
     never = "01a20000-0000-7000-8000-000000000000"
     own = drawn(stranger, "Draw a yellow boat")["object_id"] if field == "mask" else None
@@ -170,7 +170,7 @@ def test_an_edit_by_an_agent_that_does_not_draw_is_refused(
 
 
 def drawn(user: ApiUser, text: str, **fields: Any) -> Json:
-    """The one picture of a designer's turn."""
+    """The one image of a designer's turn."""
     events: list[Event] = user.draw(text, **fields)
     assert events[-1]["type"] == "run.completed", events[-1]["error"]
     return one(events, "attachment.created")["attachment"]
@@ -199,6 +199,6 @@ def body_sizes(provider_url: str) -> list[int]:
     return [request["body_bytes"] for request in requests_to(provider_url)]
 
 
-def pictures_in(request: Json) -> list[Json]:
+def images_in(request: Json) -> list[Json]:
     contents = [item["content"] for item in request["input"] if isinstance(item.get("content"), list)]
     return [part for content in contents for part in content if part["type"] == "input_image"]

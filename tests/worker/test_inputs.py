@@ -1,4 +1,4 @@
-"""Pictures that a person sends along with a run, or names as a mask: how they reach the provider, and what is refused.
+"""Images that a user sends along with a run, or names as a mask: how they reach the provider, and what is refused.
 
 The provider is asked what it was sent; a data URL is seen there by its length alone.
 """
@@ -50,23 +50,23 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
 
 @pytest.fixture(scope="module")
 def server(database_url: str, provider: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[AppServer]:
-    """One service for all: every test has people of its own."""
+    """One service for all: every test has users of its own."""
     with running_server(database_url, provider, tmp_path_factory.mktemp("inputs")) as server:
         yield server
 
 
-def test_pictures_reach_the_provider_as_bytes_in_the_order_given(ada: ApiUser, provider: str) -> None:
+def test_images_reach_the_provider_as_bytes_in_the_order_given(ada: ApiUser, provider: str) -> None:
     sent = [upload(ada, noise(20 + number, 20)) for number in range(6)]
     random.Random(7).shuffle(sent)
-    run_of(ada.draw("Make one picture of these", attachments=ids_of(sent)))
-    parts = pictures_in(last_request(provider))
+    run_of(ada.draw("Make one image of these", attachments=ids_of(sent)))
+    parts = images_in(last_request(provider))
     assert [part["image_url"] for part in parts] == [data_url_of(one_sent) for one_sent in sent]
     assert {part["type"] for part in parts} == {"input_image"}
     assert "http" not in str(last_request(provider)["input"])
 
 
 @pytest.mark.parametrize(("count", "beside"), [(17, {}), (16, {"edit": NEVER})])
-def test_more_than_sixteen_pictures_are_refused(ada: ApiUser, provider: str, count: int, beside: Json) -> None:
+def test_more_than_sixteen_images_are_refused(ada: ApiUser, provider: str, count: int, beside: Json) -> None:
     assert_refused(ada, provider, 422, "attachments", attachments=[NEVER] * count, **beside)
 
 
@@ -75,8 +75,8 @@ def test_what_is_more_than_a_request_carries_goes_as_files(ada: ApiUser, provide
     small = upload(ada, noise(40, 40))
     assert sum(one_sent["size_bytes"] for one_sent in large[:2]) < INLINE_BYTES
     assert sum(one_sent["size_bytes"] for one_sent in large) > INLINE_BYTES
-    run_of(ada.draw("Make one picture of these", attachments=ids_of([*large, small])))
-    first, second, third, fourth = pictures_in(last_request(provider))
+    run_of(ada.draw("Make one image of these", attachments=ids_of([*large, small])))
+    first, second, third, fourth = images_in(last_request(provider))
     assert [part["image_url"] for part in (first, second, fourth)] == [
         data_url_of(one_sent) for one_sent in (*large[:2], small)
     ]
@@ -99,7 +99,7 @@ def test_the_persons_message_shows_what_was_sent_with_it(ada: ApiUser) -> None:
     assert ids_of(message["attachments"]) == ids_of(sent[1:])
 
 
-def test_it_means_the_first_picture_that_was_sent(ada: ApiUser, provider: str) -> None:
+def test_it_means_the_first_image_that_was_sent(ada: ApiUser, provider: str) -> None:
     first, second = upload(ada, noise(64, 64)), upload(ada, noise(65, 65))
     edited = drawn(ada, "Make it red", attachments=ids_of([first, second]))
     assert edited["parent_object_id"] == first["object_id"]
@@ -109,7 +109,7 @@ def test_it_means_the_first_picture_that_was_sent(ada: ApiUser, provider: str) -
     assert last_request(provider)["previous_response_id"]
 
 
-def test_it_means_a_picture_whose_run_failed(ada: ApiUser, provider: str) -> None:
+def test_it_means_an_image_whose_run_failed(ada: ApiUser, provider: str) -> None:
     first = drawn(ada, "Draw a green house")
     sent = upload(ada, noise(64, 64))
     talk = {"conversation_id": first["conversation_id"]}
@@ -119,12 +119,12 @@ def test_it_means_a_picture_whose_run_failed(ada: ApiUser, provider: str) -> Non
     assert again["parent_object_id"] == sent["object_id"]
     # The answer that this one continues from knows nothing of it.
     assert last_request(provider)["previous_response_id"]
-    assert [part["image_url"] for part in pictures_in(last_request(provider))] == [data_url_of(sent)]
+    assert [part["image_url"] for part in images_in(last_request(provider))] == [data_url_of(sent)]
     drawn(ada, "Make it green", **talk)
-    assert pictures_in(last_request(provider)) == []
+    assert images_in(last_request(provider)) == []
 
 
-def test_once_the_sent_picture_is_deleted_it_means_the_one_before(ada: ApiUser) -> None:
+def test_once_the_sent_image_is_deleted_it_means_the_one_before(ada: ApiUser) -> None:
     first = drawn(ada, "Draw a green house")
     talk = {"conversation_id": first["conversation_id"]}
     sent = upload(ada, noise(64, 64))
@@ -133,11 +133,11 @@ def test_once_the_sent_picture_is_deleted_it_means_the_one_before(ada: ApiUser) 
     assert drawn(ada, "Make it red", **talk)["parent_object_id"] == first["object_id"]
 
 
-def test_a_narrow_picture_that_has_no_smaller_copy_is_recalled_as_it_is(ada: ApiUser, provider: str) -> None:
+def test_a_narrow_image_that_has_no_smaller_copy_is_recalled_as_it_is(ada: ApiUser, provider: str) -> None:
     sent = upload(ada, noise(200, 800))
     failed = ada.draw("Look at this [offline: failed]", attachments=ids_of([sent]))
     drawn(ada, "Make it red", conversation_id=one(failed, "run.created")["run"]["conversation_id"])
-    assert [part["image_url"] for part in pictures_in(last_request(provider))] == [data_url_of(sent)]
+    assert [part["image_url"] for part in images_in(last_request(provider))] == [data_url_of(sent)]
 
 
 def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider: str, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider
         edited = drawn(ada, "Make it red", attachments=ids_of([second, first]))
         assert edited["parent_object_id"] == second["object_id"]
         assert last_request(provider)["store"] is False
-        parts = pictures_in(last_request(provider))
+        parts = images_in(last_request(provider))
     assert [part["image_url"] for part in parts] == [data_url_of(second), data_url_of(first)]
 
 
@@ -170,13 +170,13 @@ def test_only_what_the_mask_leaves_open_is_changed(ada: ApiUser, provider: str, 
     assert inside.getbbox() is not None
 
 
-def test_a_picture_may_be_its_own_mask(ada: ApiUser, provider: str) -> None:
+def test_an_image_may_be_its_own_mask(ada: ApiUser, provider: str) -> None:
     both = upload(ada, mask_of("black and white"))
     drawn(ada, "Make it red", attachments=[both["object_id"]], mask=both["object_id"])
     request = last_request(provider)
     (tool,) = [tool for tool in request["tools"] if tool["type"] == "image_generation"]
-    # The mask went as it was converted, the picture as it is.
-    assert pictures_in(request)[0]["image_url"] == data_url_of(both)
+    # The mask went as it was converted, the image as it is.
+    assert images_in(request)[0]["image_url"] == data_url_of(both)
     assert tool["input_image_mask"]["image_url"] != data_url_of(both)
 
 
@@ -208,8 +208,8 @@ def test_a_mask_that_does_not_fit_is_refused_before_anything_is_paid(ada: ApiUse
 
 @pytest.mark.parametrize("form", ["svg", "gif"])
 def test_what_the_provider_cannot_read_is_refused(ada: ApiUser, provider: str, form: str) -> None:
-    picture = drawn(ada, "Draw a green house", image={"format": form})["object_id"]
-    for field, fields in (("attachments.0", {"attachments": [picture]}), ("edit", {"edit": picture})):
+    image = drawn(ada, "Draw a green house", image={"format": form})["object_id"]
+    for field, fields in (("attachments.0", {"attachments": [image]}), ("edit", {"edit": image})):
         error = assert_refused(ada, provider, 422, field, **cast(Json, fields))
         assert form in error["given"]
         assert "PNG, JPEG or WebP" in error["message"]
@@ -227,7 +227,7 @@ async def test_what_is_not_stored_cannot_be_sent(server: AppServer, ada: ApiUser
         assert_refused(ada, provider, 409, None, **cast(Json, fields))
 
 
-def test_a_strangers_picture_is_like_one_that_never_was(ada: ApiUser, stranger: ApiUser, provider: str) -> None:
+def test_a_strangers_image_is_like_one_that_never_was(ada: ApiUser, stranger: ApiUser, provider: str) -> None:
     hers = upload(ada, noise(64, 64))["object_id"]
     own = upload(stranger, noise(65, 65))["object_id"]
     calls: list[Json] = [
@@ -237,12 +237,12 @@ def test_a_strangers_picture_is_like_one_that_never_was(ada: ApiUser, stranger: 
         {"mask": "{id}", "attachments": [own]},
     ]
     for call in calls:
-        told = [refusal(stranger, provider, 404, **filled(call, object_id)) for object_id in (hers, NEVER)]
-        assert told[0] == told[1]
+        received = [refusal(stranger, provider, 404, **filled(call, object_id)) for object_id in (hers, NEVER)]
+        assert received[0] == received[1]
     assert stranger.http.get("/v1/conversations").json()["data"] == []
 
 
-def test_a_picture_deleted_before_its_run_began_ends_the_run(ada: ApiUser, provider: str) -> None:
+def test_an_image_deleted_before_its_run_began_ends_the_run(ada: ApiUser, provider: str) -> None:
     sent = upload(ada, noise(64, 64))
     first = ada.start("Draw a green house [offline: slow=1]", agent_key="designer")
     talk = {"conversation_id": first["conversation_id"]}
@@ -264,7 +264,7 @@ def noise(width: int, height: int, *, seed: int = 1, coarse: int = 1) -> Image.I
 
 
 def mask_of(kind: str) -> Image.Image:
-    """A picture that leaves OPEN of SQUARE to be changed."""
+    """An image that leaves OPEN of SQUARE to be changed."""
     if kind == "alpha":
         mask = Image.new("RGBA", SQUARE, "white")
         mask.paste((0, 0, 0, 0), OPEN)
@@ -274,16 +274,16 @@ def mask_of(kind: str) -> Image.Image:
     return mask
 
 
-def upload(user: ApiUser, picture: Image.Image) -> Json:
+def upload(user: ApiUser, image: Image.Image) -> Json:
     buffer = BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1)
     answer = user.http.post("/v1/attachments", files={"file": ("noise.png", buffer.getvalue())})
     assert answer.status_code == 201, answer.text
     return cast(Json, answer.json())
 
 
 def drawn(user: ApiUser, text: str, **fields: Any) -> Json:
-    """The one picture of a designer's turn."""
+    """The one image of a designer's turn."""
     events = user.draw(text, **fields)
     run_of(events)
     return cast(Json, one(events, "attachment.created")["attachment"])
@@ -295,11 +295,11 @@ def run_of(events: list[Event]) -> Json:
 
 
 def assert_refused(user: ApiUser, provider: str, status: int, field: str | None, **fields: Any) -> Json:
-    """The one fault told; None is a refusal that is nobody's field."""
-    told = refusal(user, provider, status, **fields)
+    """The one fault reported; None is a refusal that is nobody's field."""
+    received = refusal(user, provider, status, **fields)
     if field is None:
         return {}
-    (error,) = told["errors"]
+    (error,) = received["errors"]
     assert error["field"] == field, error
     return cast(Json, error)
 
@@ -317,17 +317,17 @@ def filled(call: Json, object_id: str) -> Json:
     return cast(Json, json.loads(json.dumps(call).replace("{id}", object_id)))
 
 
-def ids_of(pictures: list[Json]) -> list[str]:
-    return [picture["object_id"] for picture in pictures]
+def ids_of(images: list[Json]) -> list[str]:
+    return [image["object_id"] for image in images]
 
 
-def opened(picture: Json) -> Image.Image:
-    return Image.open(BytesIO(httpx.get(picture["url"]).content)).convert("RGB")
+def opened(image: Json) -> Image.Image:
+    return Image.open(BytesIO(httpx.get(image["url"]).content)).convert("RGB")
 
 
-def data_url_of(picture: Json) -> str:
+def data_url_of(image: Json) -> str:
     """As the provider tells of it."""
-    length = len(f"data:{picture['mime_type']};base64,") + -(-picture["size_bytes"] // 3) * 4
+    length = len(f"data:{image['mime_type']};base64,") + -(-image["size_bytes"] // 3) * 4
     return f"<{length} chars>"
 
 
@@ -344,6 +344,6 @@ def last_request(provider: str, path: str = "/v1/responses") -> Json:
     return cast(Json, requests_to(provider, path)[-1]["body"] or {"body": None})
 
 
-def pictures_in(request: Json) -> list[Json]:
+def images_in(request: Json) -> list[Json]:
     contents = [item["content"] for item in request["input"] if isinstance(item.get("content"), list)]
     return [part for content in contents for part in content if part["type"] == "input_image"]

@@ -1,4 +1,4 @@
-"""Promise 14: a process that is told to end says so to its readers, hands over its runs, and is gone in seconds."""
+"""Promise 14: a process that is received to end says so to its readers, hands over its runs, and is gone in seconds."""
 
 import asyncio
 import hashlib
@@ -19,7 +19,7 @@ from tests.results import Results
 # For 10 or 50 streams and runs at a time.
 ROOM: dict[str, Any] = {"tenant_concurrency": 60, "worker_concurrency": 60, "log_level": "info"}
 DRAINING = ": draining"
-TOWN: list[tuple[Literal["serve", "worker"], str]] = [
+CLUSTER: list[tuple[Literal["serve", "worker"], str]] = [
     ("serve", "one"),
     ("serve", "two"),
     ("worker", "three"),
@@ -82,7 +82,7 @@ def signed_up_at(base_url: str) -> Generator[ApiUser]:
 async def cut_by_the_end(
     ending: EaselProcess, ada: ApiUser, inputs: list[str]
 ) -> tuple[list[list[Event]], int, int, float]:
-    """What each stream told until SIGTERM ended it, how many ended as they should; the exit status and its seconds."""
+    """What each stream sent until SIGTERM ended it, how many ended as they should; the exit status and its seconds."""
     headers = {"Authorization": ada.http.headers["Authorization"], "Accept": "text/event-stream"}
     limits = httpx.Limits(max_connections=None)
     async with AsyncExitStack() as stack:
@@ -97,23 +97,25 @@ async def cut_by_the_end(
             sources.append(answer.aiter_lines())
         seen: list[list[Event]] = [[] for _ in inputs]
         await asyncio.gather(
-            *(listen(source, told, until="tool.started") for source, told in zip(sources, seen, strict=True))
+            *(listen(source, received, until="tool.started") for source, received in zip(sources, seen, strict=True))
         )
         leaving = asyncio.create_task(asyncio.to_thread(ending.terminate))
-        lasts = await asyncio.gather(*(listen(source, told) for source, told in zip(sources, seen, strict=True)))
+        lasts = await asyncio.gather(
+            *(listen(source, received) for source, received in zip(sources, seen, strict=True))
+        )
         status, seconds = await leaving
     return seen, lasts.count(DRAINING), status, seconds
 
 
-async def listen(source: AsyncIterator[str], told: list[Event], *, until: str | None = None) -> str:
-    """Add what comes to `told`, to the stream's end or the first event `until`; the last comment."""
+async def listen(source: AsyncIterator[str], received: list[Event], *, until: str | None = None) -> str:
+    """Add what comes to `received`, to the stream's end or the first event `until`; the last comment."""
     comment = ""
     async for line in source:
         if line.startswith(":"):
             comment = line
         if line.startswith("data: "):
-            told.append(json.loads(line.removeprefix("data: ")))
-            if told[-1]["type"] == until:
+            received.append(json.loads(line.removeprefix("data: ")))
+            if received[-1]["type"] == until:
                 break
     return comment
 
@@ -150,7 +152,7 @@ def test_the_runs_of_a_worker_that_ends_go_on_at_another(
         for run_id in runs:
             wait_for_start(ada, run_id)
         status, seconds = workers[0].terminate()
-        told = [ada.events(run_id) for run_id in runs]
+        received = [ada.events(run_id) for run_id in runs]
         handed = workers[0].log.read_text().count("run.released")
         idle_status, idle_seconds = workers[1].terminate()
     results(
@@ -162,8 +164,8 @@ def test_the_runs_of_a_worker_that_ends_go_on_at_another(
     assert handed > 0
     assert (status, seconds <= timeouts.DRAINED) == (0, True)
     assert (idle_status, idle_seconds <= timeouts.IDLE_EXIT) == (0, True)
-    assert [kinds(events)[-1] for events in told] == ["run.completed"] * len(runs)
-    assert all(numbered(events) for events in told)
+    assert [kinds(events)[-1] for events in received] == ["run.completed"] * len(runs)
+    assert all(numbered(events) for events in received)
     assert [posts_with(provider_url, word) for word in words] == [1] * len(words)
 
 
@@ -181,7 +183,7 @@ def test_two_apis_and_two_workers_share_everything(
         shared: dict[str, Any] = {**stack.enter_context(shared_parts(tmp_path)), **ROOM, "tenant_concurrency": 8}
         cluster = [
             stack.enter_context(starting_easel(command, database_url, provider_url, tmp_path / name, shared))
-            for command, name in TOWN
+            for command, name in CLUSTER
         ]
         for easel in cluster:
             easel.wait_until_ready()
@@ -190,15 +192,15 @@ def test_two_apis_and_two_workers_share_everything(
         with ada.at(cluster[1].base_url) as elsewhere:
             clients = [ada.http, elsewhere]
             runs = [start_at(clients[number % 2], f"Draw {word}") for number, word in enumerate(words)]
-            told = [resumed(clients[(number + 1) % 2], [], run_id=run) for number, run in enumerate(runs)]
-        pictures = [one(events, "attachment.created")["attachment"] for events in told]
-        whole = sum(hashlib.sha256(httpx.get(one["url"]).content).hexdigest() == one["sha256"] for one in pictures)
+            received = [resumed(clients[(number + 1) % 2], [], run_id=run) for number, run in enumerate(runs)]
+        images = [one(events, "attachment.created")["attachment"] for events in received]
+        whole = sum(hashlib.sha256(httpx.get(one["url"]).content).hexdigest() == one["sha256"] for one in images)
         paid = [posts_with(provider_url, word) for word in words]
         exits = [easel.terminate() for easel in cluster]
-    kept = f"{whole} pictures whole, {sum(paid)} paid requests, exits after {max(end for _, end in exits):.2f} s"
+    kept = f"{whole} images whole, {sum(paid)} paid requests, exits after {max(end for _, end in exits):.2f} s"
     results(14, "two APIs and two workers", tried=f"{len(runs)} runs", kept=kept)
-    assert [kinds(events)[-1] for events in told] == ["run.completed"] * len(runs)
-    assert all(numbered(events) for events in told)
+    assert [kinds(events)[-1] for events in received] == ["run.completed"] * len(runs)
+    assert all(numbered(events) for events in received)
     assert (whole, paid) == (len(runs), [1] * len(runs))
     assert [status for status, _ in exits] == [0] * 4
 

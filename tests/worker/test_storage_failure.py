@@ -1,4 +1,4 @@
-"""While the store is away the text still arrives; the picture follows once it is back, and is not bought twice."""
+"""While the store is away the text still arrives; the image follows once it is back, and is not bought twice."""
 
 import asyncio
 import hashlib
@@ -104,7 +104,7 @@ class Outage:
 @pytest.mark.parametrize(
     "mode", ["refuse", "hang", *(pytest.param(mode, marks=prove) for mode in ("503", "reset_mid"))]
 )
-def test_a_store_that_is_away_delays_the_picture_and_nothing_else(
+def test_a_store_that_is_away_delays_the_image_and_nothing_else(
     depot: Depot, provider_url: str, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     ada = depot.server.sign_up("Ada's")
@@ -116,7 +116,7 @@ def test_a_store_that_is_away_delays_the_picture_and_nothing_else(
     assert [kind for kind in kinds(events) if kind in TERMINAL] == ["run.completed"]
     assert one(events, "message.completed")["message"]["text"]
     assert "attachment.created" not in kinds(events)
-    pending = assert_told_of_waiting(ada, events)
+    pending = assert_reported_as_waiting(ada, events)
     assert_logged(caplog, ada, events)
 
     depot.outage.end()
@@ -133,7 +133,7 @@ def test_a_store_that_is_away_delays_the_picture_and_nothing_else(
     ("mode", "count"),
     [("hang", 4), *(pytest.param(mode, 15, marks=prove) for mode in ("refuse", "hang", "503", "reset_mid"))],
 )
-def test_many_pictures_survive_an_outage(
+def test_many_images_survive_an_outage(
     depot: Depot, provider_url: str, mode: str, count: int, results: Results
 ) -> None:
     """The spool is full after the first of them: the others come again from the provider."""
@@ -145,25 +145,25 @@ def test_many_pictures_survive_an_outage(
         seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
     kept = f"{len(drawn)}, the text {slowest:.1f} s late, healed after {seconds:.1f} s"
-    results(8, f"storage: {mode}", tried=f"{count} pictures", kept=kept)
+    results(8, f"storage: {mode}", tried=f"{count} images", kept=kept)
 
 
 @pytest.mark.parametrize("count", [pytest.param(20, marks=prove)])
-def test_a_full_disk_loses_no_picture(
+def test_a_full_disk_loses_no_image(
     depot: Depot, provider_url: str, tmp_path: Path, count: int, results: Results
 ) -> None:
     with full_disk(tmp_path / "spool"):
         depot.outage.begin("refuse")
         word, drawn, _ = draw_many(depot.server.sign_up("Ada's"), count)
-        assert not list((tmp_path / "spool").iterdir()), "a disk of 64 KiB took a picture"
+        assert not list((tmp_path / "spool").iterdir()), "a disk of 64 KiB took an image"
         depot.outage.end()
         seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
-    results(8, "storage away, disk full", tried=f"{count} pictures", kept=f"{len(drawn)}, healed after {seconds:.1f} s")
+    results(8, "storage away, disk full", tried=f"{count} images", kept=f"{len(drawn)}, healed after {seconds:.1f} s")
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=prove)])
-def test_a_worker_that_dies_with_its_spool_loses_no_picture(
+def test_a_worker_that_dies_with_its_spool_loses_no_image(
     database_url: str, provider_url: str, tmp_path: Path, count: int, results: Results
 ) -> None:
     with s3_server(tmp_path / "s3") as s3, Proxy(s3.endpoint) as proxy:
@@ -183,11 +183,11 @@ def test_a_worker_that_dies_with_its_spool_loses_no_picture(
             seconds = assert_healed(drawn)
     assert posts_with(provider_url, word) == count
     kept = f"{len(drawn)}, healed after {seconds:.1f} s"
-    results(8, "storage away, worker and spool lost", tried=f"{count} pictures", kept=kept)
+    results(8, "storage away, worker and spool lost", tried=f"{count} images", kept=kept)
 
 
 @pytest.mark.prove
-def test_a_picture_that_the_provider_has_forgotten_stays_pending(
+def test_an_image_that_the_provider_has_forgotten_stays_pending(
     depot: Depot,
     database_url: str,
     provider_url: str,
@@ -206,7 +206,7 @@ def test_a_picture_that_the_provider_has_forgotten_stays_pending(
     assert pending.read()["status"] == "pending"
 
 
-def test_a_spooled_picture_is_not_put_again_for_its_copy_at_the_end(
+def test_a_spooled_image_is_not_put_again_for_its_copy_at_the_end(
     depot: Depot, caplog: pytest.LogCaptureFixture
 ) -> None:
     depot.outage.begin("refuse")
@@ -215,7 +215,7 @@ def test_a_spooled_picture_is_not_put_again_for_its_copy_at_the_end(
     assert [record.getMessage() for record in caplog.records].count("image.ingest_failed") == 1
 
 
-def test_a_picture_over_the_limit_is_refused_by_name_and_size(ada: ApiUser) -> None:
+def test_an_image_over_the_limit_is_refused_by_name_and_size(ada: ApiUser) -> None:
     events = ada.draw("Draw a house [offline: big=8]")
     assert kinds(events)[-2:] == ["message.completed", "run.completed"]
     failed = one(events, "attachment.failed")
@@ -245,8 +245,8 @@ def draw_timed(ada: ApiUser, asked: str) -> tuple[list[Event], float]:
     return events, time.monotonic() - text_ended
 
 
-def assert_told_of_waiting(ada: ApiUser, events: list[Event]) -> Json:
-    """The picture is announced as failed for now, and pending wherever it is read; its row."""
+def assert_reported_as_waiting(ada: ApiUser, events: list[Event]) -> Json:
+    """The image is announced as failed for now, and pending wherever it is read; its row."""
     failed = one(events, "attachment.failed")
     assert (failed["code"], failed["retryable"]) == ("storage_unavailable", True)
     pending = cast(Json, ada.http.get(f"/v1/attachments/{failed['object_id']}").json())
@@ -284,7 +284,7 @@ def wait_until(done: Callable[[], bool]) -> float:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture that was told to be pending."""
+    """An image that was received to be pending."""
 
     ada: ApiUser
     row: Json
@@ -294,27 +294,27 @@ class Drawn:
 
 
 def draw_many(ada: ApiUser, count: int) -> tuple[str, list[Drawn], float]:
-    """A word in all their inputs, the pending pictures of as many runs at once, the longest wait for a run's end."""
+    """A word in all their inputs, the pending images of as many runs at once, the longest wait for a run's end."""
     word = f"w{uuid.uuid4().hex}"
     with ThreadPoolExecutor(count) as threads:
         asked = [threads.submit(draw_timed, ada, f"Draw a house called {word}, number {n}") for n in range(count)]
-        told = [one.result() for one in asked]
-    slowest = max(seconds for _, seconds in told)
+        received = [one.result() for one in asked]
+    slowest = max(seconds for _, seconds in received)
     assert slowest < timeouts.TEXT_END
-    for events, _ in told:
+    for events, _ in received:
         assert kinds(events)[-1] == "run.completed"
-    return word, [Drawn(ada, assert_told_of_waiting(ada, events)) for events, _ in told], slowest
+    return word, [Drawn(ada, assert_reported_as_waiting(ada, events)) for events, _ in received], slowest
 
 
 def assert_healed(drawn: list[Drawn]) -> float:
-    """Every picture is stored as it was paid for, shown in its message, and gets its variants; seconds till stored."""
+    """Every image is stored as it was paid for, shown in its message, and gets its variants; seconds till stored."""
     seconds = wait_until(lambda: all(one.read()["status"] == "stored" for one in drawn))
-    for picture in drawn:
-        (shown,) = picture.ada.messages(picture.row["conversation_id"])[-1]["attachments"]
-        assert (shown["object_id"], shown["status"]) == (picture.row["object_id"], "stored")
+    for image in drawn:
+        (shown,) = image.ada.messages(image.row["conversation_id"])[-1]["attachments"]
+        assert (shown["object_id"], shown["status"]) == (image.row["object_id"], "stored")
         answer = httpx.get(shown["url"])
         assert answer.status_code == 200
-        assert hashlib.sha256(answer.content).hexdigest() == picture.row["sha256"]
+        assert hashlib.sha256(answer.content).hexdigest() == image.row["sha256"]
     wait_until(lambda: all(one.read()["variants"] for one in drawn))
     return seconds
 

@@ -1,4 +1,4 @@
-"""What people are told when a picture does not come, or comes otherwise: in plain words, once, and the text arrives."""
+"""What users get when an image does not come, or comes otherwise: in plain words, once, and the text arrives."""
 
 import json
 import uuid
@@ -18,11 +18,11 @@ Json = dict[str, Any]
 @pytest.mark.parametrize(
     ("stage", "refused"), [("input", "refused what was asked for"), ("output", "refused the image that was drawn")]
 )
-def test_a_moderated_picture_says_at_which_stage_and_why(
+def test_a_moderated_image_says_at_which_stage_and_why(
     ada: ApiUser, provider_url: str, stage: str, refused: str
 ) -> None:
     word = f"w{uuid.uuid4().hex}"
-    failed = told_of_failure(ada.draw(f"Draw a house called {word} [offline: moderation={stage}]"))
+    failed = failure_in(ada.draw(f"Draw a house called {word} [offline: moderation={stage}]"))
     assert (failed["code"], failed["retryable"], failed["object_id"]) == ("moderation_blocked", False, None)
     assert refused in failed["detail"]
     assert "(violence)" in failed["detail"]
@@ -39,32 +39,32 @@ def test_a_request_refused_at_the_door_says_so_too(ada: ApiUser, provider_url: s
 
 
 @pytest.mark.parametrize(("code", "retryable"), [("invalid_value", False), ("server_error", True)])
-def test_an_error_of_the_provider_s_picture_says_whether_another_try_helps(
+def test_an_error_of_the_provider_s_image_says_whether_another_try_helps(
     ada: ApiUser, code: str, *, retryable: bool
 ) -> None:
-    failed = told_of_failure(ada.draw(f"Draw a house [offline: image_error={code}]"))
+    failed = failure_in(ada.draw(f"Draw a house [offline: image_error={code}]"))
     assert (failed["code"], failed["retryable"]) == ("image_generation_failed", retryable)
     assert "The image could not be made." in failed["detail"]
 
 
-def test_previews_without_a_picture_are_told_as_a_picture_that_never_came(ada: ApiUser) -> None:
+def test_previews_without_an_image_are_reported_as_an_image_that_never_came(ada: ApiUser) -> None:
     events = ada.draw("Draw a house [offline: no_final=quiet]", image={"partial_images": 2})
     assert kinds(events).count("image.partial") == 2
-    failed = told_of_failure(events)
+    failed = failure_in(events)
     assert (failed["code"], failed["retryable"]) == ("image_missing", True)
     assert failed["tool_call_id"] == one(events, "tool.started")["tool_call_id"]
     assert ada.http.get("/v1/attachments").json()["data"] == []
 
 
-def test_a_forced_picture_that_was_not_drawn_is_told(ada: ApiUser) -> None:
+def test_a_forced_image_that_was_not_drawn_is_reported(ada: ApiUser) -> None:
     events = ada.draw("Draw a house [offline: text_only]", tool_choice="image_generation")
-    failed = told_of_failure(events)
+    failed = failure_in(events)
     assert (failed["code"], failed["retryable"], failed["tool_call_id"]) == ("image_not_drawn", True, None)
     unforced = ada.draw("Draw a house [offline: text_only]")
     assert "attachment.failed" not in kinds(unforced)
 
 
-def test_two_pictures_of_one_turn_may_differ_in_size(ada: ApiUser) -> None:
+def test_two_images_of_one_turn_may_differ_in_size(ada: ApiUser) -> None:
     events = ada.draw("Draw a fox [offline: two]", image={"size": "auto"})
     created = [event["attachment"] for event in events if event["type"] == "attachment.created"]
     assert sorted((made["width"], made["height"]) for made in created) == [(1024, 1024), (1536, 1024)]
@@ -75,7 +75,7 @@ def test_two_pictures_of_one_turn_may_differ_in_size(ada: ApiUser) -> None:
     assert {made["object_id"] for made in shown} == {made["object_id"] for made in created}
 
 
-def test_a_picture_without_a_word_is_an_answer_and_is_paid_once(ada: ApiUser, provider_url: str) -> None:
+def test_an_image_without_a_word_is_an_answer_and_is_paid_once(ada: ApiUser, provider_url: str) -> None:
     word = f"w{uuid.uuid4().hex}"
     events = ada.draw(f"Draw a house called {word} [offline: no_text]")
     message = one(events, "message.completed")["message"]
@@ -98,7 +98,7 @@ def test_every_call_of_a_turn_names_the_same_unnamed_person(ada: ApiUser, provid
     assert ada.email not in json.dumps(run_calls)
 
 
-def test_a_retiring_conversation_model_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_retiring_conversation_model_is_reported_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENT_DEFAULT_MODEL", "gpt-5")
     monkeypatch.setenv("AGENT_CODE_MODEL", "gpt-5.1-codex")
     settings = Settings(_env_file=None)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
@@ -108,7 +108,7 @@ def test_a_retiring_conversation_model_is_told_at_the_start(monkeypatch: pytest.
     assert "agent 'designer': gpt-5.1-codex was shut down on 2026-12-11; use gpt-6.1-sol." in after
 
 
-def told_of_failure(events: list[Event]) -> Event:
+def failure_in(events: list[Event]) -> Event:
     """The one failure of a turn that has completed all the same, with its text."""
     assert events[-1]["type"] == "run.completed"
     message = one(events, "message.completed")["message"]
