@@ -189,9 +189,9 @@ class Execution:
         """Return once a user has asked to stop the run or deleted it."""
         current: Run | None = self.run  # as the claim has just read it
         while current is not None and current.cancel_requested_at is None:
-            async with _tolerance():
+            async with _log_and_pause():
                 await self.ctx.broker.events.signalled(self.run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
-            async with _tolerance(), self.ctx.database.tenant(self.run.tenant_id) as session:
+            async with _log_and_pause(), self.ctx.database.tenant(self.run.tenant_id) as session:
                 current = await session.get(Run, self.run.id)
 
     def _forced_tool(self) -> str | None:
@@ -271,7 +271,7 @@ def _outcome_of(loop: asyncio.Task[None]) -> Outcome:
 
 
 @asynccontextmanager
-async def _tolerance() -> AsyncGenerator[None]:
+async def _log_and_pause() -> AsyncGenerator[None]:
     """An unavailable database or broker must not look like a request to stop."""
     try:
         yield

@@ -123,6 +123,8 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
     assert {outcome(mine) for mine in saved} == {"run.completed"}
     assert bought_twice == []
     assert len(unknown) <= most_unknown
+    # The response's id is committed before anything of it is sent on.
+    assert {kind for mine in unknown for kind in kinds(mine.events)} <= {"run.created", "run.started", "run.failed"}
     for mine in received:
         assert_received_once(mine)
     assert_stored_once(cluster, saved)
