@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = Path(__file__).parent / "typescript"
-CAPTURED: dict[str, Any] = {"capture_output": True, "text": True}
+# Node brings certificates of its own; a network may need those of the machine.
+ENVIRONMENT = {**os.environ, "NODE_OPTIONS": "--use-system-ca"}
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "env": ENVIRONMENT}
 Done = subprocess.CompletedProcess[str]
 CASE = '    case "image.partial":\n'
 
