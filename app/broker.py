@@ -34,6 +34,8 @@ class Broker:
 
     async def enqueue(self, task: str, *arguments: object, key: str, when: datetime | None = None) -> None:
         """Schedule the task, now or then; nothing happens where a task of this key is scheduled and not finished."""
+        if task not in self.docket.tasks:
+            self.docket.register(_execute_elsewhere, [task])
         async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
             await self.docket.add(task, key=key, when=when)(*arguments)
 
@@ -45,6 +47,11 @@ class Broker:
     async def ping(self) -> None:
         async with self._redis() as redis:
             await redis.exists("easel")
+
+
+async def _execute_elsewhere(*arguments: object) -> None:
+    """Stands for the tasks of the workers in a process that only enqueues them: docket asks for a function."""
+    raise NotImplementedError
 
 
 @asynccontextmanager

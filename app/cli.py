@@ -1,15 +1,14 @@
 """The `easel` command: names, options and help. `app/commands/` does the work, loaded when a command is called."""
 
-import gc
 import signal
 import sys
-from importlib import import_module
 from types import FrameType
 from typing import Annotated
 
 import typer
 
 from app import EaselError
+from app.loading import load
 
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
 
@@ -34,13 +33,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _run(command: str, **options: object) -> None:
-    # Loaded by name: with every command's imports `easel --help` would take four seconds. Nothing that is loaded is
-    # ever garbage: looking for it would take a fifth of the start, and a pause of 100 ms at each full collection.
-    gc.disable()
-    module = import_module(f"app.commands.{command}")
-    gc.freeze()
-    gc.enable()
-    module.run(**options)
+    # With every command's imports `easel --help` would take seconds.
+    load(f"app.commands.{command}").run(**options)
 
 
 @cli.command()

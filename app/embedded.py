@@ -11,8 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from app.settings import Settings, SettingsError
 
 OFFLINE_KEY = "offline"
@@ -88,9 +86,10 @@ class _Simulator:
         deadline = time.monotonic() + OFFLINE_START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                httpx.get(f"http://127.0.0.1:{self.port}/offline/requests", timeout=1)
-            except httpx.HTTPError:
-                time.sleep(0.05)
+                # It listens once it has loaded; a proxy of the environment has no part in this.
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.02)
             else:
                 return f"http://127.0.0.1:{self.port}/v1"
         raise SettingsError(f"The offline simulator did not start; {self.log_path} says why.")

@@ -1,8 +1,6 @@
 """Puts the service together; the only file that knows every feature."""
 
 import asyncio
-import gc
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -16,29 +14,26 @@ from typing_extensions import TypedDict
 
 from app.accounts import routes as accounts
 from app.agents import routes as agents
-from app.agents._shared.registry import Registry, SpecError, load_registry
+from app.agents._shared.registry import Registry, load_registry
 from app.attachments import content
 from app.attachments import routes as attachments
 from app.attachments.reconcile import Report, reconcile
 from app.attachments.spool import Spool
-from app.broker import BROKER_UNAVAILABLE, Broker, open_broker
+from app.broker import BROKER_UNAVAILABLE, Broker
+from app.connections import open_connections
 from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
 from app.error_codes import ErrorCode
 from app.errors import Unavailable, install_handlers
+from app.loading import freeze, load
 from app.middleware import RequestMiddleware
 from app.migrate import is_current
 from app.openapi import describe, problems
-from app.provider.client import Provider
 from app.runs import routes as runs
 from app.settings import Settings, SettingsError
 from app.storage.service import open_store
 from app.storage.store import StorageError
-from app.worker import tasks
-from app.worker.context import WorkerContext
-
-log = logging.getLogger(__name__)
 
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
@@ -66,7 +61,8 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.openapi = partial(describe, app)
     app.state.settings = settings
     app.state.parts = parts
-    app.state.registry = registry or agents_of(settings)
+    app.state.worker = load("app.worker.process") if settings.embedded_worker else None
+    app.state.registry = registry or (app.state.worker.load_agents if app.state.worker else load_registry)(settings)
     app.state.draining = asyncio.Event()
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
     app.add_middleware(RequestMiddleware, settings=settings)
@@ -84,71 +80,23 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     return app
 
 
-def agents_of(settings: Settings) -> Registry:
-    """The agents, checked: a fault in a spec is a SettingsError, a replaced agent or a deprecated model a warning."""
-    try:
-        registry = load_registry(settings)
-    except SpecError as error:
-        raise SettingsError(str(error)) from None
-    for warning in registry.warnings:
-        log.warning("agents.warning", extra={"warning": warning})
-    return registry
-
-
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    settings = cast(Settings, app.state.settings)
-    parts, registry = cast(Parts, app.state.parts), cast(Registry, app.state.registry)
-    stopping = cast(asyncio.Event, app.state.draining)
-    async with open_context(settings, parts, registry, stopping) as ctx:
-        app.state.database, app.state.broker, app.state.store = ctx.database, ctx.broker, ctx.store
-        ending = asyncio.create_task(_end_streams(ctx))
-        async with AsyncExitStack() as stack:
-            if settings.embedded_worker:
-                await stack.enter_async_context(tasks.working(ctx))
-            _freeze()
-            yield
+    state = app.state
+    async with open_connections(state.settings, state.parts.database_url) as connections, AsyncExitStack() as stack:
+        state.database, state.broker, state.store = connections.database, connections.broker, connections.store
+        ending = asyncio.create_task(_end_streams(connections.broker, state.draining))
+        if state.worker is not None:
+            working = state.worker.working(state.settings, state.parts, state.registry, connections, state.draining)
+            await stack.enter_async_context(working)
+        freeze()
+        yield
         ending.cancel()
 
 
-async def _end_streams(ctx: WorkerContext) -> None:
-    await ctx.stopping.wait()
-    ctx.broker.events.wake_readers()
-
-
-def _freeze() -> None:
-    # The modules loaded so far live as long as the process: no full collection, nor its exit, need look at them again.
-    gc.collect()
-    gc.freeze()
-
-
-@asynccontextmanager
-async def open_context(
-    settings: Settings, parts: Parts, registry: Registry, stopping: asyncio.Event
-) -> AsyncGenerator[WorkerContext]:
-    """Everything a process of the service holds open, closed again in reverse; `stopping` ends its work early."""
-    async with AsyncExitStack() as stack:
-        database = Database(parts.database_url, pool_size=settings.database_pool_size)
-        stack.push_async_callback(database.close)
-        store = open_store(settings)
-        stack.push_async_callback(store.close)
-        await store.prepare(create_bucket=not settings.production)
-        broker = await stack.enter_async_context(open_broker(settings))
-        provider = Provider(
-            api_key=parts.provider_key, base_url=parts.provider_url, idle_seconds=settings.upstream_idle_seconds
-        )
-        stack.push_async_callback(provider.close)
-        spool = Spool(settings.data_dir / "spool")
-        ctx = WorkerContext(settings, database, broker, store, spool, registry, provider, stopping)
-        tasks.register(ctx)
-        yield ctx
-
-
-async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
-    """Execute runs and housekeeping until `stopping` is set."""
-    async with open_context(settings, parts, agents_of(settings), stopping) as ctx, tasks.working(ctx):
-        _freeze()
-        await stopping.wait()
+async def _end_streams(broker: Broker, draining: asyncio.Event) -> None:
+    await draining.wait()
+    broker.events.wake_readers()
 
 
 async def reconcile_store(settings: Settings, database_url: str, *, apply: bool) -> Report:

@@ -17,6 +17,7 @@ import httpx
 import uvicorn
 
 from app.agents._shared.registry import load_registry
+from app.agents._shared.sdk_tools import make_function_tool
 from app.embedded import Parts
 from app.server import Server
 from app.settings import Settings
@@ -136,7 +137,7 @@ def running_server(
     port = free_port()
     uvicorn_server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
     if agents is not None:
-        uvicorn_server.app.state.registry = load_registry(chosen, agents)
+        uvicorn_server.app.state.registry = load_registry(chosen, agents, make_tool=make_function_tool)
     server = AppServer(uvicorn_server, f"http://127.0.0.1:{port}", chosen)
     with _in_thread(uvicorn_server), replies.served_at(server.base_url):
         try:

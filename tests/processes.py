@@ -18,10 +18,10 @@ import httpx
 
 from app import logs
 from app.embedded import Parts
-from app.main import work
 from app.provider.warm_up import warm_up
 from app.server import Server
 from app.settings import load_settings
+from app.worker.process import work
 from tests import replies, timeouts
 from tests.servers import free_port
 

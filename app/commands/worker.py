@@ -5,8 +5,8 @@ import signal
 
 from app.commands import start
 from app.embedded import Parts, running_parts
-from app.main import work
 from app.settings import Settings, SettingsError
+from app.worker.process import work
 
 
 def run() -> None:

@@ -5,7 +5,8 @@ import hashlib
 import hmac
 import secrets
 from base64 import urlsafe_b64encode
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 
 from pwdlib import PasswordHash
 
@@ -16,7 +17,6 @@ KEY_PREFIX = "easel_sk_"
 _passwords = PasswordHash.recommended()
 # Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits.
 _hashers = ThreadPoolExecutor(2, thread_name_prefix="argon2")
-_unknown_user = _passwords.hash(secrets.token_urlsafe(16))
 
 
 def new_secret(prefix: str) -> str:
@@ -42,6 +42,11 @@ async def hash_password(password: str) -> str:
 
 async def verify_password(password: str, stored: str | None) -> bool:
     """False for an unknown user (`stored` None), after the same work as for a known one."""
-    hashed = stored or _unknown_user
+    hashed = stored or await asyncio.wrap_future(_unknown_user())
     matches = await asyncio.get_running_loop().run_in_executor(_hashers, _passwords.verify, password, hashed)
     return matches and stored is not None
+
+
+@cache
+def _unknown_user() -> Future[str]:
+    return _hashers.submit(_passwords.hash, secrets.token_urlsafe(16))

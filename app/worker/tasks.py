@@ -11,12 +11,10 @@ from docket import ConcurrencyLimit, Worker
 
 from app.attachments import variants
 from app.db import now
-from app.provider.warm_up import warm_up
 from app.runs import service as runs
 from app.runs.models import Run
 from app.storage import keys
 from app.storage.store import StorageError
-from app.worker import housekeeping
 from app.worker.context import WorkerContext
 from app.worker.executor import RunReleased, execute
 
@@ -34,20 +32,12 @@ RECONNECTION_DELAY = timedelta(seconds=1)
 
 
 @asynccontextmanager
-async def working(ctx: WorkerContext) -> AsyncGenerator[None]:
-    """Execute tasks until the block ends; runs that have not ended then are released to another worker."""
-    # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.
-    await warm_up()
-    async with _running_worker(ctx), housekeeping.running(ctx):
-        yield
-
-
-@asynccontextmanager
-async def _running_worker(ctx: WorkerContext) -> AsyncGenerator[None]:
+async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
     """Execute tasks until `ctx.stopping` is set: none begins after that, and the block's end waits for those that did.
 
     The block's end sets `ctx.stopping`.
     """
+    _register(ctx)
     async with Worker(
         ctx.broker.docket,
         concurrency=ctx.settings.worker_concurrency,
@@ -72,8 +62,7 @@ async def _stop_worker(executing: asyncio.Task[None], stopping: asyncio.Event) -
     executing.cancel()
 
 
-def register(ctx: WorkerContext) -> None:
-    """Register the tasks with docket; a process that only enqueues needs their names as well."""
+def _register(ctx: WorkerContext) -> None:
     # One tenant never has all places of a worker.
     most = min(ctx.settings.tenant_concurrency, max(ctx.settings.worker_concurrency - 1, 1))
 

@@ -17,7 +17,6 @@ from app.agents._shared import registry
 from app.agents._shared.build import build_agent
 from app.agents._shared.registry import Registry, SpecError, check_tool_choice, image_options, load_registry
 from app.images.options import OptionError
-from app.main import agents_of
 from app.settings import Settings, SettingsError
 from tests.app_server import one, running_provider, running_server
 
@@ -135,7 +134,7 @@ def test_agents_outside_the_image_go_before_the_shipped_ones_with_a_warning(
 def test_folders_that_hold_no_agents_are_one_fault_each(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingsError) as caught:
-        agents_of(_settings(agents_dir=f"{tmp_path / 'missing'},{tmp_path / 'empty'}"))
+        load_registry(_settings(agents_dir=f"{tmp_path / 'missing'},{tmp_path / 'empty'}"))
     message = str(caught.value)
     assert message.count("- ") == message.count("- AGENTS_DIR: ") == 2
     assert f"- AGENTS_DIR: {tmp_path / 'missing'} does not exist or holds no agent" in message

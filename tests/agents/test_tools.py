@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from app.agents._shared.registry import SpecError, load_registry
+from app.agents._shared.sdk_tools import make_function_tool
 from app.agents.assistant.tools import current_time
 from app.settings import Settings
 from tests.app_server import ApiUser, AppServer, kinds, one, running_server
@@ -142,7 +143,7 @@ def test_faults_of_tools_are_reported_with_those_of_specs(tmp_path: Path) -> Non
     write_agent(tmp_path / "one", SPEC.replace("{keys}", '("find", "nothing")'), "def find():\n    pass\n")
     write_agent(tmp_path / "two", SPEC.replace("{keys}", "7").replace('"assistant"', '"two"'), "def ((")
     with pytest.raises(SpecError) as caught:
-        load_registry(settings(), tmp_path)
+        load_registry(settings(), tmp_path, make_tool=make_function_tool)
     for part in ("agent 'assistant': tools.py: 'find'", "tool_keys: 'nothing'", "agent 'two': tool_keys: 7"):
         assert part in str(caught.value)
 
@@ -184,7 +185,7 @@ def write_agent(folder: Path, spec: str, tools: str) -> None:
 def rejection(directory: Path, keys: str, tools: str) -> str:
     write_agent(directory / "one", SPEC.replace("{keys}", keys), tools)
     with pytest.raises(SpecError) as caught:
-        load_registry(settings(), directory)
+        load_registry(settings(), directory, make_tool=make_function_tool)
     return str(caught.value)
 
 

@@ -51,9 +51,15 @@ ARROWS: dict[str, set[str]] = {
 }
 ARROWS["accounts"] = ARROWS.keys() - {"provider", "worker"}
 
-# Root files and commands know no feature, but for the one that puts them together, the command that looks at the agents
-# and the one that shows what the API sends.
-ROOT_ARROWS = {"main": set(ARROWS), "doctor": {"agents"}, "demo": {"runs", "attachments"}}
+# Root files and commands know no feature, but for those named here. The worker, and with it the SDKs, is loaded by name
+# where an API has one.
+ROOT_ARROWS = {
+    "main": ARROWS.keys() - {"provider", "worker"},
+    "connections": {"storage"},
+    "worker": {"worker"},
+    "doctor": {"worker"},
+    "demo": {"runs", "attachments"},
+}
 
 # Inside a feature a file may import files on its left, never on its right. Other names (store, options, ...) may be
 # imported by all, and import all but routes.
@@ -65,7 +71,7 @@ _SERVES_LINKS = ("app.attachments.links", "app.attachments.content")
 OUTSIDE: dict[str, tuple[str, ...]] = {
     "fastapi": ("app.main", "app.openapi", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS),
     "starlette": ("app.main", "app.errors", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),
-    "agents": ("app.agents._shared.", "app.provider.", "app.worker."),
+    "agents": ("app.agents._shared.build", "app.agents._shared.sdk_tools", "app.provider.", "app.worker."),
     "openai": ("app.provider.",),
     "minio": ("app.storage.minio",),
     "google": ("app.storage.gcs",),
@@ -198,6 +204,7 @@ RULES: list[tuple[Rule, Sources]] = [
     (features_import_along_the_arrows, {"app.runs.service": "from app.worker.executor import execute"}),
     (features_import_along_the_arrows, {"app.compat.routes": "from app.images.options import resolve"}),
     (root_files_import_no_feature, {"app.db": "from app.runs.models import Run"}),
+    (root_files_import_no_feature, {"app.main": "from app.worker import process"}),
     (only_commands_import_main, {"app.runs.routes": "from app.main import build_app"}),
     (only_commands_import_main, {"app.runs.routes": "from app import main", "app.main": ""}),
     (commands_and_extras_are_loaded_by_name, {"app.cli": "from app.commands import serve", "app.commands.serve": ""}),

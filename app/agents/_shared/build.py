@@ -8,7 +8,7 @@ from agents import Agent, ModelSettings
 from agents.models.interface import Model
 
 from app.agents._shared.registry import LoadedAgent, Registry
-from app.agents._shared.tools import make_tools
+from app.agents._shared.sdk_tools import make_tools
 
 
 def build_agent(

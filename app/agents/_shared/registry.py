@@ -3,8 +3,9 @@
 import hashlib
 import importlib
 import importlib.util
+import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from importlib.machinery import ModuleSpec
@@ -12,36 +13,41 @@ from pathlib import Path
 from types import EllipsisType, ModuleType
 from typing import Any, cast
 
-from agents import FunctionTool
-
 from app.agents._shared.checks import fault, field_faults, settings_faults, spec_faults
-from app.agents._shared.functions import FIELD, make_function_tool, public_functions, repeated_functions
+from app.agents._shared.functions import FIELD, Function, check_function, public_functions, repeated_functions
 from app.agents._shared.specs import AgentSpec
 from app.agents._shared.tools import IMAGE_TOOL, shipped_tools, tool_choices
 from app.images import deprecations, options
 from app.images.options import OptionError
-from app.settings import Settings
+from app.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
 
 AGENTS_DIRECTORY = Path(__file__).resolve().parent.parent
 SHIPPED = ("assistant", "designer")
 """The folders there that come with Easel; every other one is the user's."""
 
 
+MakeTool = Callable[[str, Function], Any]
+
 Found = dict[str, tuple[AgentSpec, Path]]
 """By key, each with its folder."""
 
 
-class SpecError(Exception):
+class SpecError(SettingsError):
     """The agents cannot be used; the message lists every fault, one a line."""
 
 
 @dataclass(frozen=True)
 class LoadedAgent:
-    """A checked spec, its prompt (None without one), its own function tools and the model that the settings name."""
+    """A checked spec, its prompt (None without one), its own function tools and the model that the settings name.
+
+    `functions` holds what the `make_tool` of `load_registry` returned.
+    """
 
     spec: AgentSpec
     prompt: str | None
-    functions: Mapping[str, FunctionTool]
+    functions: Mapping[str, Any]
     model: str
 
 
@@ -53,10 +59,17 @@ class Registry:
     warnings: list[str]
 
 
-def load_registry(settings: Settings, directory: Path = AGENTS_DIRECTORY, *, today: date | None = None) -> Registry:
-    """Load `<any name>/spec.py` of the directory and of `AGENTS_DIR`. Raises SpecError.
+def load_registry(
+    settings: Settings,
+    directory: Path = AGENTS_DIRECTORY,
+    *,
+    today: date | None = None,
+    make_tool: MakeTool = check_function,
+) -> Registry:
+    """Load `<any name>/spec.py` of the directory and of `AGENTS_DIR`. Raises SpecError; logs the warnings.
 
     Folders that start with `_` are left out. A user's agent replaces a shipped one that has the same key.
+    `make_tool` makes each function a tool, or raises OptionError: `make_function_tool` where runs are executed.
     """
     today = today or datetime.now(UTC).date()
     faults: list[str] = []
@@ -69,13 +82,16 @@ def load_registry(settings: Settings, directory: Path = AGENTS_DIRECTORY, *, tod
     faults.extend(settings_faults(settings, today))
     specs: dict[str, LoadedAgent] = {}
     for spec, folder in found.values():
-        own_tools, functions = _read_functions(spec, folder, faults)
+        own_tools, functions = _read_functions(spec, folder, make_tool, faults)
         faults.extend(spec_faults(spec, (*shipped_tools(), *own_tools), found, settings, today))
         prompt = _read_prompt(spec, folder, faults)
         specs[spec.key] = LoadedAgent(spec, prompt, functions, settings.model_for(spec.model_key))
     if faults:
         raise SpecError("The agents cannot be used:\n" + "\n".join(f"- {one}" for one in faults))
-    return Registry(specs, replaced + _deprecations(specs.values(), settings, today))
+    warnings = replaced + _deprecations(specs.values(), settings, today)
+    for warning in warnings:
+        log.warning("agents.warning", extra={"warning": warning})
+    return Registry(specs, warnings)
 
 
 def image_options(settings: Settings, loaded: LoadedAgent, run_options: Mapping[str, object]) -> dict[str, Any]:
@@ -140,8 +156,8 @@ def _read_spec(folder: Path, faults: list[str]) -> AgentSpec | None:
 
 
 def _read_functions(
-    spec: AgentSpec, folder: Path, faults: list[str]
-) -> tuple[Iterable[str], Mapping[str, FunctionTool]]:
+    spec: AgentSpec, folder: Path, make_tool: MakeTool, faults: list[str]
+) -> tuple[Iterable[str], Mapping[str, Any]]:
     """The names of the functions in the folder's tools.py, and as tools those that the spec names."""
     path = folder / "tools.py"
     if not path.exists():
@@ -156,11 +172,11 @@ def _read_functions(
     hiding = sorted(functions.keys() & set(shipped_tools()))
     faults.extend(fault(spec.key, FIELD, name, "a name that is defined once") for name in repeated)
     faults.extend(fault(spec.key, FIELD, name, "a name that no tool of Easel's has") for name in hiding)
-    tools: dict[str, FunctionTool] = {}
+    tools: dict[str, Any] = {}
     for key in spec.tool_keys:
         if key in functions and key not in hiding:
             try:
-                tools[key] = make_function_tool(key, functions[key])
+                tools[key] = make_tool(key, functions[key])
             except OptionError as error:
                 faults.append(f"agent {spec.key!r}: {error}")
     # Imported helpers are not worth a suggestion.

@@ -5,15 +5,6 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any, cast
 
-from agents import (
-    CodeInterpreterTool,
-    FileSearchTool,
-    FunctionTool,
-    ImageGenerationTool,
-    Tool,
-    WebSearchTool,
-)
-
 from app.agents._shared.specs import AgentSpec
 from app.images import options as image_options
 from app.images.options import OptionError
@@ -41,27 +32,10 @@ def check_tool_config(tool_key: str, config: Mapping[str, Any], settings: Settin
         raise OptionError(next(iter(config)), next(iter(config.values())), f"no options: {tool_key} has none")
 
 
-def make_tools(
-    spec: AgentSpec, functions: Mapping[str, FunctionTool], image: Callable[[], Mapping[str, Any]]
-) -> list[Tool]:
-    """The spec's tools for the SDK; `image` returns the wire options of the image tool, if the spec has it."""
-    tools: list[Tool] = []
-    for key in spec.tool_keys:
-        if key == IMAGE_TOOL:
-            # The SDK's type of these options lags behind the wire (gif, svg); it forwards what it is given.
-            tools.append(ImageGenerationTool(tool_config=cast("Any", {"type": IMAGE_TOOL, **image()})))
-        elif key in HOSTED_TOOLS:
-            tools.append(HOSTED_TOOLS[key].make(spec.tool_configs.get(key, {})))
-        else:
-            tools.append(functions[key])
-    return tools
-
-
 @dataclass(frozen=True)
 class HostedTool:
     """A tool that runs at the provider: its options, each with the rule in words and the test of it."""
 
-    make: Callable[[Mapping[str, Any]], Tool]
     rules: Mapping[str, tuple[str, Callable[[object], bool]]]
     required: tuple[str, ...] = ()
 
@@ -88,39 +62,14 @@ def _is_result_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 50
 
 
-def _make_web_search(config: Mapping[str, Any]) -> Tool:
-    domains = config.get("allowed_domains")
-    return WebSearchTool(
-        search_context_size=config.get("search_context_size", "medium"),
-        filters=cast("Any", {"allowed_domains": list(domains)}) if domains else None,
-    )
-
-
-def _make_file_search(config: Mapping[str, Any]) -> Tool:
-    return FileSearchTool(
-        vector_store_ids=list(config["vector_store_ids"]), max_num_results=config.get("max_num_results")
-    )
-
-
-def _make_code_interpreter(config: Mapping[str, Any]) -> Tool:
-    container: dict[str, Any] = {"type": "auto"}
-    if "file_ids" in config:
-        container["file_ids"] = list(config["file_ids"])
-    if "memory_limit" in config:
-        container["memory_limit"] = config["memory_limit"]
-    return CodeInterpreterTool(tool_config=cast("Any", {"type": "code_interpreter", "container": container}))
-
-
 HOSTED_TOOLS: dict[str, HostedTool] = {
     "web_search": HostedTool(
-        _make_web_search,
         {
             "search_context_size": ("low, medium, high", lambda value: value in ("low", "medium", "high")),
             "allowed_domains": ("a list of domains", _is_names),
         },
     ),
     "file_search": HostedTool(
-        _make_file_search,
         {
             "vector_store_ids": ("a list of the provider's vector store ids", _is_names),
             "max_num_results": ("a whole number from 1 to 50", _is_result_count),
@@ -128,7 +77,6 @@ HOSTED_TOOLS: dict[str, HostedTool] = {
         required=("vector_store_ids",),
     ),
     "code_interpreter": HostedTool(
-        _make_code_interpreter,
         {
             "file_ids": ("a list of the provider's file ids", _is_names),
             "memory_limit": ("1g, 4g, 16g, 64g", lambda value: value in ("1g", "4g", "16g", "64g")),

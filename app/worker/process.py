@@ -1,0 +1,63 @@
+"""A process that executes runs: `easel worker`, and `easel serve` with its embedded worker."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from app.agents._shared.registry import Registry, load_registry
+from app.agents._shared.sdk_tools import make_function_tool
+from app.attachments.spool import Spool
+from app.connections import Connections, open_connections
+from app.embedded import Parts
+from app.loading import freeze
+from app.provider.client import Provider
+from app.provider.warm_up import warm_up
+from app.settings import Settings
+from app.worker import housekeeping, tasks
+from app.worker.context import WorkerContext
+
+
+def load_agents(settings: Settings) -> Registry:
+    """The agents with their tools as the SDK takes them. Raises SpecError."""
+    return load_registry(settings, make_tool=make_function_tool)
+
+
+async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
+    """Execute runs and housekeeping until `stopping` is set."""
+    registry = load_agents(settings)
+    async with (
+        open_connections(settings, parts.database_url) as connections,
+        working(settings, parts, registry, connections, stopping),
+    ):
+        freeze()
+        await stopping.wait()
+
+
+@asynccontextmanager
+async def working(
+    settings: Settings, parts: Parts, registry: Registry, connections: Connections, stopping: asyncio.Event
+) -> AsyncGenerator[None]:
+    """Execute tasks until the block ends; runs that have not ended then are released to another worker.
+
+    `stopping`, which the end of the block sets, ends the work early.
+    """
+    async with AsyncExitStack() as stack:
+        provider = Provider(
+            api_key=parts.provider_key, base_url=parts.provider_url, idle_seconds=settings.upstream_idle_seconds
+        )
+        stack.push_async_callback(provider.close)
+        ctx = WorkerContext(
+            settings,
+            connections.database,
+            connections.broker,
+            connections.store,
+            Spool(settings.data_dir / "spool"),
+            registry,
+            provider,
+            stopping,
+        )
+        # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.
+        await warm_up()
+        await stack.enter_async_context(tasks.running(ctx))
+        await stack.enter_async_context(housekeeping.running(ctx))
+        yield

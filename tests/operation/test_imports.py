@@ -1,0 +1,41 @@
+"""What each process loads: the SDKs cost a second of processor and 70 MB, so that only what executes runs has them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SDKS = {"openai", "agents", "mcp", "griffe"}
+STORES = {"minio", "google"}
+EVERYTHING = {*SDKS, *STORES, "fastapi", "sqlalchemy", "alembic", "docket", "PIL", "pydantic", "httpx"}
+
+PRINT_LOADED = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+API = """
+from app.embedded import Parts
+from app.main import create_app
+from app.settings import Settings
+
+settings = Settings(_env_file=None, redis_url="redis://127.0.0.1:1", embedded_worker={worker})
+create_app(settings, Parts("postgresql://127.0.0.1:1/none", None, "key"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "absent", "present"),
+    [
+        ("import app.cli", EVERYTHING, {"typer"}),
+        (API.format(worker=False), {*SDKS, *STORES, "httpx"}, {"fastapi"}),
+        (API.format(worker=True), STORES, {"fastapi", "openai", "agents"}),
+        ("import app.commands.worker", STORES, {"openai", "agents"}),
+        ("import app.storage.memory", {*STORES, *SDKS}, set()),
+        ("import app.storage.minio", {"google", *SDKS}, {"minio"}),
+    ],
+    ids=["the command's help", "an API without a worker", "an API with a worker", "a worker", "memory", "minio"],
+)
+def test_only_what_is_used_is_loaded(program: str, absent: set[str], present: set[str]) -> None:
+    script = f"{program}\n{PRINT_LOADED}"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    loaded = set(json.loads(ran.stdout))
+    assert loaded & absent == set()
+    assert present <= loaded
