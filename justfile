@@ -11,15 +11,15 @@ default:
 setup: _ready
 
 # Serve the API with its embedded parts, for development
-dev *args: _ready
+dev *args: (_ready "demo")
     exec easel serve "$@"
 
 # One designer chat from sign-up to saved image: ./just demo "a gray tabby cat hugging an otter"
-demo *args: _ready
+demo *args: (_ready "demo")
     @exec easel demo "$@"
 
 # Bring the database to the newest schema
-migrate: _ready
+migrate: (_ready "demo")
     @exec easel migrate
 
 # Write a migration from what the models changed: ./just revision "add titles"
@@ -64,9 +64,10 @@ check: lint types supply-chain test
 wheel: _ready
     python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-# Write both lock files from pyproject.toml; ./just lock --upgrade takes in newer packages
+# Write the lock files from pyproject.toml; ./just lock --upgrade takes in newer packages
 lock *args: _ready
     uv pip compile {{ compile }} --extra dev --output-file requirements.lock pyproject.toml "$@"
+    uv pip compile {{ compile }} --constraint requirements.lock --extra demo --output-file requirements-demo.lock pyproject.toml
     uv pip compile {{ compile }} --constraint requirements.lock --output-file requirements-production.lock pyproject.toml
 
 compile := "--quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command './just lock'"
@@ -74,6 +75,6 @@ compile := "--quiet --universal --python-version 3.11 --generate-hashes --no-emi
 # Files under version control, and new ones that .gitignore does not name
 files := "git ls-files -z --cached --others --exclude-standard"
 
-# Answers at once where .venv matches the lock; makes `just` from elsewhere work like ./just
-_ready:
-    @./just --version >/dev/null
+# Answers at once where .venv matches the lock; makes `just` from elsewhere work like ./just. `demo` needs less.
+_ready needs="":
+    @EASEL_NEEDS={{ needs }} ./just --version >/dev/null

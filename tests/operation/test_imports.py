@@ -28,7 +28,7 @@ create_app(settings, Parts("postgresql://127.0.0.1:1/none", None, "key"))
         (API.format(worker=False), {*SDKS, *STORES, "httpx"}, {"fastapi"}),
         (API.format(worker=True), STORES, {"fastapi", "openai", "agents"}),
         ("import app.commands.worker", STORES, {"openai", "agents"}),
-        ("import app.storage.memory", {*STORES, *SDKS}, set()),
+        ("import app.storage.memory", {*STORES, *SDKS}, {"pydantic"}),
         ("import app.storage.minio", {"google", *SDKS}, {"minio"}),
     ],
     ids=["the command's help", "an API without a worker", "an API with a worker", "a worker", "memory", "minio"],
