@@ -107,6 +107,14 @@ def test_the_demo_and_production_run_the_versions_that_were_tested() -> None:
     assert production < demo < tested
 
 
+def test_the_page_of_dependencies_names_each_of_them_in_order() -> None:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs/dependencies.md").read_text().partition("## Servers")[0]
+    assert re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE) == [
+        Requirement(line).name for line in project["dependencies"]
+    ]
+
+
 @pytest.mark.parametrize("lock", LOCKS[1:])
 def test_neither_the_demo_nor_production_installs_the_tools_of_development(lock: str) -> None:
     names = {_pin(block[0]).partition("==")[0] for block in _blocks(lock)}
