@@ -1,6 +1,8 @@
 """What can go wrong in a request, and how it is reported: RFC 9457 problem+json, one handler for all of it."""
 
+import json
 import logging
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NotRequired, cast
 from uuid import UUID
@@ -21,6 +23,11 @@ from app.error_codes import ErrorCode
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 2
+
+# A small request must not make a large answer: what is beyond these is counted, not told.
+MAX_FAULTS = 20
+MAX_FAULTS_BYTES = 2_000
+MAX_TEXT = 100
 
 
 class FieldError(TypedDict):
@@ -153,20 +160,6 @@ def id_of(what: str) -> BeforeValidator:
     return BeforeValidator(parse, json_schema_input_type=UUID)
 
 
-def not_blank(text: str) -> str:
-    """For `AfterValidator(not_blank)`: at least one character that is not white space."""
-    if not text.strip():
-        raise ValueError("write at least one character that is not white space")
-    return storable(text)
-
-
-def storable(text: str) -> str:
-    """For `AfterValidator(storable)`: nothing that Postgres keeps out of a text."""
-    if "\0" in text:
-        raise ValueError("leave out the character U+0000")
-    return text
-
-
 def problem(request: Request, error: AppError) -> JSONResponse:
     body: Problem = {
         "type": f"urn:easel:problem:{error.code}",
@@ -177,7 +170,7 @@ def problem(request: Request, error: AppError) -> JSONResponse:
         "request_id": request.scope["request_id"],
     }
     if error.errors:
-        body["errors"] = error.errors
+        body["errors"] = _first(error.errors)
     if error.run_id:
         body["run_id"] = error.run_id
     return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
@@ -240,17 +233,43 @@ def is_connection_error(error: Exception) -> bool:
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:
     faults = cast(RequestValidationError, error).errors()
-    errors = [_field_error(fault) for fault in faults]
+    errors = _first([_field_error(fault) for fault in faults[:MAX_FAULTS]])
+    count = f" in {len(faults)} places" if len(faults) > len(errors) else ""
     summary = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
-    return problem(request, Invalid(f"Request validation failed. {summary}.", errors=errors))
+    return problem(request, Invalid(f"Request validation failed{count}. {summary}.", errors=errors))
 
 
 def _field_error(fault: dict[str, Any]) -> FieldError:
     location = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
     message = str(fault["msg"]).removeprefix("Value error, ")
-    given = "" if fault["type"] == "missing" else repr(fault.get("input"))
+    given = "" if fault["type"] == "missing" else shown(fault.get("input"))
     secret = any("password" in part or "token" in part for part in location)
-    return {"field": ".".join(location) or "body", "message": message, "given": "(hidden)" if secret else given[:100]}
+    return {
+        "field": ".".join(location)[:MAX_TEXT] or "body",
+        "message": message,
+        "given": "(hidden)" if secret else given,
+    }
+
+
+def shown(value: object) -> str:
+    """What was given, shortened; the work is bounded, too, whatever the value's size."""
+    return _repr.repr(value)[:MAX_TEXT]
+
+
+def _first(errors: Sequence[FieldError]) -> list[FieldError]:
+    """Those that fit into an answer, the first one always."""
+    fitting: list[FieldError] = []
+    size = 0
+    for fault in errors[:MAX_FAULTS]:
+        size += len(json.dumps(fault, ensure_ascii=False).encode())
+        if fitting and size > MAX_FAULTS_BYTES:
+            break
+        fitting.append(fault)
+    return fitting
+
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = MAX_TEXT
 
 
 # What Starlette and FastAPI raise by themselves.

@@ -1,14 +1,18 @@
 """What cannot be done is refused before anything is written, and the refusal says what to do."""
 
+import json
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 import httpx
 import pytest
 
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds
 
 MEGABYTE = 1024 * 1024
+PILE = "\N{PILE OF POO}"
 
 # body of POST /v1/runs -> code, faulty field, what was given, a word of what is allowed
 REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
@@ -163,3 +167,44 @@ def problem(answer: httpx.Response, status: int, code: str | None = None) -> dic
 def nothing_written(user: ApiUser) -> None:
     assert user.http.get("/v1/conversations").json() == {"data": [], "next_cursor": None}
     assert user.http.get("/v1/attachments").json()["data"] == []
+
+
+# Each is just under what a body may have; of some every item is a fault.
+LARGE_FAULTS: dict[str, tuple[str, str, Any]] = {
+    "a list of numbers": ("/v1/api-keys", "scopes", [0] * 300_000),
+    "a list of unknown words": ("/v1/api-keys", "scopes", ["x"] * 150_000),
+    "a list of long words": ("/v1/api-keys", "scopes", [PILE * 40_000] * 6),
+    "countless fields": ("/v1/runs", "", None),
+    "countless options": ("/v1/runs", "image", {f"option{n}": 0 for n in range(50_000)}),
+    "an option with a long name": ("/v1/runs", "image", {"x" * 900_000: 0}),
+    "a field with a long name": ("/v1/runs", "x" * 900_000, 0),
+    "a long word": ("/v1/runs", "agent_key", PILE * 200_000),
+    "many attachments": ("/v1/runs", "attachments", ["x"] * 150_000),
+    "a long id": ("/v1/runs", "edit", "x" * 900_000),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_FAULTS)
+def test_a_large_fault_has_a_small_answer_soon(ada: ApiUser, name: str) -> None:
+    path, field, value = LARGE_FAULTS[name]
+    fields = {f"f{n}": 0 for n in range(80_000)} if value is None else {field: value}
+    body = json.dumps({**fields, "name": "n", "input": "Hi"}, ensure_ascii=False).encode()
+    assert 200_000 < len(body) < MEGABYTE
+    began = time.monotonic()
+    answer = ada.http.post(path, content=body, headers={"Content-Type": "application/json"})
+    took = time.monotonic() - began
+    assert answer.status_code in {404, 422}
+    assert len(answer.content) <= 4096
+    assert len(answer.json().get("errors", ())) <= 20
+    assert ("send 100 fields at most" in answer.text) == (name == "countless fields")
+    assert took < 0.4 * timeouts.SCALE
+    nothing_written(ada)
+
+
+def test_the_first_faults_are_told_and_all_are_counted(ada: ApiUser) -> None:
+    body = {"input": "Hi", **{f"{n}{PILE * 40}": PILE * 200 for n in range(60)}}
+    answer = ada.http.post("/v1/runs", json=body)
+    received = problem(answer, 422, "invalid_request")
+    assert 2 < len(received["errors"]) <= 20
+    assert "in 60 places" in received["detail"]
+    assert len(answer.content) <= 4096

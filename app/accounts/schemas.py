@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, JsonValue, SecretStr
 
-from app.errors import not_blank
+from app.bodies import Body, not_blank
 from app.identity.models import Role
 from app.identity.service import SCOPES
 from app.paging import Page
@@ -23,10 +23,6 @@ def _known_scope(scope: str) -> str:
 
 def _example(fields: dict[str, JsonValue]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class SignUp(Body):
@@ -88,7 +84,7 @@ class NewApiKey(Body):
     model_config = _example({"name": "Gallery", "scopes": ["attachments:read"]})
 
     name: Name
-    scopes: list[Annotated[str, AfterValidator(_known_scope)]] | None = None
+    scopes: Annotated[list[Annotated[str, AfterValidator(_known_scope)]], Field(max_length=len(SCOPES))] | None = None
     expires_at: AwareDatetime | None = None
 
 

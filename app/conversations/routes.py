@@ -8,10 +8,11 @@ from pydantic import AfterValidator
 from sqlalchemy import select
 
 from app.attachments.links import CurrentStore, ReaderLinks
+from app.bodies import storable
 from app.conversations import service
 from app.conversations.models import Conversation, Message
 from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
-from app.errors import id_of, storable
+from app.errors import id_of
 from app.identity.actor import ChatReader, ChatWriter, TenantSession
 from app.paging import PageQuery, fetch_page
 

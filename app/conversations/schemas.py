@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from app.attachments.links import Links
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
+from app.bodies import Body, not_blank
 from app.conversations.models import Message, MessageRole
-from app.errors import not_blank
 from app.paging import Page
 
 
@@ -30,8 +30,8 @@ class ConversationPage(Page[ConversationView]):
     pass
 
 
-class ConversationChange(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"title": "Lighthouses"}]})
+class ConversationChange(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"title": "Lighthouses"}]})
 
     title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from typing_extensions import TypedDict
 
 from app.agents.schemas import ImageRequest
-from app.errors import id_of, not_blank
+from app.bodies import Body, not_blank
+from app.errors import id_of
 from app.runs.models import RunError, RunStatus
 
 # As many images as the provider accepts in one request.
@@ -21,13 +22,11 @@ ObjectId = Annotated[UUID, id_of("attachment")]
 IfBusy = Literal["reject", "queue", "interrupt"]
 
 
-class ImageToolChoice(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ImageToolChoice(Body):
     type: Literal["image_generation"]
 
 
-class NewRun(BaseModel):
+class NewRun(Body):
     """`image` accepts the options of an agent's `tool_configs.image_generation`, for this run only.
 
     `attachments` are images to look at or work from, in this order; `edit` is the image to change, `mask` says where:
@@ -35,7 +34,6 @@ class NewRun(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {"agent_key": "designer", "input": "Draw a lighthouse at dusk", "image": {"size": "1536x1024"}},
@@ -49,8 +47,10 @@ class NewRun(BaseModel):
     conversation_id: Annotated[UUID, id_of("conversation")] | None = None
     tool_choice: Literal["image_generation", "auto"] | ImageToolChoice | None = None
     # `resolve` in app/images/options.py checks it, whose errors say what is allowed beside the other options.
-    image: Annotated[dict[str, Any], BeforeValidator(lambda given: given, json_schema_input_type=ImageRequest)] = {}
-    attachments: Annotated[list[ObjectId], Field(max_length=MAX_INPUTS)] = []
+    image: Annotated[dict[str, Any], BeforeValidator(lambda given: given, json_schema_input_type=ImageRequest)] = Field(
+        default={}
+    )
+    attachments: Annotated[list[ObjectId], Field(max_length=MAX_INPUTS)] = Field(default=[])
     edit: ObjectId | None = None
     mask: ObjectId | None = None
     if_busy: IfBusy = "reject"
