@@ -206,7 +206,7 @@ async def _answers(connection: Any) -> bool:
 
 
 class Database:
-    """The engine, and three ways to use it: a tenant's transaction, identity's, and a bare connection for checks."""
+    """The engine, and its transactions: a tenant's and identity's; `probe` is one connection for checks."""
 
     def __init__(self, url: str, *, pool_size: int) -> None:
         async def connect() -> Any:
@@ -223,6 +223,9 @@ class Database:
             hide_parameters=True,
         )
         _watch_idle_connections(self.engine)
+        # For what must be told while all connections are in use.
+        self.probe = create_async_engine("postgresql+asyncpg://", async_creator=connect, pool_size=1, max_overflow=0)
+        _watch_idle_connections(self.probe)
         self._pending: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)
 
@@ -254,6 +257,7 @@ class Database:
             task.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
         await self.engine.dispose()
+        await self.probe.dispose()
 
 
 def after_commit(session: AsyncSession, callback: AfterCommit) -> None:

@@ -36,6 +36,11 @@ class ErrorCode(StrEnum):
     INVALID_REQUEST = "invalid_request", 422, "Request validation failed; `errors` names each field."
     TENANT_REQUIRED = "tenant_required", 422, "The caller belongs to several tenants and `X-Tenant-Id` names none."
     UNKNOWN_AGENT = "unknown_agent", 422, "There is no agent with this key."
+    LIMIT_EXCEEDED = (
+        "limit_exceeded",
+        429,
+        "Too much at once: `limit` names what, `Retry-After` says when to try again.",
+    )
     INTERNAL_ERROR = "internal_error", 500, "Easel failed; its log has the reason under the `request_id`."
     SCHEMA_BEHIND = "schema_behind", 503, "The database's schema is older than the program."
     UNAVAILABLE = "unavailable", 503, "A dependency (database, Redis or storage) is unavailable; try again."

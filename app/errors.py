@@ -1,20 +1,15 @@
-"""What can go wrong in a request, and how it is reported: RFC 9457 problem+json, one handler for all of it."""
+"""What a service may raise; app/problems.py turns it into HTTP."""
 
-import json
 import logging
-import reprlib
+import math
 from collections.abc import Sequence
-from typing import Any, NotRequired, cast
+from typing import Literal
 from uuid import UUID
 
 import asyncpg
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from app import EaselError
@@ -24,10 +19,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 2
 
-# A small request must not make a large answer: what is beyond these is counted, not told.
-MAX_FAULTS = 20
-MAX_FAULTS_BYTES = 2_000
-MAX_TEXT = 100
+LimitScope = Literal["address", "conversation", "process", "tenant", "user"]
 
 
 class FieldError(TypedDict):
@@ -36,22 +28,6 @@ class FieldError(TypedDict):
     field: str
     message: str
     given: str
-
-
-class Problem(TypedDict):
-    """RFC 9457: what went wrong with a request. `code` is for programs, `detail` for users.
-
-    `errors` names faulty fields; `run_id` is the run that keeps a conversation busy.
-    """
-
-    type: str
-    title: str
-    status: int
-    code: ErrorCode
-    detail: str
-    request_id: str
-    errors: NotRequired[list[FieldError]]
-    run_id: NotRequired[str]
 
 
 class AppError(EaselError):
@@ -138,6 +114,19 @@ class TooLarge(AppError):
     code = ErrorCode.TOO_LARGE
 
 
+class LimitExceeded(AppError):
+    """One more would exceed a limit: `limit` of `allowed` things for each `scope`, free again after `retry_after`."""
+
+    title = "Too many"
+    code = ErrorCode.LIMIT_EXCEEDED
+
+    def __init__(self, detail: str, *, limit: str, scope: LimitScope, allowed: int, retry_after: float) -> None:
+        super().__init__(detail, headers={"Retry-After": str(max(math.ceil(retry_after), 1))})
+        self.limit = limit
+        self.scope: LimitScope = scope
+        self.allowed = allowed
+
+
 class Unavailable(AppError):
     title = "Unavailable"
     code = ErrorCode.UNAVAILABLE
@@ -160,56 +149,6 @@ def id_of(what: str) -> BeforeValidator:
     return BeforeValidator(parse, json_schema_input_type=UUID)
 
 
-def problem(request: Request, error: AppError) -> JSONResponse:
-    body: Problem = {
-        "type": f"urn:easel:problem:{error.code}",
-        "title": error.title,
-        "status": error.status,
-        "code": error.code,
-        "detail": error.detail,
-        "request_id": request.scope["request_id"],
-    }
-    if error.errors:
-        body["errors"] = _first(error.errors)
-    if error.run_id:
-        body["run_id"] = error.run_id
-    return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
-
-
-def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]) -> None:
-    """Map every exception of a route to problem+json; `unavailable_errors` mean that a dependency does not answer."""
-
-    async def app_error(request: Request, error: Exception) -> JSONResponse:
-        return problem(request, cast(AppError, error))
-
-    async def unavailable(request: Request, error: Exception) -> JSONResponse:
-        log.warning("dependency.unavailable", extra={"error": type(error).__name__})
-        return problem(
-            request, Unavailable("A dependency (database, Redis or storage) is unavailable; try again in a moment.")
-        )
-
-    async def database(request: Request, error: Exception) -> JSONResponse:
-        return await (unavailable if is_connection_error(error) else unexpected)(request, error)
-
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("request.failed", exc_info=error)
-        return problem(request, AppError("Something went wrong on our side; the log has it under this request_id."))
-
-    app.add_exception_handler(AppError, app_error)
-    app.add_exception_handler(RequestValidationError, _validation)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(DBAPIError, database)
-    for kind in (
-        OSError,
-        PoolTimeout,
-        asyncpg.InternalClientError,
-        asyncpg.PostgresConnectionError,
-        *unavailable_errors,
-    ):
-        app.add_exception_handler(kind, unavailable)
-    app.add_exception_handler(Exception, unexpected)
-
-
 # What asyncpg raises while a server starts, stops or is gone.
 CONNECTION_FAULTS = (
     OSError,
@@ -229,55 +168,3 @@ def is_connection_error(error: Exception) -> bool:
         driver_error = error.orig.__cause__ if error.orig is not None else None
         return error.connection_invalidated or isinstance(driver_error, CONNECTION_FAULTS)
     return isinstance(error, (*CONNECTION_FAULTS, PoolTimeout))
-
-
-async def _validation(request: Request, error: Exception) -> JSONResponse:
-    faults = cast(RequestValidationError, error).errors()
-    errors = _first([_field_error(fault) for fault in faults[:MAX_FAULTS]])
-    count = f" in {len(faults)} places" if len(faults) > len(errors) else ""
-    summary = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
-    return problem(request, Invalid(f"Request validation failed{count}. {summary}.", errors=errors))
-
-
-def _field_error(fault: dict[str, Any]) -> FieldError:
-    location = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    given = "" if fault["type"] == "missing" else shown(fault.get("input"))
-    secret = any("password" in part or "token" in part for part in location)
-    return {
-        "field": ".".join(location)[:MAX_TEXT] or "body",
-        "message": message,
-        "given": "(hidden)" if secret else given,
-    }
-
-
-def shown(value: object) -> str:
-    """What was given, shortened; the work is bounded, too, whatever the value's size."""
-    return _repr.repr(value)[:MAX_TEXT]
-
-
-def _first(errors: Sequence[FieldError]) -> list[FieldError]:
-    """Those that fit into an answer, the first one always."""
-    fitting: list[FieldError] = []
-    size = 0
-    for fault in errors[:MAX_FAULTS]:
-        size += len(json.dumps(fault, ensure_ascii=False).encode())
-        if fitting and size > MAX_FAULTS_BYTES:
-            break
-        fitting.append(fault)
-    return fitting
-
-
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = _repr.maxlong = MAX_TEXT
-
-
-# What Starlette and FastAPI raise by themselves.
-_BY_STATUS = {400: UnreadableBody, 404: NoRoute, 405: MethodNotAllowed, 413: TooLarge}
-
-
-async def _http(request: Request, error: Exception) -> JSONResponse:
-    fault = cast(HTTPException, error)
-    kind = _BY_STATUS.get(fault.status_code, AppError)
-    detail = "No route for this path." if kind is NoRoute else str(fault.detail)
-    return problem(request, kind(detail, headers=dict(fault.headers or {})))

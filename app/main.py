@@ -25,11 +25,12 @@ from app.conversations import routes as conversations
 from app.db import Database, database
 from app.embedded import Parts
 from app.error_codes import ErrorCode
-from app.errors import Unavailable, install_handlers
+from app.errors import Unavailable
 from app.loading import freeze, load
 from app.middleware import RequestMiddleware
 from app.migrate import is_current
 from app.openapi import describe, problems
+from app.problems import install_handlers
 from app.runs import routes as runs
 from app.settings import Settings, SettingsError
 from app.storage.service import open_store

@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.db import uuid7
-from app.errors import FieldError, TooLarge, problem
+from app.errors import FieldError, TooLarge
 from app.logs import tagged
+from app.problems import problem
 from app.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -64,7 +64,7 @@ async def is_current(database: Database) -> bool:
 
 async def schema_state(database: Database) -> tuple[str | None, str]:
     """The database's revision (None: never migrated) and the newest one."""
-    async with database.engine.connect() as connection:
+    async with database.probe.connect() as connection:
         current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
     return current, head_revision()
 

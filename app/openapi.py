@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import TypeAdapter
 
 from app.error_codes import ErrorCode
-from app.errors import Problem
+from app.problems import Problem
 
 Json = dict[str, Any]
 Responses = dict[int | str, Json]
@@ -52,6 +52,7 @@ HEADERS = {
 _SENT_WITH = {
     ErrorCode.UNAUTHENTICATED: "WWW-Authenticate",
     ErrorCode.IDEMPOTENCY_IN_FLIGHT: "Retry-After",
+    ErrorCode.LIMIT_EXCEEDED: "Retry-After",
     ErrorCode.RANGE_NOT_SATISFIABLE: "Content-Range",
     ErrorCode.SCHEMA_BEHIND: "Retry-After",
     ErrorCode.UNAVAILABLE: "Retry-After",

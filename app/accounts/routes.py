@@ -20,7 +20,7 @@ from app.accounts.schemas import (
     TokensView,
     UserView,
 )
-from app.db import Database, IdentitySession, database
+from app.db import IdentitySession
 from app.error_codes import ErrorCode
 from app.errors import Invalid, id_of
 from app.identity import service as identity
@@ -28,6 +28,7 @@ from app.identity.actor import (
     AccountReader,
     AccountWriter,
     ActorApart,
+    CurrentDatabase,
     CurrentSettings,
     TenantSession,
 )
@@ -38,14 +39,14 @@ from app.paging import PageQuery, fetch_page
 router = APIRouter(prefix="/v1", tags=["accounts"])
 
 
-@router.post("/signup", status_code=201, responses=problems(ErrorCode.EMAIL_TAKEN))
-async def sign_up(body: SignUp, session: IdentitySession, settings: CurrentSettings) -> SignedUp:
+@router.post("/signup", status_code=201, responses=problems(ErrorCode.EMAIL_TAKEN, ErrorCode.LIMIT_EXCEEDED))
+async def sign_up(body: SignUp, database: CurrentDatabase, settings: CurrentSettings) -> SignedUp:
     """Sign up a user with a new tenant.
 
     The user becomes the tenant's owner and is signed in.
     """
     user, tenant, pair = await identity.sign_up(
-        session,
+        database,
         settings,
         email=body.email,
         password=body.password.get_secret_value(),
@@ -56,20 +57,18 @@ async def sign_up(body: SignUp, session: IdentitySession, settings: CurrentSetti
     )
 
 
-@router.post("/tokens", status_code=201, responses=problems(ErrorCode.UNAUTHENTICATED))
-async def sign_in(body: SignIn, session: IdentitySession, settings: CurrentSettings) -> TokensView:
+@router.post("/tokens", status_code=201, responses=problems(ErrorCode.UNAUTHENTICATED, ErrorCode.LIMIT_EXCEEDED))
+async def sign_in(body: SignIn, database: CurrentDatabase, settings: CurrentSettings) -> TokensView:
     """Sign in by e-mail address and password.
 
     Send the access token as `Authorization: Bearer`; before it ends, trade the refresh token for new ones.
     """
-    pair = await identity.sign_in(session, settings, email=body.email, password=body.password.get_secret_value())
+    pair = await identity.sign_in(database, settings, email=body.email, password=body.password.get_secret_value())
     return _tokens(pair)
 
 
 @router.post("/tokens/refresh", status_code=201, responses=problems(ErrorCode.UNAUTHENTICATED))
-async def refresh_tokens(
-    body: Refresh, settings: CurrentSettings, database: Annotated[Database, Depends(database, scope="function")]
-) -> TokensView:
+async def refresh_tokens(body: Refresh, settings: CurrentSettings, database: CurrentDatabase) -> TokensView:
     """Trade a refresh token for new tokens.
 
     Each refresh token is good for one use. A second use within ten seconds gets the same tokens again; a later one

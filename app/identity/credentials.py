@@ -3,20 +3,29 @@
 import asyncio
 import hashlib
 import hmac
+import os
 import secrets
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+from typing import TypeVar
 
 from pwdlib import PasswordHash
+
+from app.errors import LimitExceeded
+
+T = TypeVar("T")
 
 ACCESS_PREFIX = "easel_at_"
 REFRESH_PREFIX = "easel_rt_"
 KEY_PREFIX = "easel_sk_"
 
 _passwords = PasswordHash.recommended()
-# Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits.
-_hashers = ThreadPoolExecutor(2, thread_name_prefix="argon2")
+# Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits. They leave the
+# processor to everything else: on Linux a thread has a priority of its own.
+_hashers = ThreadPoolExecutor(2, thread_name_prefix="argon2", initializer=lambda: os.nice(10))
+MAX_HASHES_WAITING = 20
 
 
 def new_secret(prefix: str) -> str:
@@ -36,15 +45,34 @@ def fingerprint(secret: str) -> bytes:
 
 
 async def hash_password(password: str) -> str:
-    """argon2id with pwdlib's recommended parameters."""
-    return await asyncio.get_running_loop().run_in_executor(_hashers, _passwords.hash, password)
+    """argon2id with pwdlib's recommended parameters. Raises LimitExceeded."""
+    return await _hashing(partial(_passwords.hash, password))
 
 
 async def verify_password(password: str, stored: str | None) -> bool:
-    """False for an unknown user (`stored` None), after the same work as for a known one."""
+    """False for an unknown user (`stored` None), after the same work as for a known one. Raises LimitExceeded."""
     hashed = stored or await asyncio.wrap_future(_unknown_user())
-    matches = await asyncio.get_running_loop().run_in_executor(_hashers, _passwords.verify, password, hashed)
+    matches = await _hashing(partial(_passwords.verify, password, hashed))
     return matches and stored is not None
+
+
+_waiting: set[Callable[[], object]] = set()
+
+
+async def _hashing(work: Callable[[], T]) -> T:
+    if len(_waiting) >= MAX_HASHES_WAITING:
+        raise LimitExceeded(
+            "Too many people are signing in at this moment: try again in a few seconds.",
+            limit="sign_ins_at_once",
+            scope="process",
+            allowed=MAX_HASHES_WAITING,
+            retry_after=2,
+        )
+    _waiting.add(work)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_hashers, work)
+    finally:
+        _waiting.discard(work)
 
 
 @cache

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import now, uuid7
+from app.db import Database, now, uuid7
 from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, Forbidden, Invalid, NotFound, Unauthenticated
 from app.identity import credentials
@@ -22,6 +22,9 @@ LAST_USED_PRECISION = timedelta(seconds=60)
 SCOPES = ("chat:read", "chat:write", "attachments:read", "attachments:write", "account:read", "account:write")
 
 NOT_SIGNED_IN = "Send `Authorization: Bearer <access token or API key>`; this one is missing, expired or revoked."
+
+
+NOT_MATCHING = "E-mail address or password is wrong."
 
 
 @dataclass(frozen=True)
@@ -106,28 +109,41 @@ def _choose_tenant(memberships: dict[UUID, str], requested: UUID | None) -> UUID
 
 
 async def sign_up(
-    session: AsyncSession, settings: Settings, *, email: str, password: str, tenant_name: str
+    database: Database, settings: Settings, *, email: str, password: str, tenant_name: str
 ) -> tuple[User, Tenant, TokenPair]:
-    """A new user with a new tenant of their own; Conflict where the address is taken."""
+    """A new user with a new tenant of their own; Conflict where the address is taken.
+
+    The password is hashed before there is a transaction: no connection waits for a processor.
+    """
     user = User(email=email.lower(), password_hash=await credentials.hash_password(password))
     tenant = Tenant(name=tenant_name)
-    session.add_all([user, tenant])
-    try:
+    async with database.identity() as session:
+        session.add_all([user, tenant])
+        try:
+            await session.flush()
+        except IntegrityError:
+            raise Conflict(
+                "This e-mail address has an account already: sign in instead.", code=ErrorCode.EMAIL_TAKEN
+            ) from None
+        session.add(Membership(tenant_id=tenant.id, user_id=user.id, role=Role.OWNER))
         await session.flush()
-    except IntegrityError:
-        raise Conflict(
-            "This e-mail address has an account already: sign in instead.", code=ErrorCode.EMAIL_TAKEN
-        ) from None
-    session.add(Membership(tenant_id=tenant.id, user_id=user.id, role=Role.OWNER))
-    await session.flush()
-    return user, tenant, _issue(session, settings, user.id)
+        return user, tenant, _issue(session, settings, user.id)
 
 
-async def sign_in(session: AsyncSession, settings: Settings, *, email: str, password: str) -> TokenPair:
-    user = await session.scalar(select(User).where(User.email == email.lower(), User.disabled_at.is_(None)))
-    if not await credentials.verify_password(password, user.password_hash if user else None) or user is None:
-        raise Unauthenticated("E-mail address or password is wrong.")
-    return _issue(session, settings, user.id)
+async def sign_in(database: Database, settings: Settings, *, email: str, password: str) -> TokenPair:
+    """New tokens, or Unauthenticated. The password is hashed between two transactions."""
+    async with database.identity() as session:
+        enabled = select(User.id, User.password_hash).where(User.email == email.lower(), User.disabled_at.is_(None))
+        user = (await session.execute(enabled)).one_or_none()
+    matches = await credentials.verify_password(password, user.password_hash if user else None)
+    if user is None or not matches:
+        raise Unauthenticated(NOT_MATCHING)
+    async with database.identity() as session:
+        # The user may have been disabled, or the password changed, in between.
+        unchanged = enabled.where(User.id == user.id, User.password_hash == user.password_hash)
+        if (await session.execute(unchanged.with_for_update(key_share=True))).one_or_none() is None:
+            raise Unauthenticated(NOT_MATCHING)
+        return _issue(session, settings, user.id)
 
 
 def _issue(session: AsyncSession, settings: Settings, user_id: UUID) -> TokenPair:
