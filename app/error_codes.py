@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     UNAUTHENTICATED = "unauthenticated", 401, "The credential is missing, wrong, expired or revoked."
     FORBIDDEN = "forbidden", 403, "The caller's role or the key's scopes do not allow this."
     NO_TENANT = "no_tenant", 403, "The caller is not a member of any tenant."
+    SIGNUP_CLOSED = "signup_closed", 403, "Nobody can sign up here without an invitation."
     NOT_FOUND = "not_found", 404, "There is no such thing, or not for this caller; a malformed id answers alike."
     METHOD_NOT_ALLOWED = "http_405", 405, "This path has no such method."
     ATTACHMENT_NOT_STORED = "not_stored", 409, "The attachment is not stored; its `status` and `error` say why."

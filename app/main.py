@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from app.accounts import routes as accounts
 from app.agents import routes as agents
 from app.agents._shared.registry import Registry, load_registry
+from app.api_docs import install_docs
 from app.attachments import content
 from app.attachments import routes as attachments
 from app.attachments.reconcile import Report, reconcile
@@ -56,6 +57,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
         title="Easel",
         version="0.1.0",
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )
@@ -78,6 +80,8 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     for feature in (accounts, agents, conversations, runs, attachments, content):
         app.include_router(feature.router)
     app.include_router(probes)
+    if settings.api_docs_shown:
+        install_docs(app)
     return app
 
 

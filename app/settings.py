@@ -16,10 +16,68 @@ ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
 ImageBackground = Literal["auto", "opaque", "transparent"]
 
 
+SECRET_BYTES = 32
+_PLACEHOLDER = re.compile(
+    r"change.?(me|this|it)|example|placeholder|your.?(secret|key)|development", re.IGNORECASE
+).search
 _AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
 
 
-class Settings(BaseSettings):
+class ImageSettings(BaseSettings):
+    image_model: str | None = None
+    image_default_size: str = "1024x1024"
+    image_default_quality: ImageQuality = "high"
+    image_default_format: ImageFormat = "png"
+    image_default_background: ImageBackground = "auto"
+    image_default_compression: int | None = Field(default=None, ge=0, le=100)
+    image_output_max_mb: float = Field(default=6, gt=0, le=64)
+    image_max_partial_images: int = Field(default=2, ge=0, le=3)
+
+    @property
+    def image_output_max_bytes(self) -> int:
+        return int(self.image_output_max_mb * 1024 * 1024)
+
+
+class StorageSettings(BaseSettings):
+    storage_provider: Literal["memory", "minio", "gcs"] = "memory"
+    storage_bucket: str = "easel"
+    minio_endpoint: str | None = None
+    minio_public_endpoint: str | None = None
+    minio_access_key: SecretStr | None = None
+    minio_secret_key: SecretStr | None = None
+    minio_region: str = "us-east-1"
+    minio_secure: bool = True
+    gcs_project_id: str | None = None
+    gcs_bucket: str | None = None
+    gcs_credentials_file: Path | None = None
+    gcs_signing_email: str | None = None
+    storage_emulator_host: str | None = None
+
+    def missing_for_storage(self) -> list[str]:
+        if self.storage_provider != "minio":
+            return []
+        required = {
+            "MINIO_ENDPOINT": self.minio_endpoint,
+            "MINIO_ACCESS_KEY": self.minio_access_key,
+            "MINIO_SECRET_KEY": self.minio_secret_key,
+        }
+        return [f"{name} (STORAGE_PROVIDER=minio needs it)" for name, value in required.items() if value is None]
+
+
+class LimitSettings(BaseSettings):
+    link_ttl_seconds: int = Field(default=300, ge=10, le=300)
+    stream_ttl_seconds: int = Field(default=3600, ge=600)
+    access_token_seconds: int = Field(default=3600, ge=60)
+    refresh_token_days: int = Field(default=30, ge=1)
+    request_body_max_mb: float = Field(default=1, gt=0)
+    upload_max_mb: float = Field(default=50, gt=0)
+
+    @property
+    def upload_max_bytes(self) -> int:
+        return int(self.upload_max_mb * 1024 * 1024)
+
+
+class Settings(ImageSettings, StorageSettings, LimitSettings):
     """Typed settings; an empty variable counts as unset."""
 
     # Extra: AGENT_<KEY>_MODEL, whose names only the specs know.
@@ -36,6 +94,8 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = None
     public_url: str | None = None
     cors_origins: Annotated[list[str], NoDecode] = []
+    signup: Literal["open", "invite", "closed"] | None = None
+    api_docs: bool | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # The model provider
@@ -49,39 +109,6 @@ class Settings(BaseSettings):
     run_timeout_seconds: float = Field(default=900, gt=0)
     run_lease_seconds: float = Field(default=20, ge=1)
     tenant_concurrency: int = Field(default=10, ge=1)
-
-    # Images
-    image_model: str | None = None
-    image_default_size: str = "1024x1024"
-    image_default_quality: ImageQuality = "high"
-    image_default_format: ImageFormat = "png"
-    image_default_background: ImageBackground = "auto"
-    image_default_compression: int | None = Field(default=None, ge=0, le=100)
-    image_output_max_mb: float = Field(default=6, gt=0, le=64)
-    image_max_partial_images: int = Field(default=2, ge=0, le=3)
-
-    # Object storage
-    storage_provider: Literal["memory", "minio", "gcs"] = "memory"
-    storage_bucket: str = "easel"
-    minio_endpoint: str | None = None
-    minio_public_endpoint: str | None = None
-    minio_access_key: SecretStr | None = None
-    minio_secret_key: SecretStr | None = None
-    minio_region: str = "us-east-1"
-    minio_secure: bool = True
-    gcs_project_id: str | None = None
-    gcs_bucket: str | None = None
-    gcs_credentials_file: Path | None = None
-    gcs_signing_email: str | None = None
-    storage_emulator_host: str | None = None
-
-    # Lifetimes and limits
-    link_ttl_seconds: int = Field(default=300, ge=10, le=300)
-    stream_ttl_seconds: int = Field(default=3600, ge=600)
-    access_token_seconds: int = Field(default=3600, ge=60)
-    refresh_token_days: int = Field(default=30, ge=1)
-    request_body_max_mb: float = Field(default=1, gt=0)
-    upload_max_mb: float = Field(default=50, gt=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -115,7 +142,7 @@ class Settings(BaseSettings):
         missing = self._missing_in_production() if self.environment == "production" else []
         if not self.embedded_worker and self.redis_url is None:
             missing.append("REDIS_URL (EMBEDDED_WORKER=false needs it)")
-        missing.extend(self._missing_for_storage())
+        missing.extend(self.missing_for_storage())
         if missing:
             raise ValueError("set " + ", ".join(dict.fromkeys(missing)))
         return self
@@ -131,29 +158,21 @@ class Settings(BaseSettings):
         missing = [name for name, value in required.items() if value is None]
         if self.storage_provider == "memory":
             missing.append("STORAGE_PROVIDER (minio or gcs)")
+        if self.secret_key is not None and not all(_is_secret(key) for key in self.signing_keys()):
+            missing.append(f"SECRET_KEY (each of its keys {SECRET_BYTES} random bytes or more: openssl rand -hex 32)")
         return missing
-
-    def _missing_for_storage(self) -> list[str]:
-        if self.storage_provider != "minio":
-            return []
-        required = {
-            "MINIO_ENDPOINT": self.minio_endpoint,
-            "MINIO_ACCESS_KEY": self.minio_access_key,
-            "MINIO_SECRET_KEY": self.minio_secret_key,
-        }
-        return [f"{name} (STORAGE_PROVIDER=minio needs it)" for name, value in required.items() if value is None]
 
     @property
     def production(self) -> bool:
         return self.environment == "production"
 
     @property
-    def image_output_max_bytes(self) -> int:
-        return int(self.image_output_max_mb * 1024 * 1024)
+    def signup_open(self) -> bool:
+        return (self.signup or ("closed" if self.production else "open")) == "open"
 
     @property
-    def upload_max_bytes(self) -> int:
-        return int(self.upload_max_mb * 1024 * 1024)
+    def api_docs_shown(self) -> bool:
+        return not self.production if self.api_docs is None else self.api_docs
 
     def model_for(self, model_key: str | None) -> str:
         """The model's name for an agent's `model_key`: `AGENT_<KEY>_MODEL` (- as _), else `AGENT_DEFAULT_MODEL`."""
@@ -168,6 +187,11 @@ class Settings(BaseSettings):
         if not path.exists():
             _write_once(path, secrets.token_urlsafe(32))
         return [path.read_text().strip()]
+
+
+def _is_secret(key: str) -> bool:
+    """Whether it is long enough and no example of somebody's documentation."""
+    return len(key.encode()) >= SECRET_BYTES and len(set(key)) >= 10 and not _PLACEHOLDER(key)
 
 
 def _write_once(path: Path, text: str) -> None:

@@ -39,7 +39,11 @@ from app.paging import PageQuery, fetch_page
 router = APIRouter(prefix="/v1", tags=["accounts"])
 
 
-@router.post("/signup", status_code=201, responses=problems(ErrorCode.EMAIL_TAKEN, ErrorCode.LIMIT_EXCEEDED))
+@router.post(
+    "/signup",
+    status_code=201,
+    responses=problems(ErrorCode.EMAIL_TAKEN, ErrorCode.SIGNUP_CLOSED, ErrorCode.LIMIT_EXCEEDED),
+)
 async def sign_up(body: SignUp, database: CurrentDatabase, settings: CurrentSettings) -> SignedUp:
     """Sign up a user with a new tenant.
 

@@ -115,6 +115,8 @@ async def sign_up(
 
     The password is hashed before there is a transaction: no connection waits for a processor.
     """
+    if not settings.signup_open:
+        raise Forbidden("Sign-up is closed: ask whoever runs this service for access.", code=ErrorCode.SIGNUP_CLOSED)
     user = User(email=email.lower(), password_hash=await credentials.hash_password(password))
     tenant = Tenant(name=tenant_name)
     async with database.identity() as session:

@@ -69,7 +69,15 @@ PRIVATE = ("routes", "content")  # but for main, which serves them
 _SERVES_LINKS = ("app.attachments.links", "app.attachments.content")
 # An outside package -> the modules that may import it; a trailing dot means everything below.
 OUTSIDE: dict[str, tuple[str, ...]] = {
-    "fastapi": ("app.main", "app.openapi", "app.problems", "app.db", "app.identity.actor", *_SERVES_LINKS),
+    "fastapi": (
+        "app.main",
+        "app.api_docs",
+        "app.openapi",
+        "app.problems",
+        "app.db",
+        "app.identity.actor",
+        *_SERVES_LINKS,
+    ),
     "starlette": ("app.main", "app.problems", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),
     "agents": ("app.agents._shared.build", "app.agents._shared.sdk_tools", "app.provider.", "app.worker."),
     "openai": ("app.provider.",),

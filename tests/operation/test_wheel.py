@@ -42,7 +42,12 @@ def test_it_migrates_serves_and_draws_from_an_empty_directory(
     with shared_parts(tmp_path) as settings:
         (tmp_path / "s3" / "easel").mkdir()  # production makes no bucket
         variables = {name.upper(): str(value) for name, value in settings.items()}
-        variables |= {"ENVIRONMENT": "production", "PUBLIC_URL": "http://127.0.0.1", "DATA_DIR": str(empty)}
+        variables |= {
+            "ENVIRONMENT": "production",
+            "SIGNUP": "open",
+            "PUBLIC_URL": "http://127.0.0.1",
+            "DATA_DIR": str(empty),
+        }
         variables |= {"DATABASE_URL": empty_database_url, "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
         migrated = _run(clean / "easel", "migrate", cwd=empty, variables=variables)
         assert "The database is at revision" in migrated.stdout
