@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from app import EaselError
+from app.allocator import return_freed_memory
 from app.loading import load
 
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
@@ -33,6 +34,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _run(command: str, **options: object) -> None:
+    return_freed_memory()
     # With every command's imports `easel --help` would take seconds.
     load(f"app.commands.{command}").run(**options)
 

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from PIL import Image
@@ -32,6 +32,7 @@ class Drawing:
     size: str
     model: str
     revised_prompt: str
+    number: int = 0  # of an image among many that look alike
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def _draws(choice: Any, conversation: Conversation, *, alone: bool) -> bool:
         return True
     if as_object(choice).get("type") == "function" or not text or _CHAT.match(text):
         return False
-    return alone or conversation.brought or "two" in directives or _DRAW.search(text) is not None
+    return (
+        alone or conversation.brought or "two" in directives or "images" in directives or _DRAW.search(text) is not None
+    )
 
 
 def _call(choice: Any, conversation: Conversation, tools: list[Json]) -> Call | None:
@@ -110,6 +113,10 @@ def _drawings(conversation: Conversation, options: ImageOptions, mask: bytes | N
     if mask:
         _check_mask(mask, conversation.sources)
     sources = tuple(conversation.sources[:16]) if edits or mask else ()
+    if "images" in conversation.directives:
+        drawing = _drawing(conversation, options, sources, mask, 0)
+        count = int(conversation.directives.number("images", 1))
+        return tuple(replace(drawing, number=number) for number in range(1, count + 1))
     number = 2 if "two" in conversation.directives else 1
     return tuple(_drawing(conversation, options, sources, mask, index) for index in range(number))
 
@@ -167,7 +174,8 @@ def _revised(prompt: str, action: str) -> str:
 
 
 def _caption(conversation: Conversation, drawings: tuple[Drawing, ...]) -> str:
-    what = "the changed image" if drawings[0].action == "edit" else "your image" if len(drawings) == 1 else "two images"
+    many = "two images" if len(drawings) == 2 else f"{len(drawings)} images"
+    what = "the changed image" if drawings[0].action == "edit" else "your image" if len(drawings) == 1 else many
     sizes = " and ".join(dict.fromkeys(drawing.size for drawing in drawings))
     verb = "are" if len(drawings) > 1 else "is"
     text = f'Here {verb} {what} for "{_short(conversation.text)}" ({sizes}).'

@@ -44,6 +44,7 @@ DIRECTIVES: dict[str, str] = {
     "order": "=3: one unrequested partial image, no image_generation_call.completed, status generating",
     "slow": "=SECONDS: drawing takes that long, with keepalives",
     "two": "two images in one response",
+    "images": "=N: N images in one response, alike but for a few bytes (PNG only)",
     "words": "=N: the text has N words",
     "call": "=NAME: a call of that function, whether it was offered or not",
     "nul": "the text holds the character U+0000, and so does the revised prompt",
@@ -53,7 +54,7 @@ DIRECTIVES: dict[str, str] = {
 }
 
 _DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.]+)\s*)?\]", re.IGNORECASE)
-_NUMBERS = ("http", "retry_after", "cut", "eof", "silence", "big", "slow", "words")
+_NUMBERS = ("http", "retry_after", "cut", "eof", "silence", "big", "slow", "words", "images")
 _NUMBER = re.compile(r"\d{1,6}(\.\d+)?")
 
 

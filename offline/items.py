@@ -6,6 +6,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from offline.decide import Call, Drawing
@@ -141,8 +142,10 @@ async def image_call(out: Output, drawing: Drawing) -> AsyncIterator[Json]:
 
 def _paint(drawing: Drawing, directives: Directives) -> Artwork:
     """The image, with the faults that the directives ask for; what an edit starts from stays whole."""
-    artwork = paint(drawing.spec)
+    artwork = _painted(drawing.spec) if drawing.number else paint(drawing.spec)
     final = artwork.final
+    if drawing.number and drawing.spec.output_format == "png":
+        final = enlarge_png(final, len(final) + 12 + drawing.number)
     if "big" in directives and drawing.spec.output_format == "png":
         final = enlarge_png(final, int(directives.number("big", 1) * 1024 * 1024))
     if "wrong_type" in directives:
@@ -155,6 +158,10 @@ def _paint(drawing: Drawing, directives: Directives) -> Artwork:
         return artwork
     partials = (*artwork.partials[:-1], final) if artwork.partials else ()
     return Artwork(final, partials, artwork.editable or artwork.final)
+
+
+# Many images that look alike are painted once.
+_painted = lru_cache(maxsize=1)(paint)
 
 
 async def _while_drawing(painting: asyncio.Task[Artwork], seconds: float) -> AsyncIterator[Json]:

@@ -28,6 +28,8 @@ RECOVERY = 2 * SCALE
 """After a restart of Postgres."""
 FAIR_START = 2 * SCALE
 """Of a tenant's first run, behind another's long queue."""
+MEANWHILE = 5 * SCALE
+"""For a whole run with an image, while another run of the worker stores a thousand."""
 CANCELLED = 1 * SCALE
 """Until the provider is stopped."""
 DRAINED = 5 * SCALE

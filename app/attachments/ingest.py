@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +15,29 @@ from app.db import Database, retry_while_unavailable, uuid7
 from app.images.inspect import ImageFacts
 from app.images.sanitise import Cleaned
 from app.storage import keys
-from app.storage.store import StorageError, Store
+from app.storage.store import StorageError, StorageUnavailable, Store
 
 log = logging.getLogger(__name__)
 
 # The end of the text waits no longer for a store that does not answer.
 PUT_SECONDS = 3.0
+# After a failure the images behind do not each wait for the store: they are spooled at once.
+OUTAGE_SECONDS = 5.0
+
+
+class Outage:
+    """Whether the store has failed a moment ago."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def begin(self) -> None:
+        self._until = time.monotonic() + OUTAGE_SECONDS
+
+    def check(self) -> None:
+        """Raises StorageUnavailable."""
+        if time.monotonic() < self._until:
+            raise StorageUnavailable("The store did not answer a moment ago.")
 
 
 def new_attachment(
@@ -43,14 +61,21 @@ def new_attachment(
     )
 
 
-async def ingest(database: Database, store: Store, spool: Spool, row: Attachment, data: bytes) -> Attachment:
+async def ingest(
+    database: Database, store: Store, spool: Spool, outage: Outage, row: Attachment, data: bytes
+) -> Attachment:
     """Row pending -> object -> row stored; where the store fails the row stays pending and the bytes are spooled."""
     row = await insert_once(database, row)
     if row.status == AttachmentStatus.STORED:
         return row
     try:
-        async with asyncio.timeout(PUT_SECONDS):
-            await store.put(row.storage_key, data, mime_type=row.mime_type)
+        outage.check()
+        try:
+            async with asyncio.timeout(PUT_SECONDS):
+                await store.put(row.storage_key, data, mime_type=row.mime_type)
+        except (StorageError, TimeoutError):
+            outage.begin()
+            raise
     except (StorageError, TimeoutError) as error:
         log.error(
             "image.ingest_failed",

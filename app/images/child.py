@@ -18,7 +18,7 @@ MEMORY_BYTES = 1280 * 1024**2
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Per event loop, because a semaphore belongs to one; then per module.
+# Per event loop, because a semaphore belongs to one; then by name.
 _slots: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
 _pool = ThreadPoolExecutor(thread_name_prefix="children")
 
@@ -29,13 +29,18 @@ async def run(module: str, *arguments: str, stdin: bytes = b"", concurrency: int
     Raises UnreadableImage when the child exceeds a limit of `limit_process` or WALL_SECONDS, or crashes.
     """
     loop = asyncio.get_running_loop()
-    async with _slots.setdefault(loop, {}).setdefault(module, asyncio.Semaphore(concurrency)):
+    async with slots(module, concurrency):
         # Popen in a thread: uvloop would fork in the event loop and stop it for tens of milliseconds.
         process = await loop.run_in_executor(_pool, _start, module, arguments)
         try:
             return await loop.run_in_executor(_pool, _finish, process, stdin)
         finally:
             process.kill()  # the caller may have been cancelled
+
+
+def slots(name: str, count: int) -> asyncio.Semaphore:
+    """This event loop's semaphore of that name, made with `count` places when it is first asked for."""
+    return _slots.setdefault(asyncio.get_running_loop(), {}).setdefault(name, asyncio.Semaphore(count))
 
 
 def _start(module: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:

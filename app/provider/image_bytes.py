@@ -6,10 +6,14 @@ held, so a repeated image costs neither memory nor a second hash.
 
 import json
 import re
+import weakref
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pybase64
+
+from app.provider.spill import SpillFile
 
 # Longer images are read to their end and measured, but not held; the provider's largest have 33 MB of pixels.
 MAX_IMAGE_BYTES = 64 * 1024**2
@@ -20,10 +24,48 @@ _WHOLE_ESCAPES = re.compile(rb"[^\\]*(?:\\(?:[^u]|u.{4})[^\\]*)*", re.DOTALL)
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class ImageBytes:
-    """`data` is None where the base64 is invalid (`size` is 0) or has more bytes than are held."""
+    """`data` is None where the bytes wait in a file, where the base64 is invalid (`size` is 0), or has too many bytes.
+
+    `repeated`: dropped, as these bytes came before in the same stream.
+    """
 
     data: bytes | None = field(repr=False)
     size: int
+    repeated: bool = False
+    _spilled: tuple[SpillFile, int] | None = field(default=None, repr=False)
+    _checksum: int | None = field(default=None, repr=False)
+
+    @property
+    def is_spilled(self) -> bool:
+        return self._spilled is not None
+
+    def checksum(self) -> int:
+        """CRC-32, 1 ms per MB; for bytes that are held or in a file."""
+        if self._checksum is None:
+            self._checksum = zlib.crc32(self.data or b"")
+        return self._checksum
+
+    def equals(self, other: "ImageBytes") -> bool:
+        if self.size == other.size and self.is_spilled != other.is_spilled:
+            return self.checksum() == other.checksum()
+        return self.size == other.size and self.data == other.data
+
+    def spill(self, file: SpillFile) -> None:
+        """Move the bytes into the file, until this object is freed; raises OSError."""
+        data = self.data
+        if data is None or self.is_spilled:
+            return
+        self.checksum()
+        place = file.write(data)
+        weakref.finalize(self, file.free).atexit = False
+        self._spilled, self.data = (file, place), None
+
+    def read(self) -> bytes | None:
+        """The bytes, wherever they are; None where there are none."""
+        if self._spilled is None:
+            return self.data
+        file, place = self._spilled
+        return file.read(place, self.size)
 
 
 def decode(base64: str) -> ImageBytes:

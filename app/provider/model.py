@@ -98,6 +98,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
         self._background = background
         # Weak: an image is freed as soon as it is stored.
         self._last: WeakValueDictionary[str, ImageBytes] = WeakValueDictionary()
+        self._extracted: set[str] = set()
 
     async def stream_response(self, *args: Any, **kwargs: Any) -> AsyncGenerator[ResponseStreamEvent]:
         resumed = self._observer.take_resumed()
@@ -184,8 +185,11 @@ class ImageExtractingModel(OpenAIResponsesModel):
         item.result = None
         # The same image comes again in response.completed; other bytes there replace what was cut off before.
         last = self._last.get(item.id)
-        if last is None or last.data != image.content.data:
+        if image.content.repeated and item.id in self._extracted:
+            return
+        if last is None or not last.equals(image.content):
             self._last[item.id] = image.content
+            self._extracted.add(item.id)
             self._images.on_image(image)
 
 

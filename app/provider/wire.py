@@ -26,6 +26,8 @@ T = TypeVar("T")
 IMAGE = "image_bytes"
 # Shorter values stay in the JSON.
 MIN_LETTERS = 128
+# Of an event with more images, those that came before in the stream are dropped: `response.completed` repeats all.
+MAX_COPIES = 8
 # Shorter lines are not searched: a text delta has about 300 bytes.
 MIN_LINE = 512
 
@@ -132,6 +134,7 @@ class _Lines:
         self._known = known
         self._names = f"image:{secrets.token_hex(8)}:"
         self._count = 0
+        self._seen: set[tuple[int, int]] = set()  # sizes and checksums, in a stream of many images
         self._after_cr = False
         self._line = bytearray()
         self._searched = 0
@@ -201,7 +204,7 @@ class _Lines:
             value.feed(part)
             return b""
         value.feed(part[:end])
-        image = value.finish()
+        image = self._without_copy(value.finish())
         self._known.add(image)
         self._count += 1
         name = f"{self._names}{self._count}"
@@ -210,6 +213,15 @@ class _Lines:
         self._line += name.encode() if value.is_json else b"\0"
         self._value, self._searched = None, len(self._line)
         return part[end:]
+
+    def _without_copy(self, image: ImageBytes) -> ImageBytes:
+        if self._count < MAX_COPIES or image.data is None:
+            return image
+        key = image.size, image.checksum()
+        if key in self._seen and len(self.images) >= MAX_COPIES:
+            return ImageBytes(None, image.size, repeated=True)
+        self._seen.add(key)
+        return image
 
     def _closing_quote(self, part: bytes) -> int:
         """-1 where the value goes on."""

@@ -10,6 +10,7 @@ from app.db import Database
 from app.provider.client import Provider
 from app.settings import Settings
 from app.storage.store import Store
+from app.worker.image_intake import ImageIntake
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class WorkerContext:
     broker: Broker
     store: Store
     spool: Spool
+    intake: ImageIntake
     registry: Registry
     provider: Provider
     stopping: asyncio.Event

@@ -12,7 +12,6 @@ from app.attachments.models import Attachment, AttachmentError, AttachmentKind, 
 from app.attachments.schemas import AttachmentView
 from app.error_codes import ErrorCode
 from app.images.inspect import Decoded, UnreadableImage, examine, facts_of
-from app.provider.image_bytes import ImageBytes
 from app.provider.model import GeneratedImage, PartialImage
 from app.runs.events import AttachmentCreated, AttachmentFailed, ImagePartial
 from app.runs.models import Run
@@ -25,8 +24,8 @@ from app.worker.image_options import ImageOptions
 log = logging.getLogger(__name__)
 
 PREVIEW_SECONDS = 2.0
-# How long images may take after the text has ended. The store has its own, shorter limit: this one is for a database
-# that restarts, and longer than a worker waits for that.
+# How long the next image may take after the text has ended. The store has its own, shorter limit: this one is for a
+# database that restarts, and longer than a worker waits for that.
 FINISH_SECONDS = 20.0
 
 
@@ -47,6 +46,8 @@ class RunImages:
         self._images: list[asyncio.Task[None]] = []
         self._stored: set[str] = set()
         self._unreadable: dict[str, str] = {}
+        self._preview_places = ctx.intake.previews.of_run()
+        self._places = ctx.intake.images.of_run()
 
     def on_partial(self, partial: PartialImage) -> None:
         if self._events.has(_partial_key(partial)):
@@ -67,11 +68,15 @@ class RunImages:
 
     async def finish_storing(self) -> None:
         """Return when every image is stored, rejected or waiting in the spool."""
-        if tasks := self._tasks():
-            _, late = await asyncio.wait(tasks, timeout=FINISH_SECONDS)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        late = set(self._tasks())
+        while late:
+            waiting = len(late)
+            _, late = await asyncio.wait(late, timeout=FINISH_SECONDS)
+            if len(late) == waiting:
+                for task in late:
+                    task.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
+                break
         for tool_call_id, detail in self._unreadable.items():
             if tool_call_id not in self._stored:
                 self.emit_failure(tool_call_id, ErrorCode.IMAGE_UNREADABLE, detail, retryable=False)
@@ -90,13 +95,13 @@ class RunImages:
     async def _show(self, partial: PartialImage, *, before: asyncio.Task[None] | None) -> None:
         """A preview is a small object that expires; if it cannot be stored, the reader only misses it."""
         try:
-            data = _data_of(partial.content)
-            facts = await facts_of(data)
-            key = keys.preview_key(
-                self._run.tenant_id, self._run.id, partial.tool_call_id, partial.index, facts.extension
-            )
-            async with asyncio.timeout(PREVIEW_SECONDS):
-                await self._ctx.store.put(key, data, mime_type=facts.mime_type)
+            async with self._preview_places.admit(partial.content) as data:
+                facts = await facts_of(data)
+                key = keys.preview_key(
+                    self._run.tenant_id, self._run.id, partial.tool_call_id, partial.index, facts.extension
+                )
+                async with asyncio.timeout(PREVIEW_SECONDS):
+                    await self._ctx.store.put(key, data, mime_type=facts.mime_type)
         except (UnreadableImage, StorageError, TimeoutError) as error:
             log.warning("image.preview_failed", extra={"tool_call_id": partial.tool_call_id, "error": str(error)})
             return
@@ -113,29 +118,28 @@ class RunImages:
         self._events.emit(event, _partial_key(partial))
 
     async def _store(self, image: GeneratedImage) -> None:
-        if image.content.data is None and image.content.size:
-            self.emit_failure(
-                image.tool_call_id, ErrorCode.IMAGE_TOO_LARGE, self._too_large(image.content.size), retryable=False
-            )
+        tool_call_id, content = image.tool_call_id, image.content
+        if content.data is None and content.size and not content.is_spilled:
+            self.emit_failure(tool_call_id, ErrorCode.IMAGE_TOO_LARGE, self._too_large(content.size), retryable=False)
             return
         try:
-            decoded = await examine(_data_of(image.content))
-            row = await self._ingest(image, decoded)
+            async with self._places.admit(content) as data:
+                row = await self._ingest(image, await examine(data))
         except UnreadableImage as error:
-            log.warning("image.unreadable", extra={"tool_call_id": image.tool_call_id, "error": str(error)})
+            log.warning("image.unreadable", extra={"tool_call_id": tool_call_id, "error": str(error)})
             # Reported at the end of the turn: the provider's last event may still bring the whole image.
-            self._unreadable[image.tool_call_id] = str(error)
+            self._unreadable[tool_call_id] = str(error)
             return
         except Exception:
-            log.exception("image.ingest_failed", extra={"tool_call_id": image.tool_call_id})
-            self.emit_failure(
-                image.tool_call_id, ErrorCode.INGEST_FAILED, "The image could not be recorded.", retryable=True
-            )
+            log.exception("image.ingest_failed", extra={"tool_call_id": tool_call_id})
+            self.emit_failure(tool_call_id, ErrorCode.INGEST_FAILED, "The image could not be recorded.", retryable=True)
             return
-        self._stored.add(image.tool_call_id)
-        if previews := self._previews.get(image.tool_call_id):
+        # Frees the bytes, which the wait for the previews must not keep.
+        del image, content, data
+        self._stored.add(tool_call_id)
+        if previews := self._previews.get(tool_call_id):
             await asyncio.wait(previews, timeout=PREVIEW_SECONDS)
-        self._announce(image.tool_call_id, row)
+        self._announce(tool_call_id, row)
         if row.status == AttachmentStatus.STORED:
             await variants.request(self._ctx.broker, row.tenant_id, row.id)
 
@@ -145,7 +149,7 @@ class RunImages:
             row.status = AttachmentStatus.FAILED
             row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(row.size_bytes))
             return await insert_once(ctx.database, row)
-        return await ingest(ctx.database, ctx.store, ctx.spool, row, decoded.data)
+        return await ingest(ctx.database, ctx.store, ctx.spool, ctx.intake.outage, row, decoded.data)
 
     def _too_large(self, size_bytes: int) -> str:
         allowed = self._ctx.settings.image_output_max_mb
@@ -182,12 +186,6 @@ class RunImages:
         else:
             detail = "The image is safe but not stored yet; it will be here once the object storage answers."
             self.emit_failure(tool_call_id, ErrorCode.STORAGE_UNAVAILABLE, detail, retryable=True, object_id=row.id)
-
-
-def _data_of(content: ImageBytes) -> bytes:
-    if content.data is None:
-        raise UnreadableImage("The image has too many bytes." if content.size else "The image's base64 is invalid.")
-    return content.data
 
 
 def _partial_key(partial: PartialImage) -> str:

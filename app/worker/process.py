@@ -15,6 +15,7 @@ from app.provider.warm_up import warm_up
 from app.settings import Settings
 from app.worker import housekeeping, tasks
 from app.worker.context import WorkerContext
+from app.worker.image_intake import ImageIntake
 
 
 def load_agents(settings: Settings) -> Registry:
@@ -46,12 +47,15 @@ async def working(
             api_key=parts.provider_key, base_url=parts.provider_url, idle_seconds=settings.upstream_idle_seconds
         )
         stack.push_async_callback(provider.close)
+        intake = ImageIntake(settings.data_dir / "spool")
+        stack.callback(intake.close)
         ctx = WorkerContext(
             settings,
             connections.database,
             connections.broker,
             connections.store,
             Spool(settings.data_dir / "spool"),
+            intake,
             registry,
             provider,
             stopping,

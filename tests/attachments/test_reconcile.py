@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.attachments.ingest import ingest, new_attachment
+from app.attachments.ingest import Outage, ingest, new_attachment
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.attachments.reconcile import LOCK_KEY, Kind, Report, reconcile
 from app.attachments.spool import Spool
@@ -80,7 +80,7 @@ class Yard:
             tool_call_id=f"ig_{uuid4().hex}",
             options={},
         )
-        return await ingest(self.database, self.store, self.spool, row, data)
+        return await ingest(self.database, self.store, self.spool, Outage(), row, data)
 
     async def upload(self, status: AttachmentStatus = AttachmentStatus.STORED, **fields: Any) -> Attachment:
         """A row alone."""

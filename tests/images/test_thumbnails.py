@@ -1,5 +1,6 @@
 """Thumbnails, compared by their pixels."""
 
+import asyncio
 from io import BytesIO
 from typing import Any, cast
 
@@ -70,6 +71,27 @@ async def test_thumbnails_of_a_gif_show_its_first_frame() -> None:
         red, _, blue = cast(tuple[int, int, int], image.convert("RGB").getpixel((9, 9)))
         assert red > 200
         assert blue < 50
+
+
+async def test_a_small_image_waits_for_the_child_that_decodes_a_large_one() -> None:
+    ended: list[int] = []
+
+    async def make(width: int, height: int) -> None:
+        await make_thumbnails(encoded(Image.new("RGB", (width, height), "red"), "PNG"))
+        ended.append(width)
+
+    async with asyncio.TaskGroup() as group:
+        for size in ((2100, 2100), (300, 200)):
+            group.create_task(make(*size))
+    assert ended == [2100, 300]
+
+
+async def test_a_copy_of_half_the_size_averages_pixels() -> None:
+    stripes = Image.new("L", (512, 512), 255)
+    stripes.paste(0, (0, 0, 512, 512), Image.frombytes("L", (512, 512), bytes([255, 0] * 256 * 512)))
+    made = await make_thumbnails(encoded(stripes, "PNG"))
+    with Image.open(BytesIO(made.images[0].data)) as image:
+        assert abs(luminance(image, 0.5, 0.5) - 127) < 4
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"x" * 99])

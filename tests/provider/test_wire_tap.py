@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from app.provider import image_bytes
 from app.provider.image_bytes import ImageBytes
 from app.provider.model import GeneratedImage, ImageExtractingModel, PartialImage
-from app.provider.wire import IMAGE, WireTapClient, image_of
+from app.provider.wire import IMAGE, MAX_COPIES, WireTapClient, image_of
 from tests.stream_server import read_stream
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -245,6 +245,25 @@ async def test_a_copy_is_the_same_image_and_another_one_is_not() -> None:
         assert first is again is last
         expected = [SAMPLE[:-1] + b"!", SAMPLE[:-900], SAMPLE + SAMPLE]
         assert [image.data for image in others] == expected
+
+
+@pytest.mark.anyio
+async def test_copies_of_many_images_are_dropped_at_the_end_of_their_stream() -> None:
+    texts = [base64.b64encode(SAMPLE + bytes([number])).decode() for number in range(30)]
+    items = [json.loads(done(json.dumps(text))[6:])["item"] for text in [*texts, "neverSentBefore1" * 20]]
+    response = {"id": "resp_1", "output": [{**item, "id": f"ig_{at}"} for at, item in enumerate(items)]}
+    completed = json.dumps({"type": "response.completed", "note": "image_generation", "response": response})
+    pieces = [*(done(json.dumps(text)) for text in texts), f"data: {completed}\n\n".encode()]
+    http_client = DefaultAsyncHttpxClient(transport=_Transport(pieces))
+    async with WireTapClient(api_key="none", http_client=http_client) as openai:
+        stream = await openai.responses.create(model="m", input="Hello", stream=True)
+        found = [[(image.data, image.repeated) for image in images_in([event])] async for event in stream]
+    assert [data for images in found[:-1] for data, _ in images] == [base64.b64decode(text) for text in texts]
+    *copies, new = found[-1]
+    assert len(copies) == len(texts)
+    assert new == (base64.b64decode("neverSentBefore1" * 20), False)
+    assert sum(data is not None for data, _ in copies) <= MAX_COPIES * 2
+    assert all(repeated is (data is None) for data, repeated in copies)
 
 
 class _Received:
