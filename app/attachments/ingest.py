@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -21,23 +23,31 @@ log = logging.getLogger(__name__)
 
 # The end of the text waits no longer for a store that does not answer.
 PUT_SECONDS = 3.0
-# After a failure the images behind do not each wait for the store: they are spooled at once.
+# After a failure that took this long, the images behind are spooled at once for a while: otherwise the last of many
+# would wait for the store as often as there are images before it.
+SLOW_SECONDS = 1.0
 OUTAGE_SECONDS = 5.0
 
 
 class Outage:
-    """Whether the store has failed a moment ago."""
+    """Whether the store has hung a moment ago."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
-    def begin(self) -> None:
-        self._until = time.monotonic() + OUTAGE_SECONDS
-
-    def check(self) -> None:
-        """Raises StorageUnavailable."""
-        if time.monotonic() < self._until:
+    @asynccontextmanager
+    async def watching(self, seconds: float) -> AsyncGenerator[None]:
+        """Around a put, which may take this long; raises StorageUnavailable at once during an outage."""
+        began = time.monotonic()
+        if began < self._until:
             raise StorageUnavailable("The store did not answer a moment ago.")
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except (StorageError, TimeoutError):
+            if time.monotonic() - began > SLOW_SECONDS:
+                self._until = time.monotonic() + OUTAGE_SECONDS
+            raise
 
 
 def new_attachment(
@@ -69,13 +79,8 @@ async def ingest(
     if row.status == AttachmentStatus.STORED:
         return row
     try:
-        outage.check()
-        try:
-            async with asyncio.timeout(PUT_SECONDS):
-                await store.put(row.storage_key, data, mime_type=row.mime_type)
-        except (StorageError, TimeoutError):
-            outage.begin()
-            raise
+        async with outage.watching(PUT_SECONDS):
+            await store.put(row.storage_key, data, mime_type=row.mime_type)
     except (StorageError, TimeoutError) as error:
         log.error(
             "image.ingest_failed",

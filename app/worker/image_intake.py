@@ -61,13 +61,14 @@ class RunPlaces:
 
 
 class ImageIntake:
-    """Of one worker. Previews have places of their own, as a store that hangs holds each for seconds."""
+    """Of one worker. Previews are apart: no image waits behind them, nor is spooled because one of them was slow."""
 
     def __init__(self, directory: Path) -> None:
         self._spill_file = SpillFile(directory)
         self.images = Places(self._spill_file)
         self.previews = Places(self._spill_file)
-        self.outage = Outage()
+        self.image_outage = Outage()
+        self.preview_outage = Outage()
 
     def close(self) -> None:
         self._spill_file.close()

@@ -100,7 +100,7 @@ class RunImages:
                 key = keys.preview_key(
                     self._run.tenant_id, self._run.id, partial.tool_call_id, partial.index, facts.extension
                 )
-                async with asyncio.timeout(PREVIEW_SECONDS):
+                async with self._ctx.intake.preview_outage.watching(PREVIEW_SECONDS):
                     await self._ctx.store.put(key, data, mime_type=facts.mime_type)
         except (UnreadableImage, StorageError, TimeoutError) as error:
             log.warning("image.preview_failed", extra={"tool_call_id": partial.tool_call_id, "error": str(error)})
@@ -149,7 +149,7 @@ class RunImages:
             row.status = AttachmentStatus.FAILED
             row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(row.size_bytes))
             return await insert_once(ctx.database, row)
-        return await ingest(ctx.database, ctx.store, ctx.spool, ctx.intake.outage, row, decoded.data)
+        return await ingest(ctx.database, ctx.store, ctx.spool, ctx.intake.image_outage, row, decoded.data)
 
     def _too_large(self, size_bytes: int) -> str:
         allowed = self._ctx.settings.image_output_max_mb

@@ -47,7 +47,7 @@ async def working(
             api_key=parts.provider_key, base_url=parts.provider_url, idle_seconds=settings.upstream_idle_seconds
         )
         stack.push_async_callback(provider.close)
-        intake = ImageIntake(settings.data_dir / "spool")
+        intake = ImageIntake(settings.data_dir)
         stack.callback(intake.close)
         ctx = WorkerContext(
             settings,
