@@ -115,6 +115,7 @@ def _drawings(conversation: Conversation, options: ImageOptions, mask: bytes | N
     sources = tuple(conversation.sources[:16]) if edits or mask else ()
     if "images" in conversation.directives:
         drawing = _drawing(conversation, options, sources, mask, 0)
+        drawing = replace(drawing, spec=replace(drawing.spec, partials=0))
         count = int(conversation.directives.number("images", 1))
         return tuple(replace(drawing, number=number) for number in range(1, count + 1))
     number = 2 if "two" in conversation.directives else 1

@@ -44,7 +44,7 @@ DIRECTIVES: dict[str, str] = {
     "order": "=3: one unrequested partial image, no image_generation_call.completed, status generating",
     "slow": "=SECONDS: drawing takes that long, with keepalives",
     "two": "two images in one response",
-    "images": "=N: N images in one response, alike but for a few bytes (PNG only)",
+    "images": "=N: N images in one response, without partials, alike but for a few bytes (PNG only)",
     "words": "=N: the text has N words",
     "call": "=NAME: a call of that function, whether it was offered or not",
     "nul": "the text holds the character U+0000, and so does the revised prompt",

@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from app.attachments.ingest import Outage
 from app.images.inspect import UnreadableImage, pool
 from app.provider.image_bytes import ImageBytes
 from app.provider.spill import SpillFile
+from app.storage.outage import Outage
 
 log = logging.getLogger(__name__)
 

@@ -68,15 +68,13 @@ class RunImages:
 
     async def finish_storing(self) -> None:
         """Return when every image is stored, rejected or waiting in the spool."""
-        late = set(self._tasks())
-        while late:
-            waiting = len(late)
+        late, before = set(self._tasks()), 0
+        while late and len(late) != before:
+            before = len(late)
             _, late = await asyncio.wait(late, timeout=FINISH_SECONDS)
-            if len(late) == waiting:
-                for task in late:
-                    task.cancel()
-                await asyncio.gather(*late, return_exceptions=True)
-                break
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
         for tool_call_id, detail in self._unreadable.items():
             if tool_call_id not in self._stored:
                 self.emit_failure(tool_call_id, ErrorCode.IMAGE_UNREADABLE, detail, retryable=False)

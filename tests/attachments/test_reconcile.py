@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.attachments.ingest import Outage, ingest, new_attachment
+from app.attachments.ingest import ingest, new_attachment
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.attachments.reconcile import LOCK_KEY, Kind, Report, reconcile
 from app.attachments.spool import Spool
@@ -30,6 +30,7 @@ from app.main import reconcile_store
 from app.runs.models import Run
 from app.settings import Settings, SettingsError
 from app.storage import keys
+from app.storage.outage import Outage
 from app.storage.service import open_store
 from app.storage.store import StorageError, Store
 from tests.app_server import ApiUser, AppServer, one
