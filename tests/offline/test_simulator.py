@@ -225,6 +225,12 @@ async def test_two_images_of_one_response_differ_in_size(call: Caller) -> None:
     assert items[0].id != items[1].id
 
 
+async def test_many_images_of_one_response_look_alike_and_are_different_files(call: Caller) -> None:
+    items = _images(await call.create("Draw a fox [offline: images=5]", {"quality": "low"}))
+    assert len({item.id for item in items}) == len({item.result for item in items}) == 5
+    assert len({_open(item).tobytes() for item in items}) == 1
+
+
 REFUSED: list[tuple[Json, str, str]] = [
     ({"format": "png"}, "unknown_parameter", "Unknown parameter: 'tools[0].format'."),
     (
