@@ -1,4 +1,4 @@
-"""The broker between processes: docket tasks and the event log, on Redis or in process."""
+"""The broker between processes: docket tasks, the event log and token buckets, on Redis or in process."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,6 +13,7 @@ from app.event_log import EventLog, MemoryEventLog
 from app.redis_event_log import REDIS_TIMEOUT_SECONDS, RedisEventLog
 from app.redis_streams import BROKER_UNAVAILABLE
 from app.settings import Settings
+from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
 
 __all__ = ["BROKER_UNAVAILABLE", "Broker", "open_broker"]
 
@@ -20,11 +21,12 @@ REDIS_CONNECTIONS = 500
 
 
 class Broker:
-    """Tasks (`docket`) and the events of runs. Methods raise BROKER_UNAVAILABLE while Redis does not answer."""
+    """Tasks, the events of runs, token buckets. Methods raise BROKER_UNAVAILABLE while Redis does not answer."""
 
-    def __init__(self, docket: Docket, events: EventLog) -> None:
+    def __init__(self, docket: Docket, events: EventLog, buckets: TokenBuckets) -> None:
         self.docket = docket
         self.events = events
+        self.buckets = buckets
 
     @asynccontextmanager
     async def _redis(self) -> AsyncGenerator[Any]:
@@ -60,7 +62,7 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
     async with AsyncExitStack() as stack:
         if settings.redis_url is None:
             docket = await stack.enter_async_context(Docket(name=name, url=f"memory://{uuid4()}"))
-            yield Broker(docket, MemoryEventLog(ttl_seconds=settings.stream_ttl_seconds))
+            yield Broker(docket, MemoryEventLog(ttl_seconds=settings.stream_ttl_seconds), MemoryTokenBuckets())
             return
         given = settings.redis_url.get_secret_value()
         joint = "&" if "?" in given else "?"
@@ -68,4 +70,4 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
         docket = await stack.enter_async_context(Docket(name=name, url=url))
         events = RedisEventLog(docket.redis, ttl_seconds=settings.stream_ttl_seconds)
         await stack.enter_async_context(events.running())
-        yield Broker(docket, events)
+        yield Broker(docket, events, RedisTokenBuckets(docket.redis, REDIS_TIMEOUT_SECONDS))

@@ -27,6 +27,7 @@ from app.db import Database, database
 from app.embedded import Parts
 from app.error_codes import ErrorCode
 from app.errors import Unavailable
+from app.limits import Limits
 from app.loading import freeze, load
 from app.middleware import RequestMiddleware
 from app.migrate import is_current
@@ -67,6 +68,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.worker = load("app.worker.process") if settings.embedded_worker else None
     app.state.registry = registry or (app.state.worker.load_agents if app.state.worker else load_registry)(settings)
     app.state.draining = asyncio.Event()
+    app.state.limits = Limits.of(settings)
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
     app.add_middleware(RequestMiddleware, settings=settings)
     if settings.cors_origins:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 UPLOAD = ("POST", "/v1/attachments")
 # The bytes that a form adds to its file.
 ENVELOPE_BYTES = 16 * 1024
+# Of a body from nobody: to sign up or in takes less.
+ANONYMOUS_BYTES = 16 * 1024
 
 
 # On every answer that says nothing else itself: no guessing of types, no address in a Referer, no page around ours.
@@ -47,6 +49,7 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         self._app = app
         self._usual = BodyLimit(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
+        self._anonymous = BodyLimit(ANONYMOUS_BYTES, "for requests without a credential")
         self._upload = BodyLimit(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB and a form's overhead")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,14 +69,20 @@ class RequestMiddleware:
             await send(message)
 
         with tagged(request_id=request_id):
-            limit = self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
-            if (declared := self._declared(scope)) > limit.max_bytes:
+            limit = self._limit_of(scope)
+            # A route that wants a credential says so before it reads a body.
+            if limit is not self._anonymous and (declared := self._declared(scope)) > limit.max_bytes:
                 fault = FieldError(field="body", message=str(limit), given=f"{declared} bytes")
                 await problem(Request(scope), TooLarge(str(limit), errors=[fault]))(scope, receive, send_with_id)
             else:
                 await self._app(scope, self._limited(receive, limit), send_with_id)
             line = {"method": scope["method"], "path": scope["path"].partition("/files/")[0], "status": status}
             log.info("request", extra={**line, "ms": round((time.monotonic() - started) * 1000, 1)})
+
+    def _limit_of(self, scope: Scope) -> BodyLimit:
+        if all(name != b"authorization" for name, _ in scope["headers"]):
+            return self._anonymous
+        return self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
 
     def _declared(self, scope: Scope) -> int:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")

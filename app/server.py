@@ -27,6 +27,8 @@ class Server(uvicorn.Server):
                 port=port,
                 log_config=None,
                 access_log=False,
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=settings.trusted_proxies,
                 timeout_graceful_shutdown=4,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )

@@ -1,5 +1,6 @@
 """Every setting of the service, read from the environment and `.env`; `.env.example` shows the same names."""
 
+import ipaddress
 import os
 import re
 import secrets
@@ -71,10 +72,20 @@ class LimitSettings(BaseSettings):
     refresh_token_days: int = Field(default=30, ge=1)
     request_body_max_mb: float = Field(default=1, gt=0)
     upload_max_mb: float = Field(default=50, gt=0)
+    anonymous_requests_per_minute: int = Field(default=60, ge=1)
+    user_streams: int = Field(default=20, ge=1)
+    tenant_queued_runs: int = Field(default=100, ge=1)
+    conversation_queued_runs: int = Field(default=10, ge=1)
+    tenant_uploads: int = Field(default=8, ge=1)
+    tenant_uploads_mb: float = Field(default=200, gt=0)
 
     @property
     def upload_max_bytes(self) -> int:
         return int(self.upload_max_mb * 1024 * 1024)
+
+    @property
+    def tenant_upload_bytes(self) -> int:
+        return int(self.tenant_uploads_mb * 1024 * 1024)
 
 
 class Settings(ImageSettings, StorageSettings, LimitSettings):
@@ -94,6 +105,7 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     secret_key: SecretStr | None = None
     public_url: str | None = None
     cors_origins: Annotated[list[str], NoDecode] = []
+    trusted_proxies: Annotated[list[str], NoDecode] = []
     signup: Literal["open", "invite", "closed"] | None = None
     api_docs: bool | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -118,18 +130,23 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
         given = {name.lower(): value for name, value in os.environ.items() if value and _AGENT_MODEL(name.lower())}
         return known | {name: value for name, value in given.items() if name not in cls.model_fields}
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", "agents_dir", mode="before")
     @classmethod
-    def _split_origins(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         if isinstance(value, str):
-            return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+            return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
-    @field_validator("agents_dir", mode="before")
+    @field_validator("cors_origins")
     @classmethod
-    def _split_folders(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [folder.strip() for folder in value.split(",") if folder.strip()]
+    def _without_trailing_slashes(cls, value: list[str]) -> list[str]:
+        return [origin.rstrip("/") for origin in value]
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _only_networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            ipaddress.ip_network(network)  # its ValueError names the fault
         return value
 
     @field_validator("public_url", "openai_base_url")

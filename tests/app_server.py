@@ -132,7 +132,9 @@ def running_server(
     **settings: Any,
 ) -> Generator[AppServer]:
     """The API with its worker, on a free port of loopback; `agents` is a folder of agents in place of the shipped."""
-    given: dict[str, Any] = {"data_dir": directory, "database_url": database_url, **settings}
+    # Hundreds sign up from this one address.
+    given: dict[str, Any] = {"anonymous_requests_per_minute": 100_000, "data_dir": directory}
+    given |= {"database_url": database_url, **settings}
     chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
     port = free_port()
     uvicorn_server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)

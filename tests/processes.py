@@ -70,7 +70,8 @@ class Processes:
 def running_processes(directory: Path, variables: dict[str, str]) -> Generator[Processes]:
     """`variables` are the settings; each process logs into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory / "data"), **variables}
+    environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory / "data")}
+    environment |= {"ANONYMOUS_REQUESTS_PER_MINUTE": "100000", **variables}
     with (directory / "log").open("w") as log:
         parent = subprocess.Popen(
             [sys.executable, "-m", "tests.processes"],

@@ -32,6 +32,7 @@ from app.identity.actor import (
     CurrentSettings,
     TenantSession,
 )
+from app.identity.anonymous import LimitedByAddress
 from app.identity.models import ApiKey, Tenant, User
 from app.openapi import problems
 from app.paging import PageQuery, fetch_page
@@ -42,6 +43,7 @@ router = APIRouter(prefix="/v1", tags=["accounts"])
 @router.post(
     "/signup",
     status_code=201,
+    dependencies=[LimitedByAddress],
     responses=problems(ErrorCode.EMAIL_TAKEN, ErrorCode.SIGNUP_CLOSED, ErrorCode.LIMIT_EXCEEDED),
 )
 async def sign_up(body: SignUp, database: CurrentDatabase, settings: CurrentSettings) -> SignedUp:
@@ -61,7 +63,12 @@ async def sign_up(body: SignUp, database: CurrentDatabase, settings: CurrentSett
     )
 
 
-@router.post("/tokens", status_code=201, responses=problems(ErrorCode.UNAUTHENTICATED, ErrorCode.LIMIT_EXCEEDED))
+@router.post(
+    "/tokens",
+    status_code=201,
+    dependencies=[LimitedByAddress],
+    responses=problems(ErrorCode.UNAUTHENTICATED, ErrorCode.LIMIT_EXCEEDED),
+)
 async def sign_in(body: SignIn, database: CurrentDatabase, settings: CurrentSettings) -> TokensView:
     """Sign in by e-mail address and password.
 
@@ -71,7 +78,12 @@ async def sign_in(body: SignIn, database: CurrentDatabase, settings: CurrentSett
     return _tokens(pair)
 
 
-@router.post("/tokens/refresh", status_code=201, responses=problems(ErrorCode.UNAUTHENTICATED))
+@router.post(
+    "/tokens/refresh",
+    status_code=201,
+    dependencies=[LimitedByAddress],
+    responses=problems(ErrorCode.UNAUTHENTICATED, ErrorCode.LIMIT_EXCEEDED),
+)
 async def refresh_tokens(body: Refresh, settings: CurrentSettings, database: CurrentDatabase) -> TokensView:
     """Trade a refresh token for new tokens.
 

@@ -1,7 +1,7 @@
 """Upload, list, look at and delete images."""
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated, cast
 from uuid import UUID
 
@@ -24,11 +24,15 @@ from app.identity.actor import (
     AttachmentReaderApart,
     AttachmentWriter,
     AttachmentWriterApart,
+    CurrentLimits,
     CurrentSettings,
     TenantSession,
 )
+from app.identity.service import Actor
+from app.limits import Limits
 from app.openapi import problems, sends
 from app.paging import PageQuery, fetch_page
+from app.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
 
@@ -43,7 +47,8 @@ MAX_PARTS = 8
     "/attachments",
     status_code=201,
     openapi_extra=uploads.UPLOAD_FORM,
-    responses={201: sends("Location")} | problems(ErrorCode.IMAGE_UNREADABLE, ErrorCode.UNSUPPORTED_TYPE),
+    responses={201: sends("Location")}
+    | problems(ErrorCode.IMAGE_UNREADABLE, ErrorCode.LIMIT_EXCEEDED, ErrorCode.UNSUPPORTED_TYPE),
 )
 async def upload_attachment(
     request: Request,
@@ -51,6 +56,7 @@ async def upload_attachment(
     actor: AttachmentWriterApart,
     database: Annotated[Database, Depends(database, scope="function")],
     settings: CurrentSettings,
+    limits: CurrentLimits,
     links: ReaderLinks,
 ) -> AttachmentView:
     """Upload an image.
@@ -58,13 +64,23 @@ async def upload_attachment(
     It is decoded, set upright and encoded anew, so that nothing but its pixels is stored.
     """
     broker = cast(Broker, request.app.state.broker)
-    async with _form_of(request) as form:
-        upload = _file_of(form, settings.upload_max_bytes)
-        row = await uploads.store_upload(
-            database, broker, links.store, settings, actor, upload.file, upload.filename or ""
-        )
+    with _places(request, actor, settings, limits):
+        async with _form_of(request) as form:
+            upload = _file_of(form, settings.upload_max_bytes)
+            row = await uploads.store_upload(
+                database, broker, links.store, settings, actor, upload.file, upload.filename or ""
+            )
     response.headers["Location"] = f"/v1/attachments/{row.id}"
     return await AttachmentView.of(row).with_links(links)
+
+
+@contextmanager
+def _places(request: Request, actor: Actor, settings: Settings, limits: Limits) -> Generator[None]:
+    """One upload of the tenant's, and its bytes; one that does not say how many may have as many as are allowed."""
+    declared = request.headers.get("content-length", "")
+    size = int(declared) if declared.isdigit() else settings.upload_max_bytes
+    with limits.uploads.take(actor.tenant_id), limits.upload_bytes.take(actor.tenant_id, size):
+        yield
 
 
 @asynccontextmanager

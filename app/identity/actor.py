@@ -14,6 +14,7 @@ from app.errors import Forbidden, Unauthenticated, id_of
 from app.identity import service
 from app.identity.models import Role
 from app.identity.service import Actor
+from app.limits import Limits
 from app.settings import Settings
 
 TenantId = Annotated[UUID, id_of("tenant")]
@@ -28,6 +29,12 @@ def settings_of(request: Request) -> Settings:
 
 CurrentSettings = Annotated[Settings, Depends(settings_of)]
 
+
+def limits_of(request: Request) -> Limits:
+    return cast(Limits, request.app.state.limits)
+
+
+CurrentLimits = Annotated[Limits, Depends(limits_of)]
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 TenantHeader = Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)]

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pwdlib import PasswordHash
 
-from app.errors import LimitExceeded
+from app.limits import AtOnce
 
 T = TypeVar("T")
 
@@ -25,7 +25,13 @@ _passwords = PasswordHash.recommended()
 # Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits. They leave the
 # processor to everything else: on Linux a thread has a priority of its own.
 _hashers = ThreadPoolExecutor(2, thread_name_prefix="argon2", initializer=lambda: os.nice(10))
-MAX_HASHES_WAITING = 20
+_hashes = AtOnce(
+    "sign_ins_at_once",
+    "process",
+    20,
+    "Too many people are signing in at this moment: try again in a few seconds.",
+    retry_after=2,
+)
 
 
 def new_secret(prefix: str) -> str:
@@ -56,23 +62,9 @@ async def verify_password(password: str, stored: str | None) -> bool:
     return matches and stored is not None
 
 
-_waiting: set[Callable[[], object]] = set()
-
-
 async def _hashing(work: Callable[[], T]) -> T:
-    if len(_waiting) >= MAX_HASHES_WAITING:
-        raise LimitExceeded(
-            "Too many people are signing in at this moment: try again in a few seconds.",
-            limit="sign_ins_at_once",
-            scope="process",
-            allowed=MAX_HASHES_WAITING,
-            retry_after=2,
-        )
-    _waiting.add(work)
-    try:
+    with _hashes.take():
         return await asyncio.get_running_loop().run_in_executor(_hashers, work)
-    finally:
-        _waiting.discard(work)
 
 
 @cache

@@ -38,6 +38,10 @@ class Actor:
     api_key_id: UUID | None = None
     token_family: UUID | None = None
 
+    @property
+    def owner(self) -> tuple[UUID, UUID]:
+        return self.tenant_id, self.user_id
+
     def allows(self, role: Role, scope: str) -> bool:
         return self.role.covers(role) and (self.scopes is None or scope in self.scopes)
 

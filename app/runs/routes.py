@@ -14,7 +14,8 @@ from app.broker import Broker
 from app.db import Database, database
 from app.error_codes import ErrorCode
 from app.errors import id_of
-from app.identity.actor import ChatReader, ChatWriter, CurrentSettings, TenantSession
+from app.identity.actor import ChatReader, ChatWriter, CurrentLimits, CurrentSettings, TenantSession
+from app.limits import Place
 from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, service, sse
 from app.runs.events import RunEvent
@@ -39,6 +40,7 @@ LastEventId = Annotated[
 After = Annotated[int, Query(ge=0, le=MAX_SEQ, description="`Last-Event-ID` for clients that cannot send it.")]
 EVENTS = {"description": "The run's events.", **streams(RunEvent), **sends("X-Run-Id", "Cache-Control")}
 NO_EVENTS = {"description": "The run has ended, and no event came after that one.", **sends("X-Run-Id")}
+FOLLOW: Responses = {200: EVENTS, 204: NO_EVENTS, **problems(ErrorCode.LIMIT_EXCEEDED)}
 STARTED = ("Location", "X-Run-Id", "Idempotent-Replayed")
 START: Responses = {
     200: {**EVENTS, **sends(*STARTED, "Cache-Control")},
@@ -50,6 +52,7 @@ START: Responses = {
         ErrorCode.IDEMPOTENCY_IN_FLIGHT,
         ErrorCode.IDEMPOTENCY_KEY_REUSED,
         ErrorCode.INVALID_OPTION,
+        ErrorCode.LIMIT_EXCEEDED,
         ErrorCode.UNKNOWN_AGENT,
     ),
 }
@@ -85,6 +88,7 @@ async def start_run(
     registry: CurrentRegistry,
     source: CurrentSource,
     links: ReaderLinks,
+    limits: CurrentLimits,
     accept: Annotated[str, Header(include_in_schema=False)] = "application/json",
     idempotency_key: Key = None,
     last_event_id: LastEventId = None,
@@ -95,10 +99,12 @@ async def start_run(
     `conversation_id` it opens a conversation. An `Idempotency-Key` that was used before starts nothing: it gets the
     same reply, or the same run's events.
     """
+    # Refused before it is started: who cannot follow a run should not pay for it.
+    place = limits.streams.take(actor.owner) if sse.MEDIA_TYPE in accept else None
     answer = await service.start(session, source.broker, settings, registry, actor, body, idempotency_key)
-    if sse.MEDIA_TYPE in accept:
+    if place is not None:
         run = answer.run or await service.get(session, actor, answer.run_id)
-        return _events(source, links, run, last_event_id or 0, answer.headers)
+        return _events(source, links, place, run, last_event_id or 0, answer.headers)
     return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
 
@@ -111,13 +117,18 @@ async def get_run(run_id: RunId, actor: ChatReader, session: TenantSession) -> R
     return RunView.model_validate(await service.get(session, actor, run_id))
 
 
-@router.get("/{run_id}/events", response_class=Response, responses={200: EVENTS, 204: NO_EVENTS})
+@router.get(
+    "/{run_id}/events",
+    response_class=Response,
+    responses={200: EVENTS, 204: NO_EVENTS} | problems(ErrorCode.LIMIT_EXCEEDED),
+)
 async def follow_run(
     run_id: RunId,
     actor: ChatReader,
     session: TenantSession,
     source: CurrentSource,
     links: ReaderLinks,
+    limits: CurrentLimits,
     last_event_id: LastEventId = None,
     after: After = 0,
 ) -> Response:
@@ -129,13 +140,16 @@ async def follow_run(
     """
     run = await service.get(session, actor, run_id)
     position = after if last_event_id is None else last_event_id
-    return _events(source, links, run, position, {"X-Run-Id": str(run.id)})
+    place = limits.streams.take(actor.owner)
+    return _events(source, links, place, run, position, {"X-Run-Id": str(run.id)})
 
 
-def _events(source: EventSource, links: Links, run: Run, position: int, headers: dict[str, str]) -> Response:
+def _events(
+    source: EventSource, links: Links, place: Place, run: Run, position: int, headers: dict[str, str]
+) -> Response:
     if run.status.ended and position >= run.last_seq > 0:
         return Response(status_code=204, headers=headers)
-    events = sse.frames(follow(source, run.tenant_id, run.id, position), links)
+    events = sse.frames(follow(source, run.tenant_id, run.id, position), links, place)
     return StreamingResponse(events, media_type=sse.MEDIA_TYPE, headers={**sse.HEADERS, **headers})
 
 

@@ -1,8 +1,10 @@
 """Starting, finding and cancelling runs: what the API does with them."""
 
+from collections.abc import Sequence
+from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.agents._shared.registry import Registry
@@ -11,7 +13,7 @@ from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message, MessageRole
 from app.db import Base, after_commit, now, uuid7
 from app.error_codes import ErrorCode
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, LimitExceeded, NotFound
 from app.identity.service import Actor
 from app.inserts import insert_together
 from app.runs import idempotency
@@ -25,6 +27,7 @@ from app.settings import Settings
 DEFAULT_AGENT = "assistant"
 EXECUTE = "execute_run"
 """The worker's task."""
+QUEUE_RETRY_SECONDS = 5.0
 START = "POST /v1/runs"
 """The scope of idempotency keys: the same for every way to start a run."""
 
@@ -74,7 +77,10 @@ async def _prepare(
     conversation = None
     if request.conversation_id is not None:
         conversation = await conversations.touch(session, actor, request.conversation_id)
-        await _resolve_busy(session, broker, conversation.id, request.if_busy)
+    waiting, open_runs = await _look_at_queues(session, settings, request.conversation_id)
+    if open_runs:
+        await _resolve_busy(session, broker, settings, open_runs, request.if_busy)
+    _check_room("tenant", settings.tenant_queued_runs, waiting)
     agent_key = request.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
     check_options(settings, registry, agent_key, request)
     await check_images(session, actor, request)
@@ -86,12 +92,22 @@ async def _prepare(
     return [*rows, message, run], run
 
 
-async def _resolve_busy(session: AsyncSession, broker: Broker, conversation_id: UUID, if_busy: IfBusy) -> None:
-    found = await session.scalars(
-        select(Run).where(Run.conversation_id == conversation_id, Run.status.in_(OPEN)).order_by(Run.id)
-    )
-    open_runs = found.all()
-    if open_runs and if_busy == "reject":
+async def _look_at_queues(
+    session: AsyncSession, settings: Settings, conversation_id: UUID | None
+) -> tuple[int, list[Run]]:
+    """How many runs of the tenant wait, counted to the limit, and the conversation's open runs: in one statement."""
+    queued = select(Run.id).where(Run.status == RunStatus.QUEUED).limit(settings.tenant_queued_runs)
+    waiting = select(func.count().label("waiting")).select_from(queued.subquery()).subquery()
+    of_conversation = (Run.conversation_id == conversation_id) & Run.status.in_(OPEN)
+    found = await session.execute(select(waiting.c.waiting, Run).outerjoin(Run, of_conversation).order_by(Run.id))
+    rows = found.all()
+    return rows[0].waiting, [row.Run for row in rows if row.Run is not None]
+
+
+async def _resolve_busy(
+    session: AsyncSession, broker: Broker, settings: Settings, open_runs: Sequence[Run], if_busy: IfBusy
+) -> None:
+    if if_busy == "reject":
         raise Conflict(
             "A run of this conversation is not finished: wait for it, stop it with PUT /v1/runs/{id}/cancellation, "
             'or send "if_busy": "queue" or "interrupt".',
@@ -101,6 +117,21 @@ async def _resolve_busy(session: AsyncSession, broker: Broker, conversation_id: 
     if if_busy == "interrupt":
         for run in open_runs:
             await _cancel(session, broker, run)
+        return
+    queued = sum(run.status == RunStatus.QUEUED for run in open_runs)
+    _check_room("conversation", settings.conversation_queued_runs, queued)
+
+
+def _check_room(scope: Literal["conversation", "tenant"], allowed: int, queued: int) -> None:
+    if queued >= allowed:
+        whose = "this conversation" if scope == "conversation" else "your organisation"
+        raise LimitExceeded(
+            f"{allowed} runs of {whose} wait already: start the next one when some of them have begun.",
+            limit=f"{scope}_queued_runs",
+            scope=scope,
+            allowed=allowed,
+            retry_after=QUEUE_RETRY_SECONDS,
+        )
 
 
 def _new_rows(actor: Actor, conversation: Conversation, agent_key: str, request: NewRun) -> tuple[Message, Run]:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 from app.attachments.links import Links
 from app.event_log import Record
+from app.limits import Place
 from app.runs.events import EVENT_CLASSES, LinkedEvent
 from app.runs.reader import Pause
 
@@ -14,11 +15,12 @@ CONNECTED = b": connected\n\n"
 COMMENTS = {Pause.HEARTBEAT: b": still here\n\n", Pause.DRAINING: b": draining\n\n"}
 
 
-async def frames(events: AsyncIterator[list[Record] | Pause], links: Links) -> AsyncIterator[bytes]:
-    """Chunks of frames: what has come while the reader was busy goes out at once."""
-    yield CONNECTED
-    async for found in events:
-        yield COMMENTS[found] if isinstance(found, Pause) else b"".join([await _frame(one, links) for one in found])
+async def frames(events: AsyncIterator[list[Record] | Pause], links: Links, place: Place) -> AsyncIterator[bytes]:
+    """Chunks of frames: what has come while the reader was busy goes out at once. The end gives back `place`."""
+    with place:
+        yield CONNECTED
+        async for found in events:
+            yield COMMENTS[found] if isinstance(found, Pause) else b"".join([await _frame(one, links) for one in found])
 
 
 async def _frame(record: Record, links: Links) -> bytes:

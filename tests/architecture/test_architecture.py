@@ -76,6 +76,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
         "app.problems",
         "app.db",
         "app.identity.actor",
+        "app.identity.anonymous",
         *_SERVES_LINKS,
     ),
     "starlette": ("app.main", "app.problems", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),

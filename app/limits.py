@@ -1,0 +1,100 @@
+"""How many things of one owner may be open at a time in this process: what needs no plan and no database."""
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from app.errors import LimitExceeded, LimitScope
+from app.settings import Settings
+
+
+class AtOnce:
+    """At most `allowed` of each owner; `sentence` says to a user what they are."""
+
+    def __init__(self, limit: str, scope: LimitScope, allowed: int, sentence: str, *, retry_after: float) -> None:
+        self._limit: str = limit
+        self._scope: LimitScope = scope
+        self._allowed = allowed
+        self._sentence = sentence
+        self._retry_after = retry_after
+        self._taken = Counter[Hashable]()
+
+    @property
+    def open(self) -> int:
+        """How many are open, of all owners."""
+        return sum(self._taken.values())
+
+    def take(self, owner: Hashable = None, amount: int = 1) -> "Place":
+        """Raises LimitExceeded. An owner who has nothing open may take any amount."""
+        taken = self._taken[owner]
+        if taken and taken + amount > self._allowed:
+            raise LimitExceeded(
+                self._sentence,
+                limit=self._limit,
+                scope=self._scope,
+                allowed=self._allowed,
+                retry_after=self._retry_after,
+            )
+        self._taken[owner] += amount
+        return Place(self._taken, owner, amount)
+
+
+class Place:
+    """Given back at the end of a `with` block, or with its last reference: a reply may be dropped before it begins."""
+
+    def __init__(self, taken: Counter[Hashable], owner: Hashable, amount: int) -> None:
+        self._taken, self._owner, self._amount = taken, owner, amount
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        self._taken[self._owner] -= self._amount
+        self._amount = 0
+        if not self._taken[self._owner]:
+            del self._taken[self._owner]
+
+    def __del__(self) -> None:
+        self.release()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Those of one API process."""
+
+    streams: AtOnce
+    uploads: AtOnce
+    upload_bytes: AtOnce
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            streams=AtOnce(
+                "user_streams",
+                "user",
+                settings.user_streams,
+                "You follow as many runs at once as you may: close a stream, then open the next.",
+                retry_after=5,
+            ),
+            uploads=AtOnce(
+                "tenant_uploads",
+                "tenant",
+                settings.tenant_uploads,
+                "Your organisation sends as many images at once as it may: wait until one of them is stored.",
+                retry_after=2,
+            ),
+            upload_bytes=AtOnce(
+                "tenant_upload_bytes",
+                "tenant",
+                settings.tenant_upload_bytes,
+                "Your organisation sends as many bytes of images at once as it may: wait until some are stored.",
+                retry_after=5,
+            ),
+        )

@@ -1,0 +1,276 @@
+"""What needs no plan is limited all the same: requests of strangers, open streams, waiting runs, uploads."""
+
+import io
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from PIL import Image
+from redis.asyncio import Redis
+
+from app.limits import Limits
+from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
+from tests import timeouts
+from tests.app_server import ApiUser, AppServer, kinds, running_server
+from tests.servers import redis_server
+from tests.tables import rows
+
+SIGN_IN = {"email": "ada@example.com", "password": "not the password"}
+STALL = {"text": "Draw a house [offline: stall]", "agent_key": "designer"}
+STALLED_RUN = {"input": STALL["text"], "agent_key": "designer"}
+
+
+@pytest.fixture
+def limited(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
+    with running_server(
+        database_url,
+        provider_url,
+        tmp_path,
+        tenant_concurrency=1,
+        worker_concurrency=2,
+        tenant_queued_runs=4,
+        conversation_queued_runs=2,
+        user_streams=3,
+        tenant_uploads=2,
+        tenant_uploads_mb=1,
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def server(limited: AppServer) -> AppServer:
+    return limited
+
+
+def test_a_user_follows_so_many_runs_at_once(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
+    limits: Limits = server.uvicorn.app.state.limits
+    run = ada.start(**STALL)
+    path = f"/v1/runs/{run['id']}/events"
+    with ExitStack() as streams:
+        opened = [streams.enter_context(open_stream(ada, path)) for _ in range(3)]
+        refused = ada.http.get(path)
+        assert_refused(refused, "user_streams", "user", 3)
+        # Nor is a run started whose events could not be followed.
+        body = {"input": "Hello"}
+        assert_refused(
+            ada.http.post("/v1/runs", json=body, headers={"Accept": "text/event-stream"}), "user_streams", "user", 3
+        )
+        assert len(ada.http.get("/v1/conversations").json()["data"]) == 1
+        assert kinds(stranger.ask("Hello"))[-1] == "run.completed"
+        opened[0].close()
+        until(lambda: stream_opens(ada, path))
+    until(lambda: limits.streams.open == 0)
+    ada.http.put(f"/v1/runs/{run['id']}/cancellation")
+
+
+def test_a_stream_that_is_refused_or_not_begun_takes_no_place(ada: ApiUser) -> None:
+    for _ in range(5):
+        assert ada.http.get("/v1/runs/01890000-0000-7000-8000-000000000000/events").status_code == 404
+        body = {"input": "Hello", "agent_key": "nobody"}
+        answer = ada.http.post("/v1/runs", json=body, headers={"Accept": "text/event-stream"})
+        assert answer.status_code == 422
+    assert kinds(ada.ask("Hello"))[-1] == "run.completed"
+
+
+def test_so_many_runs_of_a_tenant_wait(ada: ApiUser, stranger: ApiUser, database_url: str) -> None:
+    started = [ada.start(**STALL) for _ in range(2)]
+    until(lambda: status_of(ada, started[0]) == "running")
+    started += [ada.start(**STALL) for _ in range(3)]
+    refused = ada.http.post("/v1/runs", json=STALLED_RUN)
+    assert_refused(refused, "tenant_queued_runs", "tenant", 4)
+    assert rows(database_url, "SELECT count(*) FROM runs") == [(5,)]
+    assert kinds(stranger.ask("Hello"))[-1] == "run.completed"
+    for run in reversed(started):
+        ada.http.put(f"/v1/runs/{run['id']}/cancellation")
+    until(lambda: all(status_of(ada, run) == "cancelled" for run in started))
+    assert kinds(ada.ask("Hello"))[-1] == "run.completed"
+
+
+def test_so_many_runs_wait_in_a_conversation(ada: ApiUser) -> None:
+    first = ada.start(**STALL)
+    until(lambda: status_of(ada, first) == "running")
+    body = {**STALLED_RUN, "conversation_id": first["conversation_id"], "if_busy": "queue"}
+    waiting = [ada.http.post("/v1/runs", json=body).json() for _ in range(2)]
+    refused = ada.http.post("/v1/runs", json=body)
+    assert_refused(refused, "conversation_queued_runs", "conversation", 2)
+    # Interrupting adds nothing to the queue.
+    newest = ada.http.post("/v1/runs", json={**body, "if_busy": "interrupt"})
+    assert newest.status_code == 202
+    assert [status_of(ada, run) for run in waiting] == ["cancelled"] * 2
+    ada.http.put(f"/v1/runs/{newest.json()['id']}/cancellation")
+
+
+def test_so_many_images_of_a_tenant_are_on_their_way(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
+    limits: Limits = server.uvicorn.app.state.limits
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(slow_upload(ada))
+        until(lambda: limits.uploads.open == 2)
+        assert_refused(upload(ada), "tenant_uploads", "tenant", 2)
+        assert upload(stranger).status_code == 201
+    until(lambda: limits.uploads.open == 0)
+    assert upload(ada).status_code == 201
+
+
+def test_so_many_bytes_of_a_tenant_are_on_their_way(server: AppServer, ada: ApiUser) -> None:
+    limits: Limits = server.uvicorn.app.state.limits
+    with slow_upload(ada, declared=900_000):
+        until(lambda: limits.upload_bytes.open == 900_000)
+        assert_refused(upload(ada, padding=400_000), "tenant_upload_bytes", "tenant", 1024 * 1024)
+        assert upload(ada).status_code == 201
+    # Alone, any accepted size is.
+    until(lambda: limits.upload_bytes.open == 0)
+    assert upload(ada, padding=2_000_000).status_code == 201
+
+
+def test_one_address_signs_in_so_often_a_minute(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    with running_server(database_url, provider_url, tmp_path, anonymous_requests_per_minute=5) as server:
+        ada = server.sign_up("Ada's")
+        answers = [server.anyone().post("/v1/tokens", json=SIGN_IN) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [401] * 4 + [429]
+        assert_refused(answers[-1], "anonymous_requests_per_minute", "address", 5)
+        assert 1 <= int(answers[-1].headers["Retry-After"]) <= 12
+        for path, body in [("/v1/signup", {}), ("/v1/tokens/refresh", {"refresh_token": "x"})]:
+            assert server.anyone().post(path, json=body).status_code == 429
+        # Whoever has a credential is not counted.
+        assert ada.http.get("/v1/me").status_code == 200
+        # Nobody is believed who is no trusted proxy.
+        claimed = server.anyone().post("/v1/tokens", json=SIGN_IN, headers={"X-Forwarded-For": "203.0.113.9"})
+        assert claimed.status_code == 429
+
+
+def test_behind_a_trusted_proxy_each_client_has_a_bucket(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    proxies = "127.0.0.0/8,10.0.0.0/8"
+    with running_server(
+        database_url, provider_url, tmp_path, anonymous_requests_per_minute=2, trusted_proxies=proxies
+    ) as server:
+
+        def sign_in(forwarded_for: str) -> int:
+            headers = {"X-Forwarded-For": forwarded_for}
+            return server.anyone().post("/v1/tokens", json=SIGN_IN, headers=headers).status_code
+
+        assert [sign_in("203.0.113.9") for _ in range(3)] == [401, 401, 429]
+        assert sign_in("203.0.113.10") == 401
+        # What a client says itself stands further left than what the proxy saw.
+        assert sign_in("203.0.113.77, 203.0.113.9") == 429
+        assert sign_in("203.0.113.9, 10.1.2.3") == 429
+        # IPv6 addresses are counted by network.
+        assert [sign_in(f"2001:db8::{number}") for number in range(1, 4)] == [401, 401, 429]
+        assert sign_in("2001:db8:0:1::1") == 401
+
+
+def test_while_redis_is_away_sign_ins_are_not_refused(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path / "redis") as redis,
+        running_server(
+            database_url, provider_url, tmp_path, anonymous_requests_per_minute=2, redis_url=redis.url
+        ) as server,
+    ):
+        assert [server.anyone().post("/v1/tokens", json=SIGN_IN).status_code for _ in range(3)] == [401, 401, 429]
+        redis.process.kill()
+        redis.process.wait()
+        assert server.anyone().post("/v1/tokens", json=SIGN_IN).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/signup", "/v1/tokens", "/v1/runs"])
+def test_a_body_of_nobody_is_small(ada: ApiUser, server: AppServer, path: str) -> None:
+    answer = server.anyone().post(path, content=b"x" * 16_385, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert "16384 bytes" in answer.json()["detail"]
+    chunked = server.anyone().post(
+        path, content=iter([b"x" * 10_000] * 2), headers={"Content-Type": "application/json"}
+    )
+    assert chunked.status_code in {401, 413}
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_a_bucket_is_refilled_evenly(kind: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        buckets = memory_buckets() if kind == "memory" else redis_buckets(stack, tmp_path)
+        waits = [await buckets.take("a", size=4, seconds=2) for _ in range(6)]
+        assert waits[:4] == [0] * 4
+        assert all(0 < wait <= 0.5 for wait in waits[4:])
+        assert await buckets.take("b", size=4, seconds=2) == 0
+        time.sleep(0.6)
+        assert await buckets.take("a", size=4, seconds=2) == 0
+        assert await buckets.take("a", size=4, seconds=2) > 0
+
+
+def memory_buckets() -> TokenBuckets:
+    return MemoryTokenBuckets()
+
+
+def redis_buckets(stack: ExitStack, directory: Path) -> TokenBuckets:
+    url = stack.enter_context(redis_server(directory / "redis")).url
+
+    @asynccontextmanager
+    async def connect() -> AsyncGenerator[Redis]:
+        async with cast(Any, Redis).from_url(url) as client:
+            yield client
+
+    return RedisTokenBuckets(connect, 3)
+
+
+def assert_refused(answer: httpx.Response, limit: str, scope: str, allowed: int) -> None:
+    assert answer.status_code == 429, answer.text
+    received = answer.json()
+    told = (received["code"], received["limit"], received["scope"], received["allowed"])
+    assert told == ("limit_exceeded", limit, scope, allowed)
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+@contextmanager
+def open_stream(user: ApiUser, path: str) -> Generator[httpx.Response]:
+    with user.http.stream("GET", path) as answer:
+        assert answer.status_code == 200
+        chunks = answer.iter_bytes()  # whose end would close the stream
+        next(chunks)
+        yield answer
+
+
+def stream_opens(user: ApiUser, path: str) -> bool:
+    with user.http.stream("GET", path) as answer:
+        return answer.status_code == 200
+
+
+def status_of(user: ApiUser, run: dict[str, Any]) -> str:
+    return cast(str, user.http.get(f"/v1/runs/{run['id']}").json()["status"])
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + timeouts.PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def png(padding: int = 0) -> bytes:
+    """A small image in a file of at least `padding` bytes."""
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    return data.getvalue() + bytes(padding)
+
+
+def upload(user: ApiUser, padding: int = 0) -> httpx.Response:
+    return user.http.post("/v1/attachments", files={"file": ("a.png", png(padding))})
+
+
+@contextmanager
+def slow_upload(user: ApiUser, declared: int = 1_000) -> Generator[None]:
+    """An upload whose body does not come; the end breaks it off."""
+    url = httpx.URL(user.base_url)
+    lines = [
+        "POST /v1/attachments HTTP/1.1",
+        f"Host: {url.netloc.decode()}",
+        f"Authorization: {user.http.headers['Authorization']}",
+        "Content-Type: multipart/form-data; boundary=x",
+        f"Content-Length: {declared}",
+    ]
+    with socket.create_connection((url.host, url.port or 80)) as connection:
+        connection.sendall("\r\n".join([*lines, "", "--x\r\n"]).encode())
+        yield
