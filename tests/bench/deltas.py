@@ -1,0 +1,129 @@
+"""Text deltas at 50 a second and stream: processor time, delay, and how many streams one core carries."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import uvloop
+
+from tests.bench.client import Reader, Samples, Target
+from tests.bench.curve import Curve, draw
+from tests.bench.lab import Lab, target_of
+from tests.bench.machine import cpu
+from tests.bench.report import DOCS, Row
+
+RATE = 50
+BASE = 50
+COUNTS = (10, 25, BASE, 75, 100, 130, 160, 200, 250)
+COUNTS_OF_RAW = (BASE, 100, 150, 200)
+LIMIT_MS = 50.0
+WINDOWS, WINDOW_SECONDS, SETTLE_SECONDS = 5, 0.7, 0.5
+STARTED_AT_ONCE = 8
+START_SECONDS = 60.0
+TEXT = f"[bench text rate={RATE}]"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Medians of the windows, while so many streams run."""
+
+    streams: int
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float
+    arrived: float
+    """Of the deltas that were due."""
+
+
+def rows(lab: Lab) -> Generator[Row]:
+    found: dict[str, list[Point]] = {}
+    for name, counts in (("openai", COUNTS), ("agents", COUNTS), ("raw", COUNTS_OF_RAW)):
+        with lab.baseline(name) as process:
+            found[name] = measure(lab, Target(process.base_url), process.pid, counts)
+    with lab.easel() as easel:
+        found["easel"] = measure(lab, target_of(easel.sign_up()), easel.pid, COUNTS)
+    with lab.redis() as redis, lab.easel(redis_url=redis.url) as easel:
+        found["redis"] = measure(lab, target_of(easel.sign_up()), easel.pid, (BASE,))
+    mine, naive, raw = (_at_base(found[name]) for name in ("easel", "openai", "raw"))
+    through_redis = _at_base(found["redis"])
+    yield Row("text delta, CPU, in process", mine.cpu_us, "us", naive.cpu_us, "naive proxy", most=120)
+    yield Row("text delta, CPU, through Redis", through_redis.cpu_us, "us", naive.cpu_us, "naive proxy", most=160)
+    yield Row("text delta, CPU, in process", mine.cpu_us, "us", raw.cpu_us, "raw proxy")
+    what = f"text delta, provider to reader at {BASE} streams"
+    yield Row(f"{what}, p50", mine.p50_ms, "ms", naive.p50_ms, "naive proxy", most=3)
+    yield Row(f"{what}, p99", mine.p99_ms, "ms", naive.p99_ms, "naive proxy", most=25)
+    carried = {name: streams_carried(points) for name, points in found.items() if name != "redis"}
+    what = f"streams on a core, {RATE} deltas/s, p99 < {LIMIT_MS:.0f} ms"
+    yield Row(what, carried["easel"], "", carried["openai"], "naive proxy", least=130)
+    yield Row(what, carried["easel"], "", carried["agents"], "Agents SDK proxy")
+    names = {"easel": "Easel", "openai": "naive proxy", "agents": "Agents SDK proxy", "raw": "raw proxy"}
+    curves = [Curve(name, [(p.streams, p.p99_ms) for p in found[key]]) for key, name in names.items()]
+    title = f"p99 of a text delta, {RATE} a second and stream"
+    picture = draw(title, "streams on one core", "ms", curves, top=4 * LIMIT_MS, limit=LIMIT_MS)
+    (DOCS / "bench-streams.svg").write_text(picture)
+
+
+def measure(lab: Lab, target: Target, pid: int, counts: Sequence[int]) -> list[Point]:
+    """Stops where the delay is far past the limit."""
+    return uvloop.run(_measure(lab, target, pid, counts))
+
+
+async def _measure(lab: Lab, target: Target, pid: int, counts: Sequence[int]) -> list[Point]:
+    samples, readers, points = Samples(), list[Reader](), list[Point]()
+    await (await target.run("[bench text deltas=3]")).ended
+    try:
+        for count in counts:
+            await _start(target, samples, readers, count)
+            points.append(await _point(samples, pid, count))
+            print(f"  {points[-1]}", flush=True)  # noqa: T201
+            if count >= BASE and (points[-1].p99_ms > 2 * LIMIT_MS or points[-1].arrived < 0.9):
+                break
+    finally:
+        await asyncio.to_thread(lab.stop_streams)
+        await asyncio.wait_for(asyncio.gather(*(reader.ended for reader in readers)), START_SECONDS)
+    return points
+
+
+async def _start(target: Target, samples: Samples, readers: list[Reader], count: int) -> None:
+    async with asyncio.timeout(START_SECONDS):
+        while len(readers) < count:
+            more = min(STARTED_AT_ONCE, count - len(readers))
+            new = await asyncio.gather(*(target.run(TEXT, samples) for _ in range(more)))
+            readers.extend(new)
+            await asyncio.gather(*(reader.first_stamp for reader in new))
+    await asyncio.sleep(SETTLE_SECONDS)
+
+
+async def _point(samples: Samples, pid: int, count: int) -> Point:
+    samples.taken.clear()
+    samples.recording = True
+    delays: list[list[float]] = []
+    costs: list[float] = []
+    for _ in range(WINDOWS):
+        used, began = cpu(pid), time.monotonic()
+        await asyncio.sleep(WINDOW_SECONDS)
+        delays.append(sorted(samples.between(began, time.monotonic())))
+        costs.append((cpu(pid) - used) / max(len(delays[-1]), 1))
+    samples.recording = False
+    arrived = sum(map(len, delays)) / (count * RATE * WINDOWS * WINDOW_SECONDS)
+    medians = [1000 * statistics.median(percentile(window, share) for window in delays) for share in (0.5, 0.99)]
+    return Point(count, *medians, 1e6 * statistics.median(costs), arrived)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[int(share * (len(ordered) - 1))] if ordered else float("inf")
+
+
+def streams_carried(points: Sequence[Point]) -> float:
+    """Where the line between two points crosses the limit; the largest count where none does."""
+    for before, after in zip(points, points[1:], strict=False):
+        if after.p99_ms > LIMIT_MS:
+            share = (LIMIT_MS - before.p99_ms) / (after.p99_ms - before.p99_ms)
+            return round(before.streams + max(share, 0) * (after.streams - before.streams))
+    return points[-1].streams
+
+
+def _at_base(points: Sequence[Point]) -> Point:
+    return next(point for point in points if point.streams == BASE)

@@ -1,0 +1,90 @@
+"""A turn of text alone: its processor time, how many a core finishes, and how soon one starts."""
+
+import asyncio
+import statistics
+from collections.abc import Generator
+
+import uvloop
+
+from tests.bench.client import Target
+from tests.bench.deltas import percentile
+from tests.bench.lab import Lab, target_of
+from tests.bench.machine import cpu
+from tests.bench.report import Row
+
+TEXT = "[bench text deltas=20]"
+REPEATS, TURNS = 5, 10
+AT_ONCE, WINDOW_SECONDS = 24, 1.5
+STARTS = 25
+WAITING = 1000
+
+
+def rows(lab: Lab) -> Generator[Row]:
+    plain = lab.turns("agents", TEXT)["cpu"]
+    crowd = lab.turns("agents", TEXT, str(AT_ONCE))["cpu"]
+    with lab.easel() as easel:
+        target = target_of(easel.sign_up())
+        cost = uvloop.run(_cost(target, easel.pid))
+        starts = uvloop.run(_starts(target))
+        throughput = uvloop.run(_throughput(target, easel.pid))
+    yield Row("text turn (20 deltas), CPU", 1000 * cost, "ms", 1000 * plain, "plain Agents SDK", ratio_most=2)
+    what = f"text runs finished in a second of a core, {AT_ONCE} at once"
+    yield Row(what, throughput, "", 1 / crowd, "plain Agents SDK", least=40)
+    yield Row("POST to run.started, idle, p50", 1000 * percentile(starts, 0.5), "ms", most=5)
+    yield Row("POST to run.started, idle, slowest of 25", 1000 * starts[-1], "ms", most=250)
+    with lab.easel(tenant_concurrency=10, worker_concurrency=20) as easel:
+        busy, other = easel.sign_up(), easel.sign_up()
+        for _ in range(WAITING):
+            busy.start("[bench text rate=1]", agent_key="assistant")
+        starts = uvloop.run(_starts(target_of(other)))
+    what = f"the same, {WAITING:,} runs of another tenant waiting"
+    yield Row(f"{what}, p50", 1000 * percentile(starts, 0.5), "ms", most=5)
+    yield Row(f"{what}, slowest of 25", 1000 * starts[-1], "ms", most=250)
+    lab.stop_streams()
+
+
+async def _cost(target: Target, pid: int) -> float:
+    for _ in range(TURNS):
+        await target.turn(TEXT)
+    costs: list[float] = []
+    for _ in range(REPEATS):
+        began = cpu(pid)
+        for _ in range(TURNS):
+            await target.turn(TEXT)
+        costs.append((cpu(pid) - began) / TURNS)
+    return statistics.median(costs)
+
+
+async def _throughput(target: Target, pid: int) -> float:
+    """Runs for a second of processor time."""
+    finished = 0
+
+    async def keep_asking() -> None:
+        nonlocal finished
+        while True:
+            await target.turn(TEXT)
+            finished += 1
+
+    asking = [asyncio.create_task(keep_asking()) for _ in range(AT_ONCE)]
+    await asyncio.sleep(WINDOW_SECONDS)
+    rates: list[float] = []
+    for _ in range(REPEATS):
+        used, before = cpu(pid), finished
+        await asyncio.sleep(WINDOW_SECONDS)
+        rates.append((finished - before) / (cpu(pid) - used))
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    return statistics.median(rates)
+
+
+async def _starts(target: Target) -> list[float]:
+    """Seconds, ordered."""
+    found: list[float] = []
+    for _ in range(STARTS):
+        reader = await target.turn(TEXT)
+        found.append(reader.started_at - reader.sent_at)
+        await asyncio.sleep(0.02)
+    return sorted(found)
+
+
