@@ -1,7 +1,7 @@
 """What stands beside Easel and speaks HTTP: `python -m tests.bench.baselines NAME PORT PROVIDER_URL`.
 
-Each answers `POST /v1/runs` with the run's text as events and keeps nothing; `GET /fan-out` of `raw` is one event stream
-for all its readers.
+Each answers `POST /v1/runs` with the run's text as events and keeps nothing; `raw` has one event stream for all readers
+of any run, too.
 """
 
 import asyncio
@@ -18,28 +18,23 @@ from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from openai import AsyncOpenAI
 
-from tests.bench import streams
+from tests.bench import bare, streams
 
 Text = Callable[[AsyncOpenAI, str], AsyncGenerator[str]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
-_OK: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+_OK: dict[str, Any] = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"text/event-stream")],
+}
 FAN_OUT_RATE = 25
-
-
-def bare() -> FastAPI:
-    app = FastAPI()
-
-    @app.get("/livez")
-    async def check_liveness() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
-        return {"status": "alive"}
-
-    return app
+_FANNED_OUT = b'id: %d\nevent: text.delta\ndata: {"type":"text.delta","seq":%d,"run_id":"%036d","delta":"%s"}\n\n'
 
 
 def proxy(provider_url: str, text_of: Text) -> FastAPI:
-    app, client = bare(), AsyncOpenAI(api_key="none", base_url=f"{provider_url}/v1", max_retries=0)
+    app, client = bare.app, AsyncOpenAI(api_key="none", base_url=f"{provider_url}/v1", max_retries=0)
 
     @app.post("/v1/runs")
     async def run(request: Request) -> StreamingResponse:  # pyright: ignore[reportUnusedFunction]
@@ -116,8 +111,8 @@ class Raw:
         while True:
             await asyncio.sleep(1 / FAN_OUT_RATE)
             number += 1
-            data = '{"type":"text.delta","seq":%d,"run_id":"%036d","delta":"%s"}' % (number, 0, streams.stamped())
-            self._upcoming().set_result(f"id: {number}\nevent: text.delta\ndata: {data}\n\n".encode())
+            data = _FANNED_OUT % (number, number, 0, streams.stamped().encode())
+            self._upcoming().set_result(data)
 
 
 async def _body(receive: Receive) -> bytes:
@@ -132,7 +127,6 @@ async def _body(receive: Receive) -> bytes:
 def main() -> None:
     name, port, provider_url = sys.argv[1:]
     apps: dict[str, Callable[[], Any]] = {
-        "bare": bare,
         "openai": lambda: proxy(provider_url, of_openai),
         "agents": lambda: proxy(provider_url, of_agents),
         "raw": lambda: Raw(provider_url),

@@ -37,6 +37,7 @@ class Reader(asyncio.Protocol):
         self._kept = b""
         loop = asyncio.get_running_loop()
         self.sent_at = 0.0
+        self.created_at = 0.0
         self.started_at = 0.0
         self.bytes = 0
         self.head = b""
@@ -55,6 +56,8 @@ class Reader(asyncio.Protocol):
             self.head += data
         self.bytes += len(data)
         data = self._kept + data
+        if not self.created_at and b"run.created" in data:
+            self.created_at = now
         if not self.started_at and b"run.started" in data:
             self.started_at = now
         done = 0
@@ -110,13 +113,13 @@ class Target:
         request = ("\r\n".join(head) + "\r\n\r\n").encode() + body
         loop = asyncio.get_running_loop()
         _, reader = await loop.create_connection(
-            lambda: Reader(request, samples or Samples()), place.hostname, place.port
+            lambda: Reader(request, samples or Samples()), place.hostname or "", place.port or 80
         )
         return reader
 
     async def turn(self, text: str, **fields: object) -> Reader:
         """A run that has completed."""
-        reader = await self.run(text, **fields)
+        reader = await self.run(text, None, **fields)
         ended = await asyncio.wait_for(reader.ended, 60)
         if ended != "run.completed":
             raise RuntimeError(f"a run ended as {ended}")

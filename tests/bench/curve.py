@@ -37,7 +37,8 @@ def draw(title: str, x: str, y: str, curves: Sequence[Curve], *, top: float, lim
     ]
     dark = [f".c{number} {{ stroke: {of} }} .d{number} {{ fill: {of} }}" for number, (_, of) in enumerate(COLOURS)]
     style = f"{_STYLE}{' '.join(colours)}\n@media (prefers-color-scheme: dark) {{ {' '.join(dark)} }}\n</style>"
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>'
     return "\n".join([head, style, *parts, "</svg>\n"])
 
 

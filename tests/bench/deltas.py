@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import uvloop
 
@@ -108,8 +109,8 @@ async def _point(samples: Samples, pid: int, count: int) -> Point:
         costs.append((cpu(pid) - used) / max(len(delays[-1]), 1))
     samples.recording = False
     arrived = sum(map(len, delays)) / (count * RATE * WINDOWS * WINDOW_SECONDS)
-    medians = [1000 * statistics.median(percentile(window, share) for window in delays) for share in (0.5, 0.99)]
-    return Point(count, *medians, 1e6 * statistics.median(costs), arrived)
+    p50, p99 = (1000 * statistics.median(percentile(window, share) for window in delays) for share in (0.5, 0.99))
+    return Point(count, p50, p99, 1e6 * statistics.median(costs), arrived)
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
@@ -118,7 +119,7 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 def streams_carried(points: Sequence[Point]) -> float:
     """Where the line between two points crosses the limit; the largest count where none does."""
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         if after.p99_ms > LIMIT_MS:
             share = (LIMIT_MS - before.p99_ms) / (after.p99_ms - before.p99_ms)
             return round(before.streams + max(share, 0) * (after.streams - before.streams))

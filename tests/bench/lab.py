@@ -38,6 +38,7 @@ class Process:
 @dataclass(frozen=True)
 class Easel(Process):
     database_url: str
+    log: Path
 
     def sign_up(self) -> ApiUser:
         return ApiUser(self.base_url)
@@ -72,14 +73,15 @@ class Lab:
                 wait_until_ready(started.base_url, "/readyz", started.process)
             else:
                 started.wait_until_ready()
-            yield Easel(started.process.pid, started.base_url, time.monotonic() - began, url)
+            yield Easel(started.process.pid, started.base_url, time.monotonic() - began, url, started.log)
 
     @contextmanager
     def baseline(self, name: str) -> Generator[Process]:
-        """A server of `tests.bench.baselines`, alone on the first core."""
+        """A server of `tests.bench.baselines`, or `bare`, alone on the first core."""
         port = free_port()
-        with on_the_first_core(), _module("tests.bench.baselines", name, str(port), self.provider_url) as process:
-            began = time.monotonic()
+        command = [f"tests.bench.{name}", str(port)] if name == "bare" else _of_baselines(name, port, self.provider_url)
+        began = time.monotonic()
+        with on_the_first_core(), _module(*command) as process:
             wait_until_ready(url := f"http://127.0.0.1:{port}", "/livez", process)
             yield Process(process.pid, url, time.monotonic() - began)
 
@@ -132,6 +134,10 @@ def running_lab(directory: Path) -> Generator[Lab]:
     ):
         wait_until_ready(url := f"http://127.0.0.1:{port}", "/", provider)
         yield Lab(directory, postgres, s3, url)
+
+
+def _of_baselines(name: str, port: int, provider_url: str) -> list[str]:
+    return ["tests.bench.baselines", name, str(port), provider_url]
 
 
 def sql(url: str, *statements: str) -> None:

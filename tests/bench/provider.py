@@ -1,7 +1,8 @@
 """The provider of the bench: `python -m tests.bench.provider PORT`, a process that answers with made-up streams.
 
 The text of the request says which: `[bench text deltas=20]` at once; `[bench text rate=50]`, each delta stamped, until
-somebody POSTs to /stop (which answers with the size of the last request); `[bench image size=3MB seconds=0.9]`, its pieces spread over that time.
+somebody POSTs to /stop, which answers with the size of the last request; `[bench image size=3MB seconds=0.9]`, its
+pieces spread over that time.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from tests.bench import streams
 _DIRECTIVE = re.compile(rb"\[bench (\w+)((?: \w+=[\w.]+)*)\]")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_PIECE = 64 * 1024
+_PIECE = 256 * 1024
 
 
 class Provider:

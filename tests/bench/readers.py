@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Generator
 from contextlib import ExitStack
+from typing import Any
 
 import uvloop
 
@@ -43,7 +44,7 @@ def hop_rows(lab: Lab) -> Generator[Row]:
         near = uvloop.run(_p50([(target_of(user), _start(user, 50)) for _ in range(HOP_STREAMS)]))
         lab.stop_streams()
     with lab.redis() as redis, ExitStack() as stack:
-        shared = {"database_url": lab.new_database(), "redis_url": redis.url}
+        shared: dict[str, Any] = {"database_url": lab.new_database(), "redis_url": redis.url}
         apis = [stack.enter_context(lab.easel(**shared, embedded_worker=False)) for _ in range(2)]
         for _ in range(2):
             stack.enter_context(lab.easel("worker", **shared))

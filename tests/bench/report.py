@@ -70,10 +70,10 @@ def short(number: float) -> str:
 
 HEAD = """# What it costs
 
-`./just bench` measures a real `easel serve` and writes this page. Each figure stands beside one that was measured in the
-same run, so read the ratios: the times are those of one machine. A figure is the median of five, processor time is
-that of the measured process alone; it has one core for itself, where a figure is for a core, and all others (provider,
-PostgreSQL, Redis, object storage, clients) share the rest. {scope}
+`./just bench` measures a real `easel serve` and writes this page. Each figure stands beside one that was measured in
+the same run, so read the ratios: the times are those of one machine. A figure is the median of five. Processor time is
+that of the measured process alone, which has a core for itself; provider, PostgreSQL, Redis, object storage and clients
+share the others. {scope}
 
 {machine}
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from tests.bench.lab import Lab, Process
 from tests.bench.machine import cpu, on_the_first_core, rss
@@ -28,7 +29,7 @@ def rows(lab: Lab) -> Generator[Row]:
     with lab.easel(database_url=database_url) as easel:
         with_worker, idle = _idle(easel)
     with lab.redis() as redis:
-        settings = {"database_url": database_url, "redis_url": redis.url}
+        settings: dict[str, Any] = {"database_url": database_url, "redis_url": redis.url}
         with lab.easel(**settings, embedded_worker=False) as easel:
             alone, idle_alone = _idle(easel)
     yield Row("idle, RSS with worker", with_worker, "MB", bare_mb, "bare FastAPI app", most=190)

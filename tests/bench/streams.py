@@ -12,6 +12,12 @@ from PIL import Image
 
 Json = dict[str, Any]
 
+_PLACE = "@base64@"
+_DELTA = (
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":%d,'
+    b'"item_id":"msg_%d","output_index":%d,"content_index":0,"delta":"%s","logprobs":[],"obfuscation":"x7Qp2LmKw"}\n\n'
+)
+
 # (width and height, whether all bits of a channel are noise): the sizes in bytes are about those of the names.
 FINALS = {"3MB": (1024, True), "400KB": (512, False)}
 PREVIEWS = {"3MB": 3, "400KB": 0}
@@ -23,8 +29,8 @@ def begin(number: int) -> bytes:
 
 
 def message_begin(number: int, index: int = 0) -> bytes:
-    item = {"id": f"msg_{number}", "type": "message", "status": "in_progress", "content": [], "role": "assistant"}
-    part = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
+    item: Json = {"id": f"msg_{number}", "type": "message", "status": "in_progress", "content": [], "role": "assistant"}
+    part: Json = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
     place = {"item_id": f"msg_{number}", "output_index": index, "content_index": 0}
     return _event("response.output_item.added", 2, output_index=index, item=item) + _event(
         "response.content_part.added", 3, **place, part=part
@@ -37,19 +43,21 @@ def stamped() -> str:
 
 
 def delta(number: int, at: int, text: str, index: int = 0) -> bytes:
-    place = '"item_id":"msg_%d","output_index":%d,"content_index":0' % (number, index)
-    return (
-        'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":%d,%s,'
-        '"delta":"%s","logprobs":[],"obfuscation":"x7Qp2LmKw"}\n\n' % (at, place, text)
-    ).encode()
+    return _DELTA % (at, number, index, text.encode())
 
 
 def end(number: int, at: int, text: str, images: list[Json]) -> bytes:
     """From the end of the message to the end of the response, whose output holds `images` once more."""
     index = len(images)
     place = {"item_id": f"msg_{number}", "output_index": index, "content_index": 0}
-    part = {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
-    item = {"id": f"msg_{number}", "type": "message", "status": "completed", "content": [part], "role": "assistant"}
+    part: Json = {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+    item: Json = {
+        "id": f"msg_{number}",
+        "type": "message",
+        "status": "completed",
+        "content": [part],
+        "role": "assistant",
+    }
     return b"".join(
         [
             _event("response.output_text.done", at, **place, text=text, logprobs=[]),
@@ -64,34 +72,39 @@ def image_turn(number: int, size: str) -> list[bytes]:
     """The whole response in pieces: previews, the final image, a short text, and the final image once more."""
     call: Json = {"id": f"ig_{number}", "type": "image_generation_call", "status": "completed", "action": "generate"}
     call |= {"background": "opaque", "output_format": "png", "quality": "high", "size": "1024x1024"}
-    call |= {"result": _base64(size), "revised_prompt": "A house beside a river."}
+    call |= {"result": _PLACE, "revised_prompt": "A house beside a river."}
     place = {"output_index": 0, "item_id": f"ig_{number}"}
     kind = "response.image_generation_call"
     pieces = [begin(number), _event("response.output_item.added", 2, output_index=0, item={**call, "result": None})]
     pieces += [_event(f"{kind}.in_progress", 3, **place), _event(f"{kind}.generating", 4, **place)]
     for index in range(PREVIEWS[size]):
-        preview = {"partial_image_index": index, "partial_image_b64": _preview(index), "output_format": "png"}
-        pieces.append(_event(f"{kind}.partial_image", 5 + index, **place, **preview))
+        preview = {"partial_image_index": index, "partial_image_b64": _PLACE, "output_format": "png"}
+        pieces += _filled(_event(f"{kind}.partial_image", 5 + index, **place, **preview), _preview(index))
     pieces.append(_event(f"{kind}.completed", 9, **place))
-    pieces.append(_event("response.output_item.done", 10, output_index=0, item=call))
+    pieces += _filled(_event("response.output_item.done", 10, output_index=0, item=call), _base64(size))
     pieces += [message_begin(number, 1), *(delta(number, 11 + at, "word ", 1) for at in range(6))]
-    pieces.append(end(number, 20, "word " * 6, [call]))
-    return pieces
+    return pieces + _filled(end(number, 20, "word " * 6, [call]), _base64(size))
 
 
-def bytes_of_images(size: str) -> int:
-    """Decoded, each image once."""
-    return len(_png(size, 0)) + sum(len(base64.b64decode(_preview(index))) for index in range(PREVIEWS[size]))
+def _filled(event: bytes, base64_text: bytes) -> list[bytes]:
+    """In three pieces, as copying megabytes for each response would slow the provider down."""
+    before, after = event.split(_PLACE.encode())
+    return [before, base64_text, after]
+
+
+def bytes_of_final(size: str) -> int:
+    """Decoded."""
+    return len(_png(size, 0))
 
 
 @cache
-def _base64(size: str) -> str:
-    return base64.b64encode(_png(size, 0)).decode()
+def _base64(size: str) -> bytes:
+    return base64.b64encode(_png(size, 0))
 
 
 @cache
-def _preview(index: int) -> str:
-    return base64.b64encode(_noise(1024, False, index + 1)).decode()
+def _preview(index: int) -> bytes:
+    return base64.b64encode(_noise(1024, False, index + 1))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What stands beside a turn: `python -m tests.bench.turns NAME PROVIDER_URL S3_ENDPOINT ACCESS_KEY SECRET_KEY TEXT [AT_ONCE]`.
+"""What stands beside a turn: `python -m tests.bench.turns NAME PROVIDER_URL S3 ACCESS_KEY SECRET_KEY TEXT [AT_ONCE]`.
 
 Prints one line of JSON: `cpu` is the median of five in seconds a turn, `gap` the longest that the loop stood still, in
 seconds, as the median of five.
@@ -24,6 +24,7 @@ from agents.models.openai_responses import OpenAIResponsesModel
 from minio import Minio
 from openai import AsyncOpenAI
 
+from app.provider.image_bytes import ImageBytes
 from app.provider.wire import IMAGE, WireTapClient
 
 REPEATS = 5
@@ -98,7 +99,7 @@ def reading(client: AsyncOpenAI) -> Turn:
             image = (holder.model_extra or {}).get(IMAGE)
             if image is not None and id(image) not in hashed:
                 hashed.add(id(image))
-                await asyncio.to_thread(lambda data=image.data: hashlib.sha256(data).digest())
+                await asyncio.to_thread(hashlib.sha256, cast(ImageBytes, image).data or b"")
 
     return turn
 
