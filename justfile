@@ -34,6 +34,10 @@ test *args: _ready
 prove *args: _ready
     EASEL_PROVE=1 pytest -m prove "$@"
 
+# Measure the service beside the least it could cost, and write docs/bench.md; ./just bench --quick counts alone
+bench *args: _ready
+    @exec python -m tests.bench "$@"
+
 # Check style, formatting and spelling, and that no file holds a secret
 lint: _ready
     ruff check .
@@ -58,7 +62,7 @@ hooks: _ready
     pre-commit install
 
 # Everything CI runs
-check: lint types supply-chain test
+check: lint types supply-chain test (bench "--quick")
 
 # Build the wheel into dist/
 wheel: _ready

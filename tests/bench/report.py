@@ -13,7 +13,7 @@ class Row:
     """One figure, beside another that was measured in the same run, and the goal for it.
 
     `ratio` is figure / beside. A goal limits the ratio or the figure, from above or from below; a row without one is
-    only told. `error` says why there is no figure.
+    only told. `note` or `error` stands in place of the figure, an error as a missed goal.
     """
 
     what: str
@@ -25,6 +25,7 @@ class Row:
     ratio_least: float | None = None
     most: float | None = None
     least: float | None = None
+    note: str = ""
     error: str = ""
 
     @property
@@ -43,8 +44,8 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        if self.error:
-            return False
+        if self.error or self.note:
+            return False if self.error else None
         found = [
             *(self.ratio is not None and self.ratio <= limit for limit in (self.ratio_most,) if limit is not None),
             *(self.ratio is not None and self.ratio >= limit for limit in (self.ratio_least,) if limit is not None),
@@ -55,7 +56,7 @@ class Row:
 
     def __str__(self) -> str:
         ratio = f"**{self.ratio:.2f}x**" if self.ratio is not None else ""
-        figure = self.error or f"{short(self.figure)} {self.unit}".strip()
+        figure = self.error or self.note or f"{short(self.figure)} {self.unit}".strip()
         beside = f"{short(self.beside)} ({self.beside_what})" if self.beside is not None else ""
         met = {True: "yes", False: "**no**", None: ""}[self.met]
         return f"| {self.what} | {ratio} | {figure} | {beside} | {self.goal} | {met} |"

@@ -43,7 +43,7 @@ class Floor:
         self._threads = ThreadPoolExecutor(2)
 
     async def __call__(self, text: str) -> None:
-        images = await asyncio.get_running_loop().run_in_executor(self._threads, _decoded, await self._read(text))
+        images = await asyncio.get_running_loop().run_in_executor(self._threads, decoded, await self._read(text))
         if self._store is not None:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._put, images[-1])
 
@@ -64,7 +64,7 @@ class Floor:
             self._store.put_object(_BUCKET, hashlib.sha256(data).hexdigest(), io.BytesIO(data), len(data))
 
 
-def _decoded(whole: bytearray) -> list[bytes]:
+def decoded(whole: bytearray) -> list[bytes]:
     """Each image once: the copy in the last event is not looked at."""
     images: list[bytes] = []
     place = 0
