@@ -6,7 +6,9 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, cast
 
+import redis
 import uvloop
 
 from tests.bench.client import Reader, Samples, Target
@@ -14,6 +16,7 @@ from tests.bench.curve import Curve, draw
 from tests.bench.lab import Lab, target_of
 from tests.bench.machine import cpu
 from tests.bench.report import DOCS, Row
+from tests.servers import RedisServer
 
 RATE = 50
 BASE = 50
@@ -45,8 +48,9 @@ def rows(lab: Lab) -> Generator[Row]:
             found[name] = measure(lab, Target(process.base_url), process.pid, counts)
     with lab.easel() as easel:
         found["easel"] = measure(lab, target_of(easel.sign_up()), easel.pid, COUNTS)
-    with lab.redis() as redis, lab.easel(redis_url=redis.url) as easel:
+    with lab.redis() as broker, lab.easel(redis_url=broker.url) as easel:
         found["redis"] = measure(lab, target_of(easel.sign_up()), easel.pid, (BASE,))
+        of_redis = _of_redis(lab, target_of(easel.sign_up()), broker)
     mine, naive, raw = (_at_base(found[name]) for name in ("easel", "openai", "raw"))
     through_redis = _at_base(found["redis"])
     yield Row("text delta, CPU, in process", mine.cpu_us, "us", naive.cpu_us, "naive proxy", most=120)
@@ -61,6 +65,8 @@ def rows(lab: Lab) -> Generator[Row]:
     yield Row(what, carried["easel"], "", carried["agents"], "Agents SDK proxy")
     names = {"easel": "Easel", "openai": "naive proxy", "agents": "Agents SDK proxy", "raw": "raw proxy"}
     curves = [Curve(name, [(p.streams, p.p99_ms) for p in found[key]]) for key, name in names.items()]
+    yield Row("one event in Redis: CPU of the Redis server", of_redis[0], "us")
+    yield Row("one event in Redis: its memory", of_redis[1], "bytes")
     title = f"p99 of a text delta, {RATE} a second and stream"
     picture = draw(title, "streams on one core", "ms", curves, top=4 * LIMIT_MS, limit=LIMIT_MS)
     (DOCS / "bench-streams.svg").write_text(picture)
@@ -115,6 +121,25 @@ async def _point(samples: Samples, pid: int, count: int) -> Point:
 
 def percentile(ordered: Sequence[float], share: float) -> float:
     return ordered[int(share * (len(ordered) - 1))] if ordered else float("inf")
+
+
+def _of_redis(lab: Lab, target: Target, server: RedisServer) -> tuple[float, float]:
+    """Microseconds and bytes for one event, of BASE streams."""
+    with cast(Any, redis.Redis).from_url(server.url) as client:
+        before, used = client.info("memory")["used_memory"], cpu(server.process.pid)
+        deltas = uvloop.run(_deltas(lab, target))
+        used, after = cpu(server.process.pid) - used, client.info("memory")["used_memory"]
+    return 1e6 * used / deltas, (after - before) / deltas
+
+
+async def _deltas(lab: Lab, target: Target) -> int:
+    samples, readers = Samples(recording=True), list[Reader]()
+    await _start(target, samples, readers, BASE)
+    await asyncio.sleep(WINDOWS * WINDOW_SECONDS)
+    await asyncio.to_thread(lab.stop_streams)
+    # Each stamp comes once more, in the whole text.
+    await asyncio.wait_for(asyncio.gather(*(reader.ended for reader in readers)), START_SECONDS)
+    return len(samples.taken) // 2
 
 
 def streams_carried(points: Sequence[Point]) -> float:

@@ -15,12 +15,13 @@ from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import asyncpg
+import psutil
 from sqlalchemy import make_url
 
 from app.migrate import migrate
 from tests.app_server import ApiUser, starting_easel
 from tests.bench.client import Target
-from tests.bench.machine import on_the_first_core
+from tests.bench.machine import cpu, on_the_first_core
 from tests.servers import PostgresServer, RedisServer, S3Server, free_port, postgres_server, redis_server, s3_server
 
 START_SECONDS = 60.0
@@ -105,6 +106,12 @@ class Lab:
         keys = {"minio_access_key": s3.access_key, "minio_secret_key": s3.secret_key, "secret_key": "of the bench"}
         return {"storage_provider": "minio", "minio_endpoint": s3.endpoint, "minio_secure": False, **keys}
 
+    def postgres_cpu(self) -> float:
+        """Seconds of processor time that PostgreSQL's living processes have used: connections that stay, mostly."""
+        directory = sql(self._postgres.url, "SHOW data_directory")
+        postmaster = int((Path(directory) / "postmaster.pid").read_text().split()[0])
+        return sum(cpu(process.pid) for process in psutil.Process(postmaster).children())
+
     def new_directory(self) -> Path:
         return self.directory / f"d{next(self._numbers)}"
 
@@ -140,16 +147,19 @@ def _of_baselines(name: str, port: int, provider_url: str) -> list[str]:
     return ["tests.bench.baselines", name, str(port), provider_url]
 
 
-def sql(url: str, *statements: str) -> None:
-    async def execute() -> None:
+def sql(url: str, *statements: str) -> Any:
+    """The first value of the last one's answer."""
+
+    async def execute() -> Any:
         connection = await cast(Any, asyncpg).connect(url)
         try:
-            for statement in statements:
+            for statement in statements[:-1]:
                 await connection.execute(statement)
+            return await connection.fetchval(statements[-1])
         finally:
             await connection.close()
 
-    asyncio.run(execute())
+    return asyncio.run(execute())
 
 
 def ask(base_url: str, method: str, path: str) -> tuple[int, bytes]:

@@ -31,7 +31,10 @@ def test_one_bench_that_fails_loses_no_other_row(monkeypatch: pytest.MonkeyPatch
         yield Row("first", 1)
         raise ValueError("no such server")
 
-    monkeypatch.setattr(bench, "BENCHES", {"broken": broken, "whole": lambda _: [Row("last", 2)]})
+    def whole(_: Lab) -> list[Row]:
+        return [Row("last", 2)]
+
+    monkeypatch.setattr(bench, "BENCHES", {"broken": broken, "whole": whole})
     rows = bench.measure(cast(Lab, None), ["broken", "whole"])
     assert [row.what for row in rows] == ["first", "broken (not measured to its end)", "last"]
     assert rows[1].met is False

@@ -25,11 +25,15 @@ def rows(lab: Lab) -> Generator[Row]:
     with lab.easel() as easel:
         target = target_of(easel.sign_up())
         cost = uvloop.run(_cost(target, easel.pid))
+        before = lab.postgres_cpu()
+        uvloop.run(_turns(target))
+        of_postgres = (lab.postgres_cpu() - before) / TURNS
         starts = uvloop.run(_starts(target))
         throughput = uvloop.run(_throughput(target, easel.pid))
     yield Row("text turn (20 deltas), CPU", 1000 * cost, "ms", 1000 * plain, "plain Agents SDK", ratio_most=2)
     what = f"text runs finished in a second of a core, {AT_ONCE} at once"
     yield Row(what, throughput, "", 1 / crowd, "plain Agents SDK", least=40)
+    yield Row("text turn, CPU of PostgreSQL", 1000 * of_postgres, "ms")
     yield from _start_rows("idle", starts)
     with lab.easel(tenant_concurrency=10, worker_concurrency=20) as easel:
         busy, other = easel.sign_up(), easel.sign_up()
@@ -40,14 +44,17 @@ def rows(lab: Lab) -> Generator[Row]:
     lab.stop_streams()
 
 
-async def _cost(target: Target, pid: int) -> float:
+async def _turns(target: Target) -> None:
     for _ in range(TURNS):
         await target.turn(TEXT)
+
+
+async def _cost(target: Target, pid: int) -> float:
+    await _turns(target)
     costs: list[float] = []
     for _ in range(REPEATS):
         began = cpu(pid)
-        for _ in range(TURNS):
-            await target.turn(TEXT)
+        await _turns(target)
         costs.append((cpu(pid) - began) / TURNS)
     return statistics.median(costs)
 
