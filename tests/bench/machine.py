@@ -49,6 +49,14 @@ def cpu(pid: int) -> float:
     return times.user + times.system
 
 
+def waited(pid: int) -> float:
+    """Seconds that the main thread was ready to run and had no core; 0 where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
 def cpu_of_children(pid: int) -> float:
     """Seconds that ended children have used, in steps of 10 ms."""
     times = psutil.Process(pid).cpu_times()
