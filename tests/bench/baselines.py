@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,9 +98,11 @@ class Raw:
     async def _fan_out(self, send: Send) -> None:
         if self._ticking is None:
             self._ticking = asyncio.create_task(self._tick())
-        while True:
-            event = await asyncio.shield(self._upcoming())
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+        # uvloop's error for a reader that has left.
+        with suppress(RuntimeError):
+            while True:
+                event = await asyncio.shield(self._upcoming())
+                await send({"type": "http.response.body", "body": event, "more_body": True})
 
     def _upcoming(self) -> asyncio.Future[bytes]:
         if self._next is None or self._next.done():

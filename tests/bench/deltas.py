@@ -93,15 +93,25 @@ async def _measure(lab: Lab, target: Target, pid: int, counts: Sequence[int]) ->
     await (await target.run("[bench text deltas=3]")).ended
     try:
         for count in counts:
-            await _start(target, samples, readers, count)
-            points.append(await _point(samples, pid, count))
+            points.append(await _point_of(target, samples, readers, pid, count))
             print(f"  {points[-1]}", flush=True)  # noqa: T201
             if count >= BASE and (points[-1].p99_ms > 2 * LIMIT_MS or points[-1].arrived < 0.9):
                 break
     finally:
         await asyncio.to_thread(lab.stop_streams)
-        await asyncio.wait_for(asyncio.gather(*(reader.ended for reader in readers)), START_SECONDS)
+        ends = asyncio.gather(*(reader.ended for reader in readers), return_exceptions=True)
+        await asyncio.wait_for(ends, START_SECONDS)
     return points
+
+
+async def _point_of(target: Target, samples: Samples, readers: list[Reader], pid: int, count: int) -> Point:
+    """What takes no more streams, or loses some, has carried them infinitely late."""
+    try:
+        await _start(target, samples, readers, count)
+    except (OSError, TimeoutError):
+        late = float("inf")
+        return Point(count, late, late, late, 0)
+    return await _point(samples, pid, count)
 
 
 async def _start(target: Target, samples: Samples, readers: list[Reader], count: int) -> None:

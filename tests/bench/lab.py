@@ -188,7 +188,8 @@ def wait_until_ready(base_url: str, path: str, process: subprocess.Popen[bytes])
 
 @contextmanager
 def _module(*command: str) -> Generator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.DEVNULL)
+    # A baseline that is loaded past its limit writes a traceback for each stream.
+    process = subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

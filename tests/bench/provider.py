@@ -31,7 +31,8 @@ class Provider:
         self._last_length = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        # A reader that leaves: uvloop says so with a RuntimeError.
+        with suppress(asyncio.IncompleteReadError, ConnectionError, RuntimeError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = _LENGTH.search(head)

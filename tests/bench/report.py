@@ -64,7 +64,7 @@ class Row:
 
 def short(number: float) -> str:
     """Three digits that count."""
-    if abs(number) >= 100 or number == int(number):
+    if abs(number) >= 100 or float(number).is_integer():
         return f"{number:,.0f}"
     return f"{number:.1f}" if abs(number) >= 10 else f"{number:.2f}"
 
