@@ -58,6 +58,8 @@ def main() -> int:
         scope = f"The whole took {time.monotonic() - began:.0f} s."
         rows = found if options.clone else [*found, *clone.not_measured()]
         report.PAGE.write_text(report.page(rows, described, scope))
+        for name, svg in lab.pictures.items():
+            (report.DOCS / name).write_text(svg)
     return 0
 
 

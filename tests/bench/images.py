@@ -8,7 +8,7 @@ from tests.bench.client import Target
 from tests.bench.curve import Curve, draw
 from tests.bench.lab import Easel, Lab, target_of
 from tests.bench.machine import cpu, cpu_of_children, wait_until_idle
-from tests.bench.report import DOCS, Row
+from tests.bench.report import Row
 
 REPEATS = 5
 LARGE, SMALL = "[bench image size=3MB]", "[bench image size=400KB]"
@@ -60,8 +60,7 @@ def growth_rows(lab: Lab) -> Generator[Row]:
     curve = Curve("Easel", list(enumerate(medians)))
     top = max(10.0, 20 * -(-max(medians) * 1.3 // 20))
     title = "Processor time of a turn that draws, median of five"
-    picture = draw(title, "images already in the conversation", "ms", [curve], top=top)
-    (DOCS / "bench-images.svg").write_text(picture)
+    lab.keep_picture("bench-images.svg", draw(title, "images already in the conversation", "ms", [curve], top=top))
 
 
 def cost_of_turn(easel: Easel, target: Target, text: str, **fields: object) -> tuple[float, str]:

@@ -59,6 +59,8 @@ class Lab:
         self._postgres = postgres
         self._numbers = itertools.count(1)
         self._template = ""
+        self.pictures: dict[str, str] = {}
+        """By the name of their file in docs/."""
 
     @contextmanager
     def easel(self, command: Literal["serve", "worker"] = "serve", **settings: Any) -> Generator[Easel]:
@@ -125,6 +127,9 @@ class Lab:
     def _create(self, name: str, template: str) -> str:
         sql(self._postgres.url, f"CREATE DATABASE {name} TEMPLATE {template}")
         return make_url(self._postgres.url).set(database=name).render_as_string(hide_password=False)
+
+    def keep_picture(self, name: str, svg: str) -> None:
+        self.pictures[name] = svg
 
     def stop_streams(self) -> int:
         """The provider ends what it sends at a steady rate; how many bytes it was last sent."""
