@@ -10,22 +10,26 @@ from typing import Self
 from tests import timeouts
 from tests.servers import free_port
 
-_REQUEST = re.compile(rb"(?:^|\n|\r|[^A-Z])(GET|HEAD|PUT|POST|DELETE) /[^ \r\n]* HTTP/1\.1\r\n")
+_REQUEST = re.compile(rb"(?:^|\n|\r|[^A-Z])(GET|HEAD|PUT|POST|DELETE) (/[^ \r\n]*) HTTP/1\.1\r\n")
 
 
 class CountingProxy:
-    """On loopback, in a thread of its own; `counted` is by method."""
+    """On loopback, in a thread of its own; `seen` are methods and paths."""
 
     def __init__(self, target: str) -> None:
         """`target` is host:port."""
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
-        self.counted: Counter[str] = Counter()
+        self.seen: list[tuple[str, str]] = []
         self.endpoint = f"127.0.0.1:{free_port()}"
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stopping = asyncio.Event()
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()), daemon=True)
+
+    def count(self, part: str) -> Counter[str]:
+        """By method, of the paths that hold `part`."""
+        return Counter(method for method, path in list(self.seen) if part in path)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -57,7 +61,7 @@ class CountingProxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, count: bool) -> None:
         while data := await reader.read(1 << 16):
             if count:
-                self.counted.update(found.decode() for found in _REQUEST.findall(data))
+                self.seen += [(method.decode(), path.decode()) for method, path in _REQUEST.findall(data)]
             writer.write(data)
             await writer.drain()
         writer.close()
