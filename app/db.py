@@ -273,13 +273,19 @@ async def _call_each(callbacks: Sequence[AfterCommit]) -> None:
             log.exception("after_commit.failed")
 
 
-def database(request: Request) -> Database:
-    return cast(Database, request.app.state.database)
+def from_state(name: str) -> Any:
+    """For `Annotated[Broker, from_state("broker")]`: one of what the process holds open."""
+
+    def read(request: Request) -> Any:
+        return getattr(request.app.state, name)
+
+    return Depends(read, scope="function")
 
 
-async def open_identity_session(
-    database: Annotated[Database, Depends(database, scope="function")],
-) -> AsyncIterator[AsyncSession]:
+CurrentDatabase = Annotated[Database, from_state("database")]
+
+
+async def open_identity_session(database: CurrentDatabase) -> AsyncIterator[AsyncSession]:
     async with database.identity() as session:
         yield session
 

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Literal, cast
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -23,7 +23,7 @@ from app.attachments.spool import Spool
 from app.broker import BROKER_UNAVAILABLE, Broker
 from app.connections import open_connections
 from app.conversations import routes as conversations
-from app.db import Database, database
+from app.db import CurrentDatabase, Database
 from app.embedded import Parts
 from app.error_codes import ErrorCode
 from app.errors import Unavailable
@@ -135,9 +135,7 @@ async def check_liveness() -> Alive:
 
 
 @probes.get("/readyz", responses=problems(ErrorCode.SCHEMA_BEHIND, ErrorCode.UNAVAILABLE))
-async def check_readiness(
-    request: Request, database: Annotated[Database, Depends(database, scope="function")]
-) -> Ready:
+async def check_readiness(request: Request, database: CurrentDatabase) -> Ready:
     """Ask whether requests can be served.
 
     503 while the database's schema is behind, or the database or Redis is unavailable.

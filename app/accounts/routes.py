@@ -20,7 +20,7 @@ from app.accounts.schemas import (
     TokensView,
     UserView,
 )
-from app.db import IdentitySession
+from app.db import CurrentDatabase, IdentitySession
 from app.error_codes import ErrorCode
 from app.errors import Invalid, id_of
 from app.identity import service as identity
@@ -28,7 +28,6 @@ from app.identity.actor import (
     AccountReader,
     AccountWriter,
     ActorApart,
-    CurrentDatabase,
     CurrentSettings,
     TenantSession,
 )

@@ -2,23 +2,20 @@
 
 from typing import Annotated, cast
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter
 
 from app.agents._shared.registry import Registry, image_options
 from app.agents._shared.tools import IMAGE_TOOL
 from app.agents.schemas import AgentList, AgentView, ImageOptions
+from app.db import from_state
 from app.identity.actor import ChatReaderApart, CurrentSettings
 
 router = APIRouter(prefix="/v1/agents", tags=["agents"])
 
 
-def registry_of(request: Request) -> Registry:
-    return cast(Registry, request.app.state.registry)
-
-
 @router.get("")
 async def list_agents(
-    actor: ChatReaderApart, settings: CurrentSettings, registry: Annotated[Registry, Depends(registry_of)]
+    actor: ChatReaderApart, settings: CurrentSettings, registry: Annotated[Registry, from_state("registry")]
 ) -> AgentList:
     """List the agents.
 

@@ -5,13 +5,13 @@ import re
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.attachments import service
 from app.attachments.links import SERVED_TYPES, UNKNOWN_TYPE, CurrentStore, Grant, ReaderLinks, verify
 from app.attachments.models import AttachmentStatus
-from app.db import Database, database
+from app.db import CurrentDatabase
 from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
 from app.identity.actor import AttachmentReaderApart, CurrentSettings
@@ -61,7 +61,7 @@ async def get_content(
     request: Request,
     object_id: Annotated[UUID, id_of("attachment")],
     actor: AttachmentReaderApart,
-    database: Annotated[Database, Depends(database, scope="function")],
+    database: CurrentDatabase,
     links: ReaderLinks,
 ) -> Response:
     """Get an attachment's bytes.

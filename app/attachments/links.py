@@ -6,13 +6,13 @@ import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.db import now
+from app.db import from_state, now
 from app.errors import NotFound
-from app.identity.actor import settings_of
+from app.identity.actor import CurrentSettings
 from app.settings import Settings
 from app.storage.store import Store
 
@@ -95,17 +95,11 @@ def _mac(key: str, payload: str) -> str:
     return hmac.new(key.encode(), b"easel file link\0" + payload.encode(), hashlib.sha256).hexdigest()
 
 
-def store_of(request: Request) -> Store:
-    return cast(Store, request.app.state.store)
+CurrentStore = Annotated[Store, from_state("store")]
 
 
-CurrentStore = Annotated[Store, Depends(store_of)]
-
-
-def links_for(request: Request) -> Links:
-    settings = settings_of(request)
-    base_url = settings.public_url or str(request.base_url).rstrip("/")
-    return Links(store_of(request), settings, base_url)
+def links_for(request: Request, store: CurrentStore, settings: CurrentSettings) -> Links:
+    return Links(store, settings, settings.public_url or str(request.base_url).rstrip("/"))
 
 
 ReaderLinks = Annotated[Links, Depends(links_for)]

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -16,7 +16,7 @@ from app.attachments.models import Attachment, AttachmentKind
 from app.attachments.schemas import AttachmentPage, AttachmentView, views
 from app.attachments.uploads import FIELD, UnsupportedType, upload_fault
 from app.broker import Broker
-from app.db import Database, database
+from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
 from app.errors import Invalid, TooLarge, id_of
 from app.identity.actor import (
@@ -54,7 +54,8 @@ async def upload_attachment(
     request: Request,
     response: Response,
     actor: AttachmentWriterApart,
-    database: Annotated[Database, Depends(database, scope="function")],
+    database: CurrentDatabase,
+    broker: Annotated[Broker, from_state("broker")],
     settings: CurrentSettings,
     limits: CurrentLimits,
     links: ReaderLinks,
@@ -63,7 +64,6 @@ async def upload_attachment(
 
     It is decoded, set upright and encoded anew, so that nothing but its pixels is stored.
     """
-    broker = cast(Broker, request.app.state.broker)
     with _places(request, actor, settings, limits):
         async with _form_of(request) as form:
             upload = _file_of(form, settings.upload_max_bytes)
@@ -130,7 +130,7 @@ def _invalid(message: str, given: str, field: str = FIELD) -> Invalid:
 @router.get("/attachments")
 async def list_attachments(
     actor: AttachmentReaderApart,
-    database: Annotated[Database, Depends(database, scope="function")],
+    database: CurrentDatabase,
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
     kind: Annotated[AttachmentKind | None, Query(description="Only these.")] = None,

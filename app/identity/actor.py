@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, database, enter_tenant
+from app.db import CurrentDatabase, enter_tenant, from_state
 from app.errors import Forbidden, Unauthenticated, id_of
 from app.identity import service
 from app.identity.models import Role
@@ -23,22 +23,11 @@ TENANT_HEADER = "Which tenant is meant; needed where the user belongs to several
 _bearer = HTTPBearer(scheme_name="bearer", auto_error=False, description="An access token or an API key.")
 
 
-def settings_of(request: Request) -> Settings:
-    return cast(Settings, request.app.state.settings)
-
-
-CurrentSettings = Annotated[Settings, Depends(settings_of)]
-
-
-def limits_of(request: Request) -> Limits:
-    return cast(Limits, request.app.state.limits)
-
-
-CurrentLimits = Annotated[Limits, Depends(limits_of)]
+CurrentSettings = Annotated[Settings, from_state("settings")]
+CurrentLimits = Annotated[Limits, from_state("limits")]
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 TenantHeader = Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)]
-CurrentDatabase = Annotated[Database, Depends(database, scope="function")]
 
 
 @dataclass(frozen=True)

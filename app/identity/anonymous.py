@@ -2,11 +2,12 @@
 
 import ipaddress
 import logging
-from typing import cast
+from typing import Annotated
 
 from fastapi import Depends, Request
 
 from app.broker import BROKER_UNAVAILABLE, Broker
+from app.db import from_state
 from app.errors import LimitExceeded
 from app.identity.actor import CurrentSettings
 
@@ -16,12 +17,13 @@ log = logging.getLogger(__name__)
 IPV6_PREFIX = 64
 
 
-async def limit_anonymous(request: Request, settings: CurrentSettings) -> None:
+async def limit_anonymous(
+    request: Request, settings: CurrentSettings, broker: Annotated[Broker, from_state("broker")]
+) -> None:
     """For `dependencies=[LimitedByAddress]` of a route. While Redis is away nobody is refused."""
     allowed = settings.anonymous_requests_per_minute
     try:
-        buckets = cast(Broker, request.app.state.broker).buckets
-        wait = await buckets.take(f"anonymous:{_network_of(request)}", size=allowed, seconds=60)
+        wait = await broker.buckets.take(f"anonymous:{_network_of(request)}", size=allowed, seconds=60)
     except BROKER_UNAVAILABLE as error:
         log.warning("limit.not_counted", extra={"error": type(error).__name__})
         return

@@ -1,17 +1,17 @@
 """Start a run, look at it, follow its events, stop it."""
 
 import asyncio
-from typing import Annotated, cast
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 
 from app.agents._shared.registry import Registry
 from app.attachments.links import Links, ReaderLinks
 from app.broker import Broker
-from app.db import Database, database
+from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
 from app.errors import id_of
 from app.identity.actor import ChatReader, ChatWriter, CurrentLimits, CurrentSettings, TenantSession
@@ -58,22 +58,13 @@ START: Responses = {
 }
 
 
-def broker_of(request: Request) -> Broker:
-    return cast(Broker, request.app.state.broker)
+CurrentBroker = Annotated[Broker, from_state("broker")]
+CurrentRegistry = Annotated[Registry, from_state("registry")]
+Draining = Annotated[asyncio.Event, from_state("draining")]
 
 
-def registry_of(request: Request) -> Registry:
-    return cast(Registry, request.app.state.registry)
-
-
-CurrentBroker = Annotated[Broker, Depends(broker_of)]
-CurrentRegistry = Annotated[Registry, Depends(registry_of)]
-
-
-def event_source_of(
-    request: Request, database: Annotated[Database, Depends(database, scope="function")], broker: CurrentBroker
-) -> EventSource:
-    return EventSource(database, broker, cast(asyncio.Event, request.app.state.draining))
+def event_source_of(database: CurrentDatabase, broker: CurrentBroker, draining: Draining) -> EventSource:
+    return EventSource(database, broker, draining)
 
 
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
