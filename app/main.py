@@ -18,6 +18,7 @@ from app.agents._shared.registry import Registry, load_registry
 from app.api_docs import install_docs
 from app.attachments import content
 from app.attachments import routes as attachments
+from app.attachments.links import LinkCache
 from app.attachments.reconcile import Report, reconcile
 from app.attachments.spool import Spool
 from app.broker import BROKER_UNAVAILABLE, Broker
@@ -69,6 +70,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.registry = registry or (app.state.worker.load_agents if app.state.worker else load_registry)(settings)
     app.state.draining = asyncio.Event()
     app.state.limits = Limits.of(settings)
+    app.state.link_cache = LinkCache()
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
     app.add_middleware(RequestMiddleware, settings=settings)
     if settings.cors_origins:

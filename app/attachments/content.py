@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.attachments import service
-from app.attachments.links import SERVED_TYPES, UNKNOWN_TYPE, CurrentStore, Grant, ReaderLinks, verify
+from app.attachments.file_tokens import SERVED_TYPES, UNKNOWN_TYPE, Grant, verify
+from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import AttachmentStatus
 from app.db import CurrentDatabase
 from app.error_codes import ErrorCode

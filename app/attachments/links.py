@@ -1,25 +1,20 @@
 """Time-limited links to objects: the store's own where it can sign, else our content route with a signed token."""
 
-import hashlib
-import hmac
-import json
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.attachments.file_tokens import Grant, sign
 from app.db import from_state, now
-from app.errors import NotFound
 from app.identity.actor import CurrentSettings
 from app.settings import Settings
 from app.storage.store import Store
 
-# Types a browser may show in place; everything else is a download. GIF and SVG can carry what a page would run.
-INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
-SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml"}
-UNKNOWN_TYPE = "application/octet-stream"
+# About 10 MB.
+CACHED_LINKS = 20_000
 
 
 @dataclass(frozen=True)
@@ -28,38 +23,41 @@ class Link:
     expires_at: datetime
 
 
-@dataclass(frozen=True)
-class Grant:
-    """What a link allows: to read one object under this name and type."""
+@dataclass
+class LinkCache:
+    """The links that a process made in the present half of a link's lifetime: a list that is read again is free."""
 
-    key: str
-    filename: str
-    mime_type: str
-
-    @property
-    def inline(self) -> bool:
-        return self.mime_type in INLINE_TYPES
-
-    @property
-    def content_type(self) -> str:
-        """The type it is served as: an unknown type is served as a plain download."""
-        return self.mime_type if self.mime_type in SERVED_TYPES else UNKNOWN_TYPE
+    issued_at: int = 0
+    urls: dict[tuple[str, Grant], str] = field(default_factory=dict[tuple[str, Grant], str])
 
 
 @dataclass(frozen=True)
 class Links:
-    """Makes links for one reader; `base_url` is `PUBLIC_URL` or the origin the reader came by."""
+    """Makes links for one reader; `base_url` is `PUBLIC_URL` or the origin the reader came by.
+
+    All links to one object made within the same half of `LINK_TTL_SECONDS` are the same and end at the same time, so
+    that browsers keep what they loaded: a link lives between half and the whole of that time.
+    """
 
     store: Store
     settings: Settings
     base_url: str
+    cache: LinkCache
 
-    async def to(self, grant: Grant) -> Link:
-        expires_at = (now() + timedelta(seconds=self.settings.link_ttl_seconds)).replace(microsecond=0)
-        url = await self.of_store(grant)
-        if url is None:
-            url = f"{self.base_url}/v1/files/{_sign(self.settings, grant, int(expires_at.timestamp()))}"
-        return Link(url, expires_at)
+    async def to(self, *grants: Grant) -> list[Link]:
+        """A link for each. Those that need a request are made at once; where all are known nothing waits."""
+        issued_at = self._issued_at()
+        if issued_at != self.cache.issued_at or len(self.cache.urls) > CACHED_LINKS:
+            self.cache.issued_at, self.cache.urls = issued_at, {}
+        urls, expires = self.cache.urls, issued_at + self.settings.link_ttl_seconds
+        expires_at = datetime.fromtimestamp(expires, UTC)
+        if missing := [grant for grant in grants if (self.base_url, grant) not in urls]:
+            made = await asyncio.gather(*(self._make(grant, expires) for grant in missing))
+            urls.update(zip([(self.base_url, grant) for grant in missing], made, strict=True))
+        return [Link(urls[self.base_url, grant], expires_at) for grant in grants]
+
+    async def _make(self, grant: Grant, expires: int) -> str:
+        return await self.of_store(grant) or f"{self.base_url}/v1/files/{sign(self.settings, grant, expires)}"
 
     async def of_store(self, grant: Grant) -> str | None:
         """The store's own link; None where it cannot sign."""
@@ -68,38 +66,25 @@ class Links:
             filename=grant.filename,
             mime_type=grant.content_type,
             inline=grant.inline,
+            issued_at=datetime.fromtimestamp(self._issued_at(), UTC),
             expires_in=self.settings.link_ttl_seconds,
         )
 
-
-def _sign(settings: Settings, grant: Grant, expires: int) -> str:
-    facts = json.dumps([grant.key, grant.filename, grant.mime_type, expires], ensure_ascii=False)
-    payload = urlsafe_b64encode(facts.encode()).decode().rstrip("=")
-    return f"{payload}.{_mac(settings.signing_keys()[0], payload)}"
-
-
-def verify(settings: Settings, token: str) -> Grant:
-    """The grant of a token that is ours and not expired; anything else is NotFound."""
-    payload, _, mac = token.partition(".")
-    if not any(hmac.compare_digest(mac.encode(), _mac(key, payload).encode()) for key in settings.signing_keys()):
-        raise NotFound("file")
-    facts = urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-    key, filename, mime_type, expires = json.loads(facts)
-    if expires <= now().timestamp():
-        raise NotFound("file")
-    return Grant(key, filename, mime_type)
-
-
-def _mac(key: str, payload: str) -> str:
-    """In hex, over the payload as written: one grant has one valid token text."""
-    return hmac.new(key.encode(), b"easel file link\0" + payload.encode(), hashlib.sha256).hexdigest()
+    def _issued_at(self) -> int:
+        half = self.settings.link_ttl_seconds // 2
+        return int(now().timestamp()) // half * half
 
 
 CurrentStore = Annotated[Store, from_state("store")]
 
 
-def links_for(request: Request, store: CurrentStore, settings: CurrentSettings) -> Links:
-    return Links(store, settings, settings.public_url or str(request.base_url).rstrip("/"))
+def links_for(
+    request: Request,
+    store: CurrentStore,
+    settings: CurrentSettings,
+    cache: Annotated[LinkCache, from_state("link_cache")],
+) -> Links:
+    return Links(store, settings, settings.public_url or str(request.base_url).rstrip("/"), cache)
 
 
 ReaderLinks = Annotated[Links, Depends(links_for)]

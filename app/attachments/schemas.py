@@ -8,7 +8,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from app.attachments.links import Grant, Links
+from app.attachments.file_tokens import Grant
+from app.attachments.links import Links
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.images import thumbnails
 from app.paging import Page
@@ -90,9 +91,9 @@ class AttachmentView(BaseModel):
         if self.url is None:
             return self
         stem = self.filename.rpartition(".")[0]
-        original, *smaller = await asyncio.gather(
-            links.to(Grant(self.url, self.filename, self.mime_type)),
-            *(links.to(Grant(one.url, f"{stem}-{one.width}.webp", one.mime_type)) for one in self.variants),
+        original, *smaller = await links.to(
+            Grant(self.url, self.filename, self.mime_type),
+            *(Grant(one.url, f"{stem}-{one.width}.webp", one.mime_type) for one in self.variants),
         )
         variants = [
             one.model_copy(update={"url": link.url, "url_expires_at": link.expires_at})

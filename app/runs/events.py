@@ -11,7 +11,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeAliasType
 
-from app.attachments.links import Grant, Links
+from app.attachments.file_tokens import Grant
+from app.attachments.links import Links
 from app.attachments.schemas import AttachmentView
 from app.conversations.schemas import MessageView
 from app.error_codes import ErrorCode
@@ -115,7 +116,7 @@ class ImagePartial(LinkedEvent, frozen=True):
     height: int
 
     async def with_links(self, links: Links) -> Self:
-        link = await links.to(Grant(self.url, self.url.rpartition("/")[2], self.mime_type))
+        (link,) = await links.to(Grant(self.url, self.url.rpartition("/")[2], self.mime_type))
         return self.model_copy(update={"url": link.url})
 
 

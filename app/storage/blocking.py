@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -75,7 +76,9 @@ class BlockingStore(ABC):
                 if is_key(item.key):
                     yield item
 
-    async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
+    async def link(
+        self, key: str, *, filename: str, mime_type: str, inline: bool, issued_at: datetime, expires_in: int
+    ) -> str | None:
         """None: a store that can sign links overrides this."""
         check_key(key)
         return None

@@ -7,7 +7,7 @@
 import functools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,16 @@ class GcsStore(BlockingStore):
         # Links are made from rows alone: a hung bucket must not delay them.
         self._signing_threads = Threads("gcs signing")
 
-    async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
+    async def link(
+        self, key: str, *, filename: str, mime_type: str, inline: bool, issued_at: datetime, expires_in: int
+    ) -> str | None:
         check_key(key)
         if self._signer is None:
             return None
         disposition = content_disposition(filename, inline=inline)
-        return await self._signing_threads.run(self._sign, key, mime_type, disposition, expires_in)
+        return await self._signing_threads.run(
+            self._sign, key, mime_type, disposition, issued_at + timedelta(seconds=expires_in)
+        )
 
     async def close(self) -> None:
         await super().close()
@@ -170,12 +174,12 @@ class GcsStore(BlockingStore):
     def _blobs(self, **query: Any) -> Iterator[Any]:
         return iter(self._client.list_blobs(self._bucket, **query, **_OPTIONS))
 
-    def _sign(self, key: str, mime_type: str, disposition: str, expires_in: int) -> str:
+    def _sign(self, key: str, mime_type: str, disposition: str, expires_at: datetime) -> str:
         with self._translated("sign a link"):
             return self._bucket.blob(key).generate_signed_url(
                 version="v4",
                 method="GET",
-                expiration=timedelta(seconds=expires_in),
+                expiration=expires_at,
                 response_type=mime_type,
                 response_disposition=disposition,
                 credentials=self._signer,

@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -76,11 +76,14 @@ class MinioStore(BlockingStore):
         except ValueError as error:
             raise SettingsError(f"The MINIO_ settings cannot be used: {error}.") from error
 
-    async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
+    async def link(
+        self, key: str, *, filename: str, mime_type: str, inline: bool, issued_at: datetime, expires_in: int
+    ) -> str | None:
         return self._signer.presigned_get_object(
             self._bucket,
             check_key(key),
             expires=timedelta(seconds=expires_in),
+            request_date=issued_at,
             response_headers={
                 "response-content-type": mime_type,
                 "response-content-disposition": content_disposition(filename, inline=inline),

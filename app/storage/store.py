@@ -62,9 +62,13 @@ class Store(Protocol):
         """Objects whose key starts with `prefix`; other files in the same bucket are left out."""
         ...
 
-    async def link(self, key: str, *, filename: str, mime_type: str, inline: bool, expires_in: int) -> str | None:
-        """A GET link to this one object for `expires_in` seconds, made without asking whether the object exists.
+    async def link(
+        self, key: str, *, filename: str, mime_type: str, inline: bool, issued_at: datetime, expires_in: int
+    ) -> str | None:
+        """A GET link to this one object, made without asking whether the object exists.
 
+        It ends `expires_in` seconds after `issued_at`, which may lie in the past; equal arguments give an equal link
+        where the store's signature can be dated.
         None where the store cannot sign links; readers then go through the service's own signed content route.
         """
         ...

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, Page
 from playwright.async_api import Error as BrowserError
 
 from app.attachments.content import GUARDS
-from app.attachments.links import INLINE_TYPES
+from app.attachments.file_tokens import INLINE_TYPES
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, one, running_server
 from tests.attachment_rows import insert_attachment

@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 from collections.abc import Generator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
@@ -15,7 +15,8 @@ import httpx
 import pytest
 import redis
 
-from app.attachments.links import SERVED_TYPES
+from app.attachments.file_tokens import SERVED_TYPES
+from app.attachments.links import LinkCache
 from app.db import now
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.attachment_rows import insert_attachment
@@ -161,11 +162,12 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
 
         if storage == "own":  # an S3 server goes by a clock of its own; its links' end has a test in the contract
             for later, status in (
-                (timedelta(seconds=240), 200),
+                (timedelta(seconds=149), 200),  # a link lives for half of LINK_TTL_SECONDS at least
                 (timedelta(seconds=301), 404),
                 (timedelta(days=1), 404),
             ):
-                monkeypatch.setattr("app.attachments.links.now", lambda later=later: now() + later)
+                for module in ("links", "file_tokens"):
+                    monkeypatch.setattr(f"app.attachments.{module}.now", lambda later=later: now() + later)
                 assert [httpx.get(each["url"]).status_code for each in old] == [status] * len(old)
         logged = [one(ada.events(run_id), "attachment.created")["attachment"] for run_id in run_ids]
         forget_streams(broker)
@@ -274,3 +276,42 @@ def _on(s3: S3Server) -> Json:
         "minio_secure": False,
         "storage_bucket": f"easel-{secrets.token_hex(6)}",
     }
+
+
+@pytest.mark.parametrize("storage", ["own", "s3"])
+def test_a_link_stays_the_same_for_half_its_life(
+    storage: str,
+    request: pytest.FixtureRequest,
+    database_url: str,
+    provider_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = _on(request.getfixturevalue("s3")) if storage == "s3" else {}
+    with running_server(database_url, provider_url, tmp_path, link_ttl_seconds=100, **settings) as server:
+        ada = server.sign_up()
+        path = f"/v1/attachments/{one(ada.draw(), 'attachment.created')['attachment']['object_id']}"
+        cache: LinkCache = server.uvicorn.app.state.link_cache
+
+        def link_at(seconds: float) -> tuple[str, str]:
+            monkeypatch.setattr("app.attachments.links.now", lambda: datetime.fromtimestamp(seconds, UTC))
+            view = ada.http.get(path).json()
+            return view["url"], view["url_expires_at"]
+
+        first = link_at(1_000_000_000)
+        assert first[1] == "2001-09-09T01:48:20Z"
+        cache.urls.clear()  # as in another process
+        assert link_at(1_000_000_000.1) == link_at(1_000_000_049.9) == first
+        assert link_at(1_000_000_050) != first
+        assert len(cache.urls) == 4  # the image and its smaller copies
+
+
+def test_links_are_forgotten_before_they_are_too_many(
+    ada: ApiUser, server: AppServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.attachments.links.CACHED_LINKS", 3)
+    drawn = [one(ada.draw(), "attachment.created")["attachment"]["object_id"] for _ in range(4)]
+    for object_id in drawn:
+        assert ada.http.get(f"/v1/attachments/{object_id}").status_code == 200
+    # Those of the last one, with its smaller copies.
+    assert len(server.uvicorn.app.state.link_cache.urls) <= 4

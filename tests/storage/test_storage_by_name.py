@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 import app.storage
+from app.db import now
 from app.settings import Settings
 from app.storage.keys import image_key, tenant_prefix
 from app.storage.service import open_store
@@ -82,7 +83,10 @@ async def test_a_third_store_is_one_file_and_its_name(tmp_path: Path, monkeypatc
     await store.put(key, b"bytes", mime_type="image/png")
     assert await store.get(key) == b"bytes"
     assert [item.key async for item in store.list(tenant_prefix(TENANT))] == [key]
-    assert await store.link(key, filename="a.png", mime_type="image/png", inline=True, expires_in=300) is None
+    assert (
+        await store.link(key, filename="a.png", mime_type="image/png", inline=True, issued_at=now(), expires_in=300)
+        is None
+    )
     await store.delete(key)
     with pytest.raises(ObjectMissing):
         await store.get(key)

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from app.db import now
 from app.settings import Settings
 from app.storage.keys import image_key, is_key, preview_key, preview_prefix, tenant_prefix, upload_key
 from app.storage.memory import FileStore
@@ -109,7 +110,9 @@ async def test_a_file_is_put_like_its_bytes(store: Store, tmp_path: Path, data: 
     await store.put(key, tmp_path / "upload", mime_type="image/webp")
     (tmp_path / "upload").unlink()
     assert await store.get(key) == data
-    if link := await store.link(key, filename="a.webp", mime_type="image/webp", inline=True, expires_in=300):
+    if link := await store.link(
+        key, filename="a.webp", mime_type="image/webp", inline=True, issued_at=now(), expires_in=300
+    ):
         assert (await _ask("GET", link)).content == data
 
 
@@ -227,7 +230,10 @@ async def test_links_lead_to_the_public_endpoint_without_asking_it(minio: Backen
 @pytest.mark.parametrize("backend", ["memory", "memory-files", "gcs"], indirect=True)
 async def test_a_store_without_a_signing_key_gives_no_link(store: Store) -> None:
     key = image_key(TENANT, uuid4(), "png")
-    assert await store.link(key, filename="a.png", mime_type="image/png", inline=True, expires_in=300) is None
+    assert (
+        await store.link(key, filename="a.png", mime_type="image/png", inline=True, issued_at=now(), expires_in=300)
+        is None
+    )
 
 
 async def test_a_missing_bucket_is_named_with_the_fix_and_made_only_when_asked(remote: Backend) -> None:
@@ -350,7 +356,9 @@ async def _link(
     inline: bool = True,
     expires_in: int = 300,
 ) -> str:
-    link = await store.link(key, filename=filename, mime_type=mime_type, inline=inline, expires_in=expires_in)
+    link = await store.link(
+        key, filename=filename, mime_type=mime_type, inline=inline, issued_at=now(), expires_in=expires_in
+    )
     assert link
     return link
 

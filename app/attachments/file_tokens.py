@@ -1,0 +1,57 @@
+"""What a link allows, and the signed token of a link that leads to our own content route."""
+
+import hashlib
+import hmac
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+
+from app.db import now
+from app.errors import NotFound
+from app.settings import Settings
+
+# Types a browser may show in place; everything else is a download. GIF and SVG can carry what a page would run.
+INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
+SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml"}
+UNKNOWN_TYPE = "application/octet-stream"
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a link allows: to read one object under this name and type."""
+
+    key: str
+    filename: str
+    mime_type: str
+
+    @property
+    def inline(self) -> bool:
+        return self.mime_type in INLINE_TYPES
+
+    @property
+    def content_type(self) -> str:
+        """The type it is served as: an unknown type is served as a plain download."""
+        return self.mime_type if self.mime_type in SERVED_TYPES else UNKNOWN_TYPE
+
+
+def sign(settings: Settings, grant: Grant, expires: int) -> str:
+    facts = json.dumps([grant.key, grant.filename, grant.mime_type, expires], ensure_ascii=False)
+    payload = urlsafe_b64encode(facts.encode()).decode().rstrip("=")
+    return f"{payload}.{_mac(settings.signing_keys()[0], payload)}"
+
+
+def verify(settings: Settings, token: str) -> Grant:
+    """The grant of a token that is ours and not expired; anything else is NotFound."""
+    payload, _, mac = token.partition(".")
+    if not any(hmac.compare_digest(mac.encode(), _mac(key, payload).encode()) for key in settings.signing_keys()):
+        raise NotFound("file")
+    facts = urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+    key, filename, mime_type, expires = json.loads(facts)
+    if expires <= now().timestamp():
+        raise NotFound("file")
+    return Grant(key, filename, mime_type)
+
+
+def _mac(key: str, payload: str) -> str:
+    """In hex, over the payload as written: one grant has one valid token text."""
+    return hmac.new(key.encode(), b"easel file link\0" + payload.encode(), hashlib.sha256).hexdigest()
