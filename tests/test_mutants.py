@@ -1,0 +1,257 @@
+"""Promise 38: each mechanism that keeps a promise has a test that fails without it.
+
+A mutant is the code with one mechanism taken out. The list is checked in every run, so that it stays true as the code
+changes; `./just prove` runs the mutants, each in a copy of the project.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.results import Results
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("app", "docs", "migrations", "offline", "tests", "openapi.json", "pyproject.toml", ".env.example")
+FAILED_TESTS = 1
+"""The exit code of pytest that says so; others are faults of the mutant."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file`, `code` becomes `changed`, and of the tests that `tests` selects (`path` or `path::test`) one fails."""
+
+    mechanism: str
+    file: str
+    code: str
+    changed: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "a run is read by its user alone",
+        "app/runs/service.py",
+        "Run.id == run_id, Run.user_id == actor.user_id",
+        "Run.id == run_id",
+        "tests/tenancy/test_strangers.py",
+    ),
+    Mutant(
+        "a conversation is read by its user alone",
+        "app/conversations/service.py",
+        "select(Conversation).where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)",
+        "select(Conversation).where(Conversation.id == conversation_id)",
+        "tests/tenancy/test_strangers.py",
+    ),
+    Mutant(
+        "an attachment is read by its user alone",
+        "app/attachments/service.py",
+        "        select(Attachment).where(Attachment.id == object_id, Attachment.user_id == actor.user_id)",
+        "        select(Attachment).where(Attachment.id == object_id)",
+        "tests/tenancy/test_strangers.py",
+    ),
+    Mutant(
+        "row security is forced on every table",
+        "migrations/versions/*.py",
+        'op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")',
+        "pass",
+        "tests/tenancy/test_row_security.py::test_every_table_is_under_forced_row_security",
+    ),
+    Mutant(
+        "a transaction drops to the rights of a role",
+        "app/db.py",
+        "    connection.execute(SET_RIGHTS, _rights(session))",
+        "    pass",
+        "tests/tenancy/test_tenant_sessions.py::test_each_door_has_its_role_and_leaves_it_at_the_end",
+    ),
+    Mutant(
+        "an earlier attempt is fenced out of the events",
+        "app/redis_event_log.py",
+        "if attempt < fence then return -1 end",
+        "",
+        "tests/runs/test_event_log.py::test_an_earlier_attempt_writes_nothing_once_a_later_one_has_fenced_the_log",
+    ),
+    Mutant(
+        "an idempotency key starts one run",
+        "app/runs/idempotency.py",
+        "    if found and found.expires_at > now():",
+        "    if False and found:",
+        "tests/runs/test_idempotency.py::test_a_replay_is_the_first_answer_though_the_run_has_ended",
+    ),
+    Mutant(
+        "an idempotency key belongs to its body",
+        "app/runs/idempotency.py",
+        "    if found.fingerprint != _fingerprint(request):",
+        "    if False:",
+        "tests/runs/test_idempotency.py::test_a_key_with_another_body_is_refused",
+    ),
+    Mutant(
+        "a link ends",
+        "app/attachments/file_tokens.py",
+        "    if expires <= now().timestamp():",
+        "    if expires <= 0:",
+        "tests/attachments/test_links.py::test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_kept",
+    ),
+    Mutant(
+        "a link's token is signed",
+        "app/attachments/file_tokens.py",
+        "hmac.compare_digest(mac.encode(), _mac(key, payload).encode())",
+        "mac",
+        "tests/attachments/test_links.py::test_a_link_reads_one_object_for_minutes_and_does_nothing_else",
+    ),
+    Mutant(
+        "a key does what its scopes allow",
+        "app/identity/service.py",
+        "self.role.covers(role) and (self.scopes is None or scope in self.scopes)",
+        "self.role.covers(role)",
+        "tests/accounts/test_accounts.py::test_a_key_opens_what_its_scope_names_and_nothing_else",
+    ),
+    Mutant(
+        "a revoked key is refused",
+        "app/identity/service.py",
+        "ApiKey.secret_hash == credentials.fingerprint(bearer), ApiKey.revoked_at.is_(None)",
+        "ApiKey.secret_hash == credentials.fingerprint(bearer)",
+        "tests/tenancy/test_strangers.py::test_a_revoked_key_is_refused_with_the_next_request",
+    ),
+    Mutant(
+        "a stolen refresh token ends its family",
+        "app/identity/service.py",
+        "    await revoke_family(session, token.family_id)\n    return Stolen",
+        "    return Stolen",
+        "tests/accounts/test_accounts.py::test_a_refresh_token_used_again_later_ends_the_whole_family",
+    ),
+    Mutant(
+        "secrets lie in the database as hashes",
+        "app/identity/credentials.py",
+        "    return hashlib.sha256(secret.encode()).digest()",
+        "    return secret.encode()",
+        "tests/accounts/test_accounts.py::test_no_secret_lies_in_the_database",
+    ),
+    Mutant(
+        "a wrong password is refused",
+        "app/identity/service.py",
+        "    if user is None or not matches:",
+        "    if user is None:",
+        "tests/accounts/test_accounts.py::test_a_wrong_password_and_an_unknown_person_are_answered_alike",
+    ),
+    Mutant(
+        "a body is counted as it comes",
+        "app/middleware.py",
+        "            if seen > limit.max_bytes:",
+        "            if seen > 10**12:",
+        "tests/attachments/test_uploads.py::test_a_file_over_the_limit_is_refused_by_its_length_and_as_it_comes",
+    ),
+    Mutant(
+        "a refusal is small",
+        "app/problems.py",
+        "        if fitting and size > MAX_FAULTS_BYTES:",
+        "        if False:",
+        "tests/test_bad_input.py::test_the_first_faults_are_told_and_all_are_counted",
+    ),
+    Mutant(
+        "a tenant's waiting runs are limited",
+        "app/runs/service.py",
+        '    _check_room("tenant", settings.tenant_queued_runs, waiting)',
+        "    pass",
+        "tests/test_limits.py::test_so_many_runs_of_a_tenant_wait",
+    ),
+    Mutant(
+        "a stream gives its place back",
+        "app/runs/sse.py",
+        "    with place:",
+        "    if place:",
+        "tests/test_limits.py::test_a_user_follows_so_many_runs_at_once",
+    ),
+    Mutant(
+        "strangers are counted by address",
+        "app/identity/anonymous.py",
+        "    if wait:",
+        "    if False:",
+        "tests/test_limits.py::test_one_address_signs_in_so_often_a_minute",
+    ),
+    Mutant(
+        "only trusted proxies name a client's address",
+        "app/server.py",
+        "forwarded_allow_ips=settings.trusted_proxies",
+        'forwarded_allow_ips="*"',
+        "tests/test_limits.py::test_behind_a_trusted_proxy_each_client_has_a_bucket",
+    ),
+    Mutant(
+        "white space inside of base64 is skipped",
+        "app/provider/image_bytes.py",
+        'pybase64.b64decode("".join(base64.split()), validate=True)',
+        "pybase64.b64decode(base64, validate=True)",
+        "tests/provider/test_wire_tap.py::test_what_was_not_tapped_is_decoded_alike",
+    ),
+    Mutant(
+        "every answer has its guards",
+        "app/middleware.py",
+        "    guards = [header for header in SECURITY_HEADERS if header[0] not in names]",
+        "    guards = []",
+        "tests/operation/test_edges.py::test_every_answer_has_the_guards",
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mechanism)
+def test_the_list_of_mutants_is_true(mutant: Mutant) -> None:
+    """Their code is there, once, and so are their tests."""
+    assert len(MUTANTS) >= 20
+    assert _file(ROOT, mutant).read_text().count(mutant.code) == 1
+    path, _, test = mutant.tests.partition("::")
+    assert f"def {test}" in (ROOT / path).read_text()
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project without its tests' databases and environment, to be changed at will."""
+    folder = tmp_path_factory.mktemp("mutants")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kills(results: Results) -> Generator[list[str]]:
+    """The mutants that turned their tests red."""
+    killed: list[str] = []
+    yield killed
+    results(38, "mutants", tried=f"{len(MUTANTS)} mechanisms taken out, one at a time", kept=f"{len(killed)} noticed")
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mechanism)
+def test_without_its_mechanism_a_test_fails(mutant: Mutant, copy: Path, kills: list[str]) -> None:
+    file = _file(copy, mutant)
+    original = file.read_text()
+    file.write_text(original.replace(mutant.code, mutant.changed))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.tests],
+            cwd=copy,
+            # The copy before the checkout that is installed.
+            env={name: value for name, value in os.environ.items() if name != "EASEL_PROVE"}
+            | {"PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+    finally:
+        file.write_text(original)
+    assert done.returncode == FAILED_TESTS, done.stdout[-2000:]
+    kills.append(mutant.mechanism)
+
+
+def _file(root: Path, mutant: Mutant) -> Path:
+    (found,) = root.glob(mutant.file)
+    return found
