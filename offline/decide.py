@@ -51,6 +51,8 @@ class Plan:
 
 
 def decide(body: Json, conversation: Conversation, options: ImageOptions | None, mask: bytes | None) -> Plan:
+    if "empty" in conversation.directives:
+        return Plan()
     tools = as_objects(body.get("tools"))
     draws = options is not None and _draws(body.get("tool_choice"), conversation, alone=len(tools) == 1)
     if not draws and (call := _call(body.get("tool_choice"), conversation, tools)):

@@ -16,6 +16,7 @@ DIRECTIVES: dict[str, str] = {
     "rate_limit": "HTTP 429 with Retry-After: 1",
     "moderation_400": "HTTP 400, code moderation_blocked; =STAGE: input (default) or output",
     "needs_reasoning": "an image named by nothing but its id is refused: its reasoning item is missing",
+    "max_body": "=BYTES: answer 413 to a request with more",
     "reset": "the connection is aborted before any header",
     # The stream breaks; a background response goes on behind it
     "cut": "=N: the connection is aborted after N events (default: after the third piece of text)",
@@ -50,12 +51,13 @@ DIRECTIVES: dict[str, str] = {
     "nul": "the text holds the character U+0000, and so does the revised prompt",
     "text_only": "no image, even when one is forced",
     "no_text": "no message after the image",
+    "empty": "neither text nor image",
     "no_usage": "no `tool_usage`",
 }
 
 _DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.]+)\s*)?\]", re.IGNORECASE)
-_NUMBERS = ("http", "retry_after", "cut", "eof", "silence", "big", "slow", "words", "images")
-_NUMBER = re.compile(r"\d{1,6}(\.\d+)?")
+_NUMBERS = ("http", "retry_after", "cut", "eof", "silence", "big", "slow", "words", "images", "max_body")
+_NUMBER = re.compile(r"\d{1,9}(\.\d+)?")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ async def create(request: Request, root: Account) -> Response:
     _log_request(request, len(raw), await asyncio.to_thread(abbreviated, body))
     parsed = await asyncio.to_thread(parse_request, body, root)
     directives = parsed.conversation.directives
+    if len(raw) > directives.number("max_body", _MAX_BODY_BYTES):
+        raise ApiError("Request body too large.", status=413)
     if "reset" in directives:
         return await abort(request)
     generation = Generation(root, parsed, server.speed)

@@ -83,25 +83,25 @@ class StreamServer:
 
 
 @contextmanager
-def serving(data: bytes) -> Generator[StreamServer]:
-    """A provider that answers everything with `data`, cut into pieces at random places."""
+def serving(*streams: bytes) -> Generator[StreamServer]:
+    """A provider that answers with these in turn, then with the last; cut into pieces at random places."""
     seed = random.randrange(2**32)
     print(f"cut with random.Random({seed})")  # noqa: T201 - to repeat a failure
-    cuts = sorted(random.Random(seed).choices(range(len(data) + 1), k=CUTS))
-    pieces = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     posts: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         disable_nagle_algorithm = True  # every piece is a segment of its own
 
         def do_POST(self) -> None:
+            data = streams[min(len(posts), len(streams) - 1)]
             posts.append(self.path)
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
-            for piece in pieces:
-                self.wfile.write(piece)
+            cuts = sorted(random.Random(seed).choices(range(len(data) + 1), k=CUTS))
+            for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+                self.wfile.write(data[start:end])
 
         def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
             pass

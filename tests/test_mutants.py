@@ -162,7 +162,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stream gives its place back",
-        "app/runs/sse.py",
+        "app/runs/reader.py",
         "    with place:",
         "    if place:",
         "tests/test_limits.py::test_a_user_follows_so_many_runs_at_once",

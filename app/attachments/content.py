@@ -85,7 +85,7 @@ async def get_content(
         return Response(headers=headers | length, media_type=grant.content_type)
     if link := await links.of_store(grant):
         return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
-    return _answer(request, await _read(links.store, grant), grant, headers)
+    return await _answer(request, links.store, grant, headers, size=row.size_bytes)
 
 
 @router.head("/files/{token}", response_class=Response, include_in_schema=False)
@@ -97,11 +97,10 @@ async def get_file(request: Request, token: str, settings: CurrentSettings, stor
     `Range`, `If-Range` and `If-None-Match` are understood, and `HEAD`.
     """
     grant = verify(settings, token)
-    data = await _read(store, grant)
     # An object never changes under its key.
     etag = hashlib.sha256(grant.key.encode()).hexdigest()
     cache_control = f"private, max-age={settings.link_ttl_seconds}"
-    return _answer(request, data, grant, _headers(grant, etag=etag, cache_control=cache_control))
+    return await _answer(request, store, grant, _headers(grant, etag=etag, cache_control=cache_control))
 
 
 def _headers(grant: Grant, *, etag: str, cache_control: str) -> dict[str, str]:
@@ -114,28 +113,34 @@ def _headers(grant: Grant, *, etag: str, cache_control: str) -> dict[str, str]:
     }
 
 
-async def _read(store: Store, grant: Grant) -> bytes:
+async def _answer(
+    request: Request, store: Store, grant: Grant, headers: dict[str, str], *, size: int | None = None
+) -> Response:
+    """200 with the bytes, 206 with the requested range, or 304 where the reader has them already.
+
+    The store is asked for no more than is sent; for the `size` only where a part is requested and it is not known.
+    """
+    given, etag = request.headers, headers["ETag"]
+    known = {name.strip().removeprefix("W/") for name in given.get("If-None-Match", "").split(",")}
     try:
-        return await store.get(grant.key)
+        if known & {etag, "*"}:
+            if size is None:
+                await store.size(grant.key)  # it may be deleted
+            return Response(status_code=304, headers=headers)
+        if request.method == "HEAD":
+            length = {"Content-Length": str(await store.size(grant.key))}
+            return Response(headers=headers | length, media_type=grant.content_type)
+        if "Range" in given and given.get("If-Range", etag) == etag:
+            size = await store.size(grant.key) if size is None else size
+            if (wanted := _requested_range(given["Range"], size)) is not None:
+                place = {"Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{size}"}
+                data = await store.get(grant.key, wanted)
+                return Response(data, 206, headers | place, grant.content_type)
+        return Response(await store.get(grant.key), headers=headers, media_type=grant.content_type)
     except ObjectMissing:
         raise NotFound("file") from None
     except StorageError:
         raise Unavailable("The object storage does not answer; try again in a moment.") from None
-
-
-def _answer(request: Request, data: bytes, grant: Grant, headers: dict[str, str]) -> Response:
-    """200 with the bytes, 206 with the requested range, or 304 where the reader has them already."""
-    given, etag = request.headers, headers["ETag"]
-    known = {name.strip().removeprefix("W/") for name in given.get("If-None-Match", "").split(",")}
-    if known & {etag, "*"}:
-        return Response(status_code=304, headers=headers)
-    wanted = None
-    if request.method == "GET" and given.get("If-Range", etag) == etag:
-        wanted = _requested_range(given.get("Range", ""), len(data))
-    if wanted is None:
-        return Response(data, headers=headers, media_type=grant.content_type)
-    place = {"Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"}
-    return Response(data[wanted.start : wanted.stop], 206, headers | place, grant.content_type)
 
 
 def _requested_range(header: str, size: int) -> range | None:

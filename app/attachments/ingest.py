@@ -80,13 +80,17 @@ async def insert_once(database: Database, row: Attachment) -> Attachment:
         inserted = await session.scalars(
             insert(Attachment)
             .values(values)
-            .on_conflict_do_nothing(index_elements=["tenant_id", "run_id", "tool_call_id"])
+            .on_conflict_do_nothing(index_elements=["tenant_id", "run_id", "tool_call_id", "sha256"])
             .returning(Attachment)
         )
         if ours := inserted.one_or_none():
             return ours
         found = await session.scalars(
-            select(Attachment).where(Attachment.run_id == row.run_id, Attachment.tool_call_id == row.tool_call_id)
+            select(Attachment).where(
+                Attachment.run_id == row.run_id,
+                Attachment.tool_call_id == row.tool_call_id,
+                Attachment.sha256 == row.sha256,
+            )
         )
         return found.one()
 

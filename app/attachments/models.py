@@ -44,7 +44,7 @@ class Attachment(Identified, Base):
     __tablename__ = "attachments"
     __table_args__ = (
         UniqueConstraint("tenant_id", "id"),
-        UniqueConstraint("tenant_id", "run_id", "tool_call_id"),
+        UniqueConstraint("tenant_id", "run_id", "tool_call_id", "sha256"),
         ForeignKeyConstraint(
             ["tenant_id", "conversation_id"], ["conversations.tenant_id", "conversations.id"], ondelete="CASCADE"
         ),

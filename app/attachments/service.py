@@ -15,6 +15,7 @@ from app.attachments.variants import stored_keys
 from app.db import after_commit
 from app.errors import NotFound
 from app.identity.service import Actor
+from app.storage import keys
 from app.storage.store import Store
 
 # The types that the provider accepts as an input image.
@@ -122,15 +123,25 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: U
     row = await get(session, actor, object_id)
     await session.execute(delete(Attachment).where(Attachment.id == row.id))
     _drop_objects(session, store, [row])
+    if row.run_id is not None:
+        after_commit(session, partial(_drop_previews, store, row.tenant_id, row.run_id, row.tool_call_id))
 
 
 async def remove_objects_of(session: AsyncSession, store: Store, conversation_id: UUID) -> None:
     """Once the transaction stands, delete every object of a conversation."""
     found = await session.scalars(select(Attachment).where(Attachment.conversation_id == conversation_id))
-    _drop_objects(session, store, found.all())
+    rows = found.all()
+    _drop_objects(session, store, rows)
+    for tenant_id, run_id in {(row.tenant_id, row.run_id) for row in rows if row.run_id is not None}:
+        after_commit(session, partial(_drop_previews, store, tenant_id, run_id))
 
 
 def _drop_objects(session: AsyncSession, store: Store, rows: Sequence[Attachment]) -> None:
     for row in rows:
         for key in (row.storage_key, *stored_keys(row.tenant_id, row.id, row.variants)):
             after_commit(session, partial(store.delete, key))
+
+
+async def _drop_previews(store: Store, tenant_id: UUID, run_id: UUID, tool_call_id: str | None = None) -> None:
+    async for preview in store.list(keys.preview_prefix(tenant_id, run_id, tool_call_id)):
+        await store.delete(preview.key)

@@ -8,6 +8,8 @@ from pydantic import AfterValidator
 from sqlalchemy import select
 
 from app.attachments.links import CurrentStore, ReaderLinks
+from app.attachments.models import Attachment
+from app.attachments.schemas import AttachmentPage, views
 from app.bodies import storable
 from app.conversations import service
 from app.conversations.models import Conversation, Message
@@ -19,6 +21,7 @@ from app.paging import PageQuery, fetch_page
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
 ConversationId = Annotated[UUID, id_of("conversation")]
+MessageId = Annotated[UUID, id_of("message")]
 Title = Annotated[str, AfterValidator(storable)]
 
 
@@ -94,3 +97,24 @@ async def list_messages(
     images = await service.images_of(session, rows)
     data = [await MessageView.of(row, images.get(row.id, [])).with_links(links) for row in rows]
     return MessagePage(data=data, next_cursor=cursor)
+
+
+@router.get("/{conversation_id}/messages/{message_id}/attachments")
+async def list_message_attachments(
+    conversation_id: ConversationId,
+    message_id: MessageId,
+    actor: ChatReader,
+    session: TenantSession,
+    links: ReaderLinks,
+    query: Annotated[PageQuery, Depends()],
+) -> AttachmentPage:
+    """List a message's attachments.
+
+    Those that were drawn for it, in its order: a message itself shows the first 20, and `attachments_next_cursor`, the
+    `cursor` of the next.
+    """
+    conversation = await service.get(session, actor, conversation_id)
+    await service.get_message(session, conversation, message_id)
+    statement = select(Attachment).where(Attachment.message_id == message_id)
+    rows, cursor = await fetch_page(session, statement, Attachment.id, query, oldest_first=True)
+    return AttachmentPage(data=await views(rows, links), next_cursor=cursor)

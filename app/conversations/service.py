@@ -35,6 +35,15 @@ async def get(session: AsyncSession, actor: Actor, conversation_id: UUID, *, loc
     return conversation
 
 
+async def get_message(session: AsyncSession, conversation: Conversation, message_id: UUID) -> Message:
+    message = await session.scalar(
+        select(Message).where(Message.id == message_id, Message.conversation_id == conversation.id)
+    )
+    if message is None:
+        raise NotFound("message")
+    return message
+
+
 async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
     """The actor's own conversation, updated now; held until the transaction ends."""
     touched = await session.scalars(

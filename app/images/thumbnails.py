@@ -116,7 +116,7 @@ def _scale(original: Image.Image) -> Thumbnails:
     original.draft(None, (WIDTHS[-1], WIDTHS[-1]))
     # CMYK and grey images are converted, so their profiles no longer apply.
     profile = original.info.get("icc_profile") if original.mode in ("RGB", "RGBA", "P") else None
-    image = _in_rgb(original)
+    image = in_rgb(original)
     ImageOps.exif_transpose(image, in_place=True)
     thumbnails: list[Thumbnail] = []
     for width in reversed(WIDTHS):
@@ -137,7 +137,7 @@ def _reduce(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def _in_rgb(image: Image.Image) -> Image.Image:
+def in_rgb(image: Image.Image) -> Image.Image:
     """RGB, or RGBA if the image has transparency."""
     if image.mode.startswith("I"):
         # Pillow would clip 16 bits to 8 instead of scaling them.

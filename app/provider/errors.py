@@ -1,6 +1,11 @@
-"""The provider's refusals and failures, as our errors: the only place that knows its exceptions and its codes."""
+"""The provider's refusals and failures, as our errors: the only place that knows its exceptions and its codes.
+
+A user reads our own sentence for each code. What the provider said goes to the log: it may name the operator's account.
+"""
 
 import json
+import logging
+import re
 from typing import Any, cast
 
 import aiohttp
@@ -23,6 +28,10 @@ class ProviderForgot(ProviderError):
     """Refused before anything was accepted: the provider no longer has a response or an image that was named."""
 
 
+class ProviderOverfull(ProviderError):
+    """Refused before anything was accepted: the request has too many bytes."""
+
+
 class ProviderUnreachable(ProviderError):
     """The provider could not be reached, its connection broke, or it answered that it cannot serve now (HTTP 5xx)."""
 
@@ -37,16 +46,43 @@ class ProviderUnreadable(ProviderError):
 
 _Row = tuple[ErrorCode, str, bool]
 
+log = logging.getLogger(__name__)
+
+# Keys, organisations and projects; the provider shortens some of them with asterisks.
+_SECRET = re.compile(r"\b(sk-|org-|proj_)[\w*.-]+")
+LOGGED_CHARACTERS = 1_000
+
 _BUSY: _Row = (ErrorCode.UPSTREAM_RATE_LIMITED, "The provider is busy: try again in a moment.", True)
+_CONTENT_FILTER: _Row = (
+    ErrorCode.UPSTREAM_INCOMPLETE,
+    "The provider's content filter cut the answer short: change what you ask for.",
+    False,
+)
 _CUT_OFF: _Row = (ErrorCode.UPSTREAM_DISCONNECTED, "The provider's answer broke off: try again.", True)
 _FAILED: _Row = (ErrorCode.UPSTREAM_FAILED, "The provider failed while it answered: try again.", True)
 _FORGOTTEN: _Row = (ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND, "The provider no longer has this conversation.", True)
+_INCOMPLETE: _Row = (ErrorCode.UPSTREAM_INCOMPLETE, "The provider cut its answer short: try again.", True)
 _NO_KEY: _Row = (
     ErrorCode.UPSTREAM_UNAUTHORIZED,
     "The provider refused our key: an operator must set OPENAI_API_KEY.",
     False,
 )
 _NO_QUOTA: _Row = (ErrorCode.UPSTREAM_QUOTA, "The provider account has no quota left: its owner must add to it.", False)
+_OUT_OF_TOKENS: _Row = (
+    ErrorCode.UPSTREAM_INCOMPLETE,
+    "The answer reached the model's limit of length: try again, or ask for less.",
+    True,
+)
+_OVERFULL: _Row = (
+    ErrorCode.UPSTREAM_TOO_LARGE,
+    "The request has too many bytes for the provider: send fewer or smaller images, or start a new conversation.",
+    False,
+)
+_REJECTED: _Row = (
+    ErrorCode.UPSTREAM_REJECTED,
+    "The provider rejected the request: change what you ask for; an operator finds its reason in the log.",
+    False,
+)
 _TIMEOUT: _Row = (ErrorCode.UPSTREAM_TIMEOUT, "The provider stopped answering: try again.", True)
 _TOO_LONG: _Row = (
     ErrorCode.CONTEXT_LENGTH_EXCEEDED,
@@ -65,6 +101,12 @@ _UNKNOWN_OUTCOME: _Row = (
 _BY_CODE: dict[str, _Row] = {
     "context_length_exceeded": _TOO_LONG,
     "insufficient_quota": _NO_QUOTA,
+    "invalid_image_file": (ErrorCode.UPSTREAM_REJECTED, "The provider cannot read an image that was sent.", False),
+    "invalid_mask_image_format": (
+        ErrorCode.UPSTREAM_REJECTED,
+        "The provider does not accept the mask: it needs transparency, and the size of the image.",
+        False,
+    ),
     "previous_response_not_found": _FORGOTTEN,
     "rate_limit_exceeded": _BUSY,
     "server_error": _FAILED,
@@ -78,9 +120,18 @@ _BY_STATUS: dict[int, _Row] = {
     409: (ErrorCode.UPSTREAM_CONFLICT, "The provider reported a conflict: try again.", True),
     429: _BUSY,
 }
+_BY_REASON = {"content_filter": _CONTENT_FILTER, "max_output_tokens": _OUT_OF_TOKENS}
+# Of the provider's moderation; its own names beyond these are not shown.
+_CATEGORIES = frozenset({"harassment", "hate", "illicit", "self-harm", "sexual", "violence"})
 
 
 def from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
+    found = _from_openai(error)
+    _log_original(found.code, str(error))
+    return found
+
+
+def _from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
     match error:
         case openai.APITimeoutError():
             return ProviderUnreachable(*_CUT_OFF) if _was_cut_off(error) else ProviderSilent(*_TIMEOUT)
@@ -105,14 +156,41 @@ def _was_cut_off(error: BaseException | None) -> bool:
 
 def response_failed(code: str, message: str) -> ProviderError:
     """The error of a response that ended as `failed`; `code` and `message` are the provider's."""
-    if code == "moderation_blocked":
-        return moderation_blocked(None)
-    return ProviderError(*_BY_CODE.get(code, (ErrorCode.UPSTREAM_FAILED, f"The provider failed: {message}", True)))
+    found = moderation_blocked(None) if code == "moderation_blocked" else ProviderError(*_BY_CODE.get(code, _FAILED))
+    _log_original(found.code, f"{code}: {message}")
+    return found
 
 
 def response_incomplete(reason: str | None) -> ProviderError:
-    sentence = f"The provider cut its answer short ({reason or 'no reason given'}): try again."
-    return ProviderError(ErrorCode.UPSTREAM_INCOMPLETE, sentence, True)
+    found = ProviderError(*_BY_REASON.get(reason or "", _INCOMPLETE))
+    _log_original(found.code, reason or "no reason given")
+    return found
+
+
+def image_failed(fault: object) -> ProviderError:
+    """The error of an image that was not drawn; `fault` is the item's `error` or None."""
+    told = cast(dict[str, Any], fault if isinstance(fault, dict) else {})
+    if told.get("code") == "moderation_blocked":
+        found = moderation_blocked(told.get("moderation_details"))
+    # The type says whose fault it is: after a user's error the same request would fail again.
+    elif told.get("type") == "image_generation_user_error":
+        found = ProviderError(
+            ErrorCode.IMAGE_GENERATION_FAILED,
+            "The provider could not draw this image as it was asked for: change what you ask for.",
+            False,
+        )
+    else:
+        found = ProviderError(
+            ErrorCode.IMAGE_GENERATION_FAILED, "The provider could not draw this image: try again.", True
+        )
+    _log_original(found.code, f"{told.get('code')}: {told.get('message')}")
+    return found
+
+
+def _log_original(code: ErrorCode, said: str) -> None:
+    """What the provider said, for the operator alone, and without what names the account."""
+    masked = _SECRET.sub(lambda match: f"{match[1]}***", said[:LOGGED_CHARACTERS])
+    log.warning("provider.error", extra={"code": code, "said": masked})
 
 
 def stream_cut_off() -> ProviderError:
@@ -138,7 +216,10 @@ def moderation_message(details: object) -> str:
     known = cast(dict[str, Any], details if isinstance(details, dict) else {})
     stage = str(known.get("moderation_stage") or known.get("stage"))
     what = {"input": "what was asked for", "output": "the image that was drawn"}.get(stage, "this request")
-    categories = ", ".join(str(name).replace("_", " ") for name in cast(list[object], known.get("categories") or []))
+    names = (
+        str(name).replace("_", "-").partition("/")[0] for name in cast(list[object], known.get("categories") or [])
+    )
+    categories = ", ".join(dict.fromkeys(name for name in names if name in _CATEGORIES))
     why = f" ({categories})" if categories else ""
     return f"The provider's safety system refused {what}{why}: change what you ask for."
 
@@ -149,12 +230,9 @@ def _from_status(error: openai.APIStatusError) -> ProviderError:
     found = _from_body(error)
     if error.status_code >= 500:
         return ProviderUnreachable(*_FAILED if found else _UNAVAILABLE)
-    if found:
-        return found
-    if row := _BY_STATUS.get(error.status_code):
-        return ProviderError(*row)
-    reason = str(_body(error).get("message", "no reason given"))[:300]
-    return ProviderError(ErrorCode.UPSTREAM_REJECTED, f"The provider refused the request: {reason}", False)
+    if error.status_code == 413:
+        return ProviderOverfull(*_OVERFULL)
+    return found or ProviderError(*_BY_STATUS.get(error.status_code, _REJECTED))
 
 
 def _from_body(error: openai.APIError) -> ProviderError | None:

@@ -33,6 +33,7 @@ from app.provider.usage import usage_of
 from app.provider.wire import image_of
 
 RETRY_AFTER_MAX_SECONDS = 20
+MAX_PROMPT_CHARACTERS = 8_000
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,8 @@ class ImageExtractingModel(OpenAIResponsesModel):
 def to_image(item: ImageGenerationCall, result: str, agent_key: str) -> GeneratedImage:
     content = image_of(item, result)
     options = item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True)
-    # Postgres does not accept this character in a text.
-    revised_prompt = (options.pop("revised_prompt", None) or "").replace("\0", "") or None
+    # Postgres does not accept this character in a text, and an event holds no longer one.
+    revised_prompt = (options.pop("revised_prompt", None) or "").replace("\0", "")[:MAX_PROMPT_CHARACTERS] or None
     return GeneratedImage(agent_key, item.id, content, revised_prompt, options)
 
 

@@ -5,7 +5,9 @@ others go out as the bytes they were written.
 """
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -13,7 +15,9 @@ from typing_extensions import TypeAliasType
 
 from app.attachments.file_tokens import Grant
 from app.attachments.links import Links
+from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
+from app.conversations.models import Message
 from app.conversations.schemas import MessageView
 from app.error_codes import ErrorCode
 from app.event_log import Record
@@ -22,6 +26,9 @@ from app.runs.schemas import RunView
 
 # A longer delta is split, so that no event exceeds 64 KiB.
 MAX_DELTA_CHARACTERS = 10_000
+# What an event may have beside the names of its fields, and what a link takes of it.
+MAX_EVENT_BYTES = 60 * 1024
+LINK_BYTES = 1024
 
 
 class Event(BaseModel, frozen=True):
@@ -149,10 +156,26 @@ class AgentChanged(Event, frozen=True):
 
 
 class MessageCompleted(LinkedEvent, frozen=True):
-    """The agent's message as the conversation keeps it: its text and all its attachments."""
+    """The agent's message as the conversation keeps it: its text and its first attachments.
+
+    They are 20 at most, and fewer where the event would exceed 64 KiB. `attachments_next_cursor` is the `cursor` of
+    those that follow, at `/v1/conversations/{conversation_id}/messages/{message_id}/attachments`. `variants` is empty.
+    """
 
     type: Literal["message.completed"] = "message.completed"
     message: MessageView
+
+    @classmethod
+    def of(cls, row: Message, rows: Sequence[Attachment]) -> Self:
+        message = MessageView.of(row, rows)
+        shown = [one.model_copy(update={"variants": []}) for one in message.attachments]
+        room = MAX_EVENT_BYTES - len(message.text.encode())
+        sizes = accumulate(len(one.model_dump_json().encode()) + LINK_BYTES for one in shown)
+        count = max(sum(size <= room for size in sizes), 1)
+        update: dict[str, Any] = {"attachments": shown[:count]}
+        if count < len(shown):
+            update["attachments_next_cursor"] = shown[count - 1].object_id
+        return cls(message=message.model_copy(update=update))
 
     async def with_links(self, links: Links) -> Self:
         return self.model_copy(update={"message": await self.message.with_links(links)})

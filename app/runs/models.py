@@ -6,7 +6,8 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ForeignKeyConstraint, Index, UniqueConstraint, text
+from sqlalchemy import ForeignKeyConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified, ModelJson
@@ -59,7 +60,8 @@ class Run(Identified, Base):
     `attempt` counts the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent`
     and `background` are committed before a paid request, `response_id` as soon as the provider has named its response
     (with the end, where the agent cannot draw): with both, a later attempt can resume a response that the provider
-    finishes in the background.
+    finishes in the background. `unrecorded_images` are the tool calls whose images have no row although they were paid
+    for: they are fetched again from the provider's stored response.
     """
 
     __tablename__ = "runs"
@@ -70,6 +72,7 @@ class Run(Identified, Base):
         ),
         Index("ix_runs_conversation", "tenant_id", "conversation_id", "id"),
         Index("ix_runs_open", "status", postgresql_where=text("status IN ('queued', 'running')")),
+        Index("ix_runs_unrecorded", "created_at", postgresql_where=text("unrecorded_images <> '{}'")),
     )
 
     tenant_id: Mapped[UUID]
@@ -92,3 +95,4 @@ class Run(Identified, Base):
     finished_at: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    unrecorded_images: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list, server_default="{}")

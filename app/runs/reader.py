@@ -1,4 +1,4 @@
-"""Reads a run's events: live from the broker, or a short replay from the rows once the stream has expired."""
+"""A run's events for one reader: live from the broker, or a short replay from the rows once the stream has expired."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -10,17 +10,20 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.attachments import service as attachments
+from app.attachments.links import Links
 from app.attachments.models import AttachmentStatus
+from app.attachments.schemas import AttachmentView
 from app.broker import BROKER_UNAVAILABLE, Broker
 from app.conversations.models import Message
-from app.conversations.schemas import MessageView
 from app.db import Database
 from app.errors import CONNECTION_FAULTS, NotFound
 from app.event_log import Record, Subscription
+from app.limits import Place
 from app.runs.events import (
     EVENT_CLASSES,
     AttachmentCreated,
     Event,
+    LinkedEvent,
     MessageCompleted,
     MessageStarted,
     RunCreated,
@@ -30,6 +33,9 @@ from app.runs.events import (
 )
 from app.runs.models import Run
 from app.runs.schemas import RunView
+
+MEDIA_TYPE = "text/event-stream"
+HEADERS = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
 
 HEARTBEAT_SECONDS = 10.0
 # For a query between two heartbeats.
@@ -41,6 +47,10 @@ class Pause(Enum):
 
     HEARTBEAT = auto()
     DRAINING = auto()
+
+
+CONNECTED = b": connected\n\n"
+COMMENTS = {Pause.HEARTBEAT: b": still here\n\n", Pause.DRAINING: b": draining\n\n"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,23 @@ async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int)
                 yield Pause.HEARTBEAT
                 query = _unwritten(source, tenant_id, run_id, after) if after else _expired(source, tenant_id, run_id)
                 found = await _unless_unavailable(query)
+
+
+async def frames(events: AsyncIterator[list[Record] | Pause], links: Links, place: Place) -> AsyncIterator[bytes]:
+    """Chunks of frames: what has come while the reader was busy goes out at once. The end gives back `place`."""
+    with place:
+        yield CONNECTED
+        async for found in events:
+            yield COMMENTS[found] if isinstance(found, Pause) else b"".join([await _frame(one, links) for one in found])
+
+
+async def _frame(record: Record, links: Links) -> bytes:
+    """Events without links go out as the bytes they were written."""
+    data, kind = record.data, EVENT_CLASSES[record.type]
+    if issubclass(kind, LinkedEvent):
+        event = await kind.model_validate_json(data).with_links(links)
+        data = event.model_dump_json().encode()
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (record.seq, record.type.encode(), data)
 
 
 async def _next(subscription: Subscription) -> list[Record]:
@@ -133,9 +160,8 @@ async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> tuple[int
     view = RunView.model_validate(run)
     events: list[Event] = [RunCreated(run=view), RunStarted(run=view)]
     if message is not None:
-        completed = MessageCompleted(message=MessageView.of(message, rows))
-        stored = [one for one in completed.message.attachments if one.status == AttachmentStatus.STORED]
+        stored = [row for row in rows if row.status == AttachmentStatus.STORED]
         events += [MessageStarted(message_id=message.id)]
-        events += [AttachmentCreated(attachment=attachment) for attachment in stored]
-        events += [completed]
+        events += [AttachmentCreated(attachment=AttachmentView.of(row)) for row in stored]
+        events += [MessageCompleted.of(message, rows)]
     return run.last_seq, [*events, run_ended(view)]

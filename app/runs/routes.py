@@ -17,7 +17,7 @@ from app.errors import id_of
 from app.identity.actor import ChatReader, ChatWriter, CurrentLimits, CurrentSettings, TenantSession
 from app.limits import Place
 from app.openapi import Responses, problems, sends, streams
-from app.runs import idempotency, service, sse
+from app.runs import idempotency, reader, service
 from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
@@ -91,7 +91,7 @@ async def start_run(
     same reply, or the same run's events.
     """
     # Refused before it is started: who cannot follow a run should not pay for it.
-    place = limits.streams.take(actor.owner) if sse.MEDIA_TYPE in accept else None
+    place = limits.streams.take(actor.owner) if reader.MEDIA_TYPE in accept else None
     answer = await service.start(session, source.broker, settings, registry, actor, body, idempotency_key)
     if place is not None:
         run = answer.run or await service.get(session, actor, answer.run_id)
@@ -140,8 +140,8 @@ def _events(
 ) -> Response:
     if run.status.ended and position >= run.last_seq > 0:
         return Response(status_code=204, headers=headers)
-    events = sse.frames(follow(source, run.tenant_id, run.id, position), links, place)
-    return StreamingResponse(events, media_type=sse.MEDIA_TYPE, headers={**sse.HEADERS, **headers})
+    events = reader.frames(follow(source, run.tenant_id, run.id, position), links, place)
+    return StreamingResponse(events, media_type=reader.MEDIA_TYPE, headers={**reader.HEADERS, **headers})
 
 
 @router.put("/{run_id}/cancellation", status_code=202)

@@ -63,8 +63,11 @@ class BlockingStore(ABC):
     async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
         await self._call("store an object", self._put, check_key(key), data, mime_type)
 
-    async def get(self, key: str) -> bytes:
-        return await self._call("read an object", self._get, check_key(key))
+    async def get(self, key: str, part: range | None = None) -> bytes:
+        return await self._call("read an object", self._get, check_key(key), part)
+
+    async def size(self, key: str) -> int:
+        return await self._call("look at an object", self._size, check_key(key))
 
     async def delete(self, key: str) -> None:
         await self._call("delete an object", self._delete, check_key(key))
@@ -100,7 +103,12 @@ class BlockingStore(ABC):
     def _put(self, key: str, data: bytes | Path, mime_type: str) -> None: ...
 
     @abstractmethod
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, part: range | None) -> bytes:
+        """Raises ObjectMissing."""
+        ...
+
+    @abstractmethod
+    def _size(self, key: str) -> int:
         """Raises ObjectMissing."""
         ...
 

@@ -152,9 +152,22 @@ class GcsStore(BlockingStore):
         else:
             self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
 
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, part: range | None) -> bytes:
+        # The checksum is that of the whole object.
+        place = {"start": part.start, "end": part.stop - 1, "checksum": None} if part is not None else {}
+        with self._missing(key):
+            return self._bucket.blob(key).download_as_bytes(**place, **_OPTIONS)
+
+    def _size(self, key: str) -> int:
+        blob = self._bucket.blob(key)
+        with self._missing(key):
+            blob.reload(**_OPTIONS)
+        return blob.size
+
+    @contextmanager
+    def _missing(self, key: str) -> Generator[None]:
         try:
-            return self._bucket.blob(key).download_as_bytes(**_OPTIONS)
+            yield
         except NotFound as error:
             # An object of a missing bucket is 404, too; only a missing object may count as lost.
             if self._bucket_exists():

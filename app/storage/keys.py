@@ -37,12 +37,15 @@ def variant_key(tenant_id: UUID, object_id: UUID, width: int) -> str:
 
 def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, extension: str) -> str:
     """The provider chooses `tool_call_id`, so only its hash becomes part of a key."""
-    call = hashlib.sha256(tool_call_id.encode()).hexdigest()[:32]
-    return check_key(f"{preview_prefix(tenant_id, run_id)}{call}/{index}.{extension}")
+    return check_key(f"{preview_prefix(tenant_id, run_id, tool_call_id)}{index}.{extension}")
 
 
-def preview_prefix(tenant_id: UUID, run_id: UUID) -> str:
-    return f"{tenant_prefix(tenant_id)}{PREVIEWS}/{run_id}/"
+def preview_prefix(tenant_id: UUID, run_id: UUID, tool_call_id: str | None = None) -> str:
+    """Of all previews of a run, or of those of one tool call."""
+    of_run = f"{tenant_prefix(tenant_id)}{PREVIEWS}/{run_id}/"
+    if tool_call_id is None:
+        return of_run
+    return f"{of_run}{hashlib.sha256(tool_call_id.encode()).hexdigest()[:32]}/"
 
 
 def parse(key: str) -> tuple[str, UUID]:

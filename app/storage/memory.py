@@ -48,11 +48,15 @@ class MemoryStore(BlockingStore):
     def _put(self, key: str, data: bytes | Path, mime_type: str) -> None:
         self._objects[key] = (data.read_bytes() if isinstance(data, Path) else bytes(data), datetime.now(UTC))
 
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, part: range | None) -> bytes:
         try:
-            return self._objects[key][0]
+            data = self._objects[key][0]
         except KeyError:
             raise ObjectMissing(key) from None
+        return data if part is None else data[part.start : part.stop]
+
+    def _size(self, key: str) -> int:
+        return len(self._get(key, None))
 
     def _delete(self, key: str) -> None:
         self._objects.pop(key, None)
@@ -93,9 +97,19 @@ class FileStore(BlockingStore):
         finally:
             temporary.unlink(missing_ok=True)
 
-    def _get(self, key: str) -> bytes:
+    def _get(self, key: str, part: range | None) -> bytes:
         try:
-            return (self._directory / key).read_bytes()
+            with (self._directory / key).open("rb") as file:
+                if part is None:
+                    return file.read()
+                file.seek(part.start)
+                return file.read(len(part))
+        except FileNotFoundError:
+            raise ObjectMissing(key) from None
+
+    def _size(self, key: str) -> int:
+        try:
+            return (self._directory / key).stat().st_size
         except FileNotFoundError:
             raise ObjectMissing(key) from None
 

@@ -1,29 +1,23 @@
 """Any S3-compatible server through MinIO's SDK; the only file that knows it."""
 
 import io
-import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
-import certifi
-import urllib3
 from minio import Minio
 from minio.error import MinioException, S3Error
-from urllib3.connectionpool import ConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, SSLError
 from urllib3.exceptions import TimeoutError as TooSlow
-from urllib3.response import BaseHTTPResponse
 
 from app.settings import Settings, SettingsError
-from app.storage.blocking import CONNECT_SECONDS, READ_SECONDS, THREADS, BlockingStore
+from app.storage.blocking import BlockingStore
 from app.storage.keys import check_bucket, check_key, content_disposition
+from app.storage.s3_pool import open_pool
 from app.storage.store import ObjectMissing, StorageUnavailable, Store, StoredObject
 
 _SINGLE_PUT_BYTES = 5 * 1024 * 1024  # the SDK's smallest part; larger bodies would be cut up
@@ -63,7 +57,7 @@ class MinioStore(BlockingStore):
         super().__init__("minio")
         self._bucket = bucket
         self._host, _ = endpoint
-        self._pool = _open_pool()
+        self._pool = open_pool()
         self._versioned: bool | None = None
 
         def connect(host: str, secure: bool) -> Minio:
@@ -123,19 +117,29 @@ class MinioStore(BlockingStore):
             if response.status != HTTPStatus.OK:
                 raise S3Error.fromxml(response)
 
-    def _get(self, key: str) -> bytes:
-        try:
-            response = self._client.get_object(self._bucket, key)
-        except S3Error as error:
-            if error.code in _GONE:
-                raise ObjectMissing(key) from error
-            raise
+    def _get(self, key: str, part: range | None) -> bytes:
+        offset, length = (part.start, len(part)) if part is not None else (0, 0)
+        with self._missing(key):
+            response = self._client.get_object(self._bucket, key, offset, length)
         try:
             return response.read()
         finally:
             # Closed before it goes back to the pool: a connection that was not read to its end cannot be used again.
             response.close()
             response.release_conn()
+
+    def _size(self, key: str) -> int:
+        with self._missing(key):
+            return self._client.stat_object(self._bucket, key).size or 0
+
+    @contextmanager
+    def _missing(self, key: str) -> Generator[None]:
+        try:
+            yield
+        except S3Error as error:
+            if error.code in _GONE:
+                raise ObjectMissing(key) from error
+            raise
 
     def _delete(self, key: str) -> None:
         if not self._is_versioned():
@@ -210,45 +214,3 @@ def parse_endpoint(value: str, *, secure: bool, name: str) -> tuple[str, bool]:
     if url.path.strip("/"):
         raise SettingsError(f"{name} must not have a path: an S3 server is addressed by host and port alone.")
     return url.netloc, url.scheme == "https" if url.scheme else secure
-
-
-class _RetryBroken(urllib3.Retry):
-    """Repeats once what broke (a kept connection the server had closed), never what timed out."""
-
-    def increment(
-        self,
-        method: str | None = None,
-        url: str | None = None,
-        response: BaseHTTPResponse | None = None,
-        error: Exception | None = None,
-        _pool: ConnectionPool | None = None,
-        _stacktrace: TracebackType | None = None,
-    ) -> Self:
-        if isinstance(error, TooSlow) and not isinstance(error, NewConnectionError):
-            raise error
-        return super().increment(method, url, response, error, _pool, _stacktrace)
-
-
-class _Pool(urllib3.PoolManager):
-    def urlopen(self, method: str, url: str, redirect: bool = True, **options: Any) -> BaseHTTPResponse:
-        response = super().urlopen(method, url, redirect, **options)
-        # Some servers call their errors text/xml; the SDK reads an error's code from application/xml only.
-        if response.headers.get("content-type", "").startswith("text/xml"):
-            response.headers["content-type"] = "application/xml"
-        return response
-
-
-def _open_pool() -> urllib3.PoolManager:
-    return _Pool(
-        maxsize=THREADS,
-        timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-        ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
-        retries=_RetryBroken(
-            total=1,
-            redirect=False,  # a redirect would carry the request's signature elsewhere
-            backoff_factor=0.2,
-            status_forcelist=[500, 502, 503, 504],
-            respect_retry_after_header=False,  # it may ask for hours
-            raise_on_status=False,
-        ),
-    )

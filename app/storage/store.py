@@ -50,8 +50,12 @@ class Store(Protocol):
         """Store or replace the object, whole or not at all; a file is sent piece by piece."""
         ...
 
-    async def get(self, key: str) -> bytes:
-        """Raises ObjectMissing."""
+    async def get(self, key: str, part: range | None = None) -> bytes:
+        """All bytes, or those of a `part` that lies within the object; raises ObjectMissing."""
+        ...
+
+    async def size(self, key: str) -> int:
+        """In bytes; raises ObjectMissing."""
         ...
 
     async def delete(self, key: str) -> None:

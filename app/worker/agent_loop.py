@@ -1,16 +1,19 @@
 """One turn of an agent: the input strategies tried in order, and the model's answer as it comes."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
 from agents import (
     Agent,
+    ModelBehaviorError,
     ModelRefusalError,
     RunConfig,
     RunErrorHandlerInput,
     Runner,
+    ToolErrorFormatterArgs,
     TResponseInputItem,
 )
 from agents.models.interface import Model
@@ -19,7 +22,7 @@ from app.agents._shared.build import build_agent
 from app.agents._shared.registry import LoadedAgent, runs_in_background
 from app.agents._shared.specs import ToolContext
 from app.errors import NotFound
-from app.provider.errors import ProviderForgot
+from app.provider.errors import ProviderForgot, ProviderOverfull
 from app.runs.models import Run
 from app.worker import model_input
 from app.worker.calls import ProviderCalls
@@ -29,6 +32,11 @@ from app.worker.image_options import ImageOptions
 from app.worker.images import RunImages
 from app.worker.model_input import InputStrategy, RunInput
 from app.worker.translator import Translator
+
+log = logging.getLogger(__name__)
+
+# In so many turns the model is told that the agent lacks a tool; the next such call ends the run.
+MAX_UNKNOWN_TURNS = 1
 
 
 class AgentLoop:
@@ -51,15 +59,26 @@ class AgentLoop:
         self._images = images
         self._options = options
         self._translator = translator
+        # The turns in which the model called a tool that the agent does not have.
+        self._unknown_in: set[int] = set()
 
     async def run(self) -> None:
         """To the end of the turn; raises what the SDKs raise."""
-        request, already_sent = self._request, self._calls.already_sent
-        stores = self._ctx.registry.specs[self._run.agent_key].spec.store
+        request = self._request
         if request.missing:
             raise NotFound("attachment")
         self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
-        inputs = ImageInputs(self._ctx.store, self._ctx.provider)
+        try:
+            await self._try_strategies(ImageInputs(self._ctx.store, self._ctx.provider))
+        except ProviderOverfull:
+            if self._calls.already_sent:
+                raise
+            log.warning("run.request_too_large")
+            await self._try_strategies(ImageInputs(self._ctx.store, self._ctx.provider, reduced=True))
+
+    async def _try_strategies(self, inputs: ImageInputs) -> None:
+        request, already_sent = self._request, self._calls.already_sent
+        stores = self._ctx.registry.specs[self._run.agent_key].spec.store
         mask = await model_input.mask_option(inputs, request)
         forgot: ProviderForgot | None = None
         async for strategy in model_input.strategies(inputs, request, stores=stores, already_sent=already_sent):
@@ -88,15 +107,31 @@ class AgentLoop:
             max_turns=max(loaded.spec.max_turns - run.calling_turn + self._calls.already_sent, 1),
             previous_response_id=strategy.previous_response_id,
             auto_previous_response_id=loaded.spec.store,
-            run_config=RunConfig(tracing_disabled=True),
+            run_config=RunConfig(
+                tracing_disabled=True,
+                tool_not_found_behavior="return_error_to_model",
+                tool_error_formatter=self._unknown_tool,
+            ),
             # A refusal is an answer: the user reads its text.
             error_handlers={"model_refusal": _refusal_text},
         )
         try:
             async for event in streamed.stream_events():
                 self._translator.handle(event)
+                # Each answer to such a call is one more paid request.
+                if len(self._unknown_in) > MAX_UNKNOWN_TURNS:
+                    raise ModelBehaviorError("The model repeats calls of unknown tools.")
         finally:
             streamed.cancel()
+
+    def _unknown_tool(self, error: ToolErrorFormatterArgs[Any]) -> str | None:
+        """What the model reads in place of the tool's output; None is the SDK's own sentence."""
+        if error.kind != "tool_not_found":
+            return None
+        self._translator.unknown_calls.add(error.call_id)
+        self._unknown_in.add(self._calls.turn)
+        log.warning("tool.unknown", extra={"tool": error.tool_name})
+        return f"There is no tool {error.tool_name!r}: answer without it."
 
     def _build(self, loaded: LoadedAgent, mask: Mapping[str, Any]) -> Agent[Any]:
         run = self._run

@@ -40,7 +40,7 @@ class ProviderCalls:
         self.response_id = run.response_id
         self._draws = False
         self._open = resumed is not None
-        self._turn = run.calling_turn
+        self.turn = run.calling_turn
 
     def take_resumed(self) -> str | None:
         response_id, self._resumed = self._resumed, None
@@ -48,12 +48,12 @@ class ProviderCalls:
 
     async def on_request(self, agent_key: str, *, background: bool) -> None:
         """Committed before money is spent, so that a later attempt sees what was requested, and by which agent."""
-        self._turn += 1
+        self.turn += 1
         self._draws = IMAGE_TOOL in self._registry.specs[agent_key].spec.tool_keys
         self.response_id = None
         self.no_request_in_flight.clear()
         await self._write(
-            calling_turn=self._turn,
+            calling_turn=self.turn,
             calling_agent=agent_key,
             background=background,
             response_id=None,

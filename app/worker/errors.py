@@ -4,6 +4,7 @@ from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError, UserError
 
 from app.error_codes import ErrorCode
 from app.errors import NotFound
+from app.images.inspect import UnreadableImage
 from app.provider import errors as provider
 from app.provider.errors import ProviderError
 from app.runs.models import RunError
@@ -11,6 +12,9 @@ from app.storage.store import ObjectMissing, StorageError
 
 AGENT_GONE = RunError(
     code=ErrorCode.UNKNOWN_AGENT, message="The agent of this run no longer exists: use another one.", retryable=False
+)
+EMPTY_ANSWER = RunError(
+    code=ErrorCode.EMPTY_ANSWER, message="The model answered with neither text nor image: try again.", retryable=True
 )
 # After these the provider may still be at work.
 PROVIDER_MAY_CONTINUE = frozenset(
@@ -51,8 +55,10 @@ def _meaning_of(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a t
             return _run_error(ErrorCode.STORAGE_UNAVAILABLE, message, retryable=True)
         case MaxTurnsExceeded():
             return _run_error(ErrorCode.MAX_TURNS_EXCEEDED, "The agent took more turns than it may.", retryable=False)
+        case UnreadableImage():
+            return _run_error(ErrorCode.IMAGE_UNREADABLE, "The mask of this run cannot be decoded.", retryable=False)
         case ModelBehaviorError():
-            message = "The model asked for a tool that this agent does not have."
+            message = "The model asked again and again for a tool that this agent does not have."
             return _run_error(ErrorCode.MODEL_MISBEHAVED, message, retryable=True)
         case UserError():
             return _run_error(ErrorCode.AGENT_MISCONFIGURED, "This agent cannot run as it is set up.", retryable=False)

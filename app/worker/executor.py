@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments import service as attachments
 from app.attachments.models import Attachment
-from app.conversations.schemas import MessageView
 from app.db import retry_while_unavailable
 from app.logs import tagged
 from app.provider import errors as provider
@@ -24,7 +23,7 @@ from app.worker import lease, model_input
 from app.worker.agent_loop import AgentLoop
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
-from app.worker.errors import AGENT_GONE, OUR_FAULT, PROVIDER_MAY_CONTINUE, to_run_error
+from app.worker.errors import AGENT_GONE, EMPTY_ANSWER, OUR_FAULT, PROVIDER_MAY_CONTINUE, to_run_error
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import image_options_of
 from app.worker.images import RunImages
@@ -123,6 +122,8 @@ class Execution:
             await self._finish_storing()
             if outcome.status == RunStatus.COMPLETED:
                 self.translator.emit_missing(forced=self._forced_tool() == IMAGE_TOOL)
+                if self.translator.is_empty:
+                    outcome = Outcome(RunStatus.FAILED, EMPTY_ANSWER)
             ended = await self._end(outcome)
         except LeaseLost:
             log.warning("run.lease_lost")
@@ -213,7 +214,7 @@ class Execution:
             raise LeaseLost
         if text is not None and ended.run.finished_at is not None:
             message = lease.new_message(ended.run, text, ended.run.finished_at)
-            self.events.emit(MessageCompleted(message=MessageView.of(message, rows)))
+            self.events.emit(MessageCompleted.of(message, rows))
         self.events.emit(run_ended(RunView.model_validate(ended.run)))
         return ended
 
@@ -232,6 +233,7 @@ class Execution:
         return found.get(self.run.output_message_id, [])
 
     def _ending(self, outcome: Outcome, rows: Sequence[Attachment]) -> Ending:
+        self.translator.finish_text()
         has_message = bool(self.translator.text or rows or outcome.status == RunStatus.COMPLETED)
         if has_message:
             self.translator.start_message()
@@ -244,6 +246,7 @@ class Execution:
             model=loaded.model if loaded else "",
             response_id=self.calls.response_id,
             error=outcome.error,
+            unrecorded_images=sorted(self.images.unrecorded),
         )
 
     async def _release(self) -> None:

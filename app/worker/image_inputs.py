@@ -20,16 +20,25 @@ Convert = Callable[[bytes], Awaitable[bytes]]
 
 
 class ImageInputs:
-    """Sends stored images for one run, each once. Methods raise StorageError and ProviderError."""
+    """Sends stored images for one run, each once. Methods raise StorageError and ProviderError.
 
-    def __init__(self, store: Store, provider: Provider) -> None:
+    `reduced`, for a request that was refused as too large: all images are files, those after the first thumbnails.
+    """
+
+    def __init__(self, store: Store, provider: Provider, *, reduced: bool = False) -> None:
         self._store = store
         self._provider = provider
-        self._room = INLINE_BYTES
+        self._reduced = reduced
+        self._room = 0 if reduced else INLINE_BYTES
         self._sent: dict[tuple[str, bool], dict[str, str]] = {}
 
     async def content_parts(self, rows: Sequence[Attachment]) -> list[dict[str, Any]]:
         """Content parts of a message, in the order given."""
+        if self._reduced:
+            return [
+                *[_image_part(await self.source(row)) for row in rows[:1]],
+                *[await self.thumbnail(row) for row in rows[1:]],
+            ]
         return [_image_part(await self.source(row)) for row in rows]
 
     async def thumbnail(self, row: Attachment) -> dict[str, Any]:
@@ -41,7 +50,9 @@ class ImageInputs:
             # Images narrower than 256 px have no thumbnails.
             if len(data) > SMALL_BYTES and (smaller := (await thumbnails.make_thumbnails(data)).images):
                 data, mime_type = smaller[-1].data, thumbnails.MIME_TYPE
-        return _image_part(await _data_url(data, mime_type))
+        return _image_part(
+            await self._send(row.filename, data, mime_type) if self._reduced else await _data_url(data, mime_type)
+        )
 
     async def source(self, row: Attachment, convert: Convert | None = None) -> dict[str, str]:
         """`image_url` with the bytes, or `file_id`."""
@@ -51,12 +62,14 @@ class ImageInputs:
             data, mime_type = await self._store.get(row.storage_key), row.mime_type
             if convert is not None:
                 data, mime_type = await convert(data), "image/png"
-            if len(data) <= self._room:
-                self._room -= len(data)
-                self._sent[key] = await _data_url(data, mime_type)
-            else:
-                self._sent[key] = {"file_id": await self._provider.upload_image(row.filename, data, mime_type)}
+            self._sent[key] = await self._send(row.filename, data, mime_type)
         return self._sent[key]
+
+    async def _send(self, filename: str, data: bytes, mime_type: str) -> dict[str, str]:
+        if len(data) > self._room:
+            return {"file_id": await self._provider.upload_image(filename, data, mime_type)}
+        self._room -= len(data)
+        return await _data_url(data, mime_type)
 
 
 def _image_part(source: dict[str, str]) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from app.images.inspect import UnreadableImage, pool
-from app.provider.image_bytes import ImageBytes
-from app.provider.spill import SpillFile
+from app.provider.image_bytes import ImageBytes, SpillFile
 from app.storage.outage import Outage
 
 log = logging.getLogger(__name__)

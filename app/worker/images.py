@@ -11,22 +11,24 @@ from app.attachments.ingest import ingest, insert_once, new_attachment
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.schemas import AttachmentView
 from app.error_codes import ErrorCode
-from app.images.inspect import Decoded, UnreadableImage, examine, facts_of
+from app.images.inspect import Decoded, UnreadableImage, examine
+from app.images.reduce import fit
 from app.provider.model import GeneratedImage, PartialImage
-from app.runs.events import AttachmentCreated, AttachmentFailed, ImagePartial
+from app.runs.events import AttachmentCreated, AttachmentFailed
 from app.runs.models import Run
-from app.storage import keys
-from app.storage.store import StorageError
 from app.worker.context import WorkerContext
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import ImageOptions
+from app.worker.previews import RunPreviews
 
 log = logging.getLogger(__name__)
 
-PREVIEW_SECONDS = 2.0
 # How long the next image may take after the text has ended. The store has its own, shorter limit: this one is for a
 # database that restarts, and longer than a worker waits for that.
 FINISH_SECONDS = 20.0
+NOT_RECORDED = "The image could not be recorded; it follows if the provider has kept it."
+# The option of an image that was written again smaller: how many bytes it had.
+REDUCED_FROM = "reduced_from"
 
 
 class RunImages:
@@ -35,6 +37,8 @@ class RunImages:
     def __init__(self, ctx: WorkerContext, run: Run, events: EventWriter, options: ImageOptions) -> None:
         # The tool_call_ids whose bytes have arrived.
         self.received: set[str] = set()
+        # Those of them that have an image without a row.
+        self.unrecorded: set[str] = set()
         # What the request says: its text, and the image that an edit in this run starts from.
         self.prompt = ""
         self.parent_object_id: UUID | None = None
@@ -42,24 +46,20 @@ class RunImages:
         self._run = run
         self._events = events
         self._options = options
-        self._previews: dict[str, list[asyncio.Task[None]]] = {}
+        self._previews = RunPreviews(ctx, run, events)
         self._images: list[asyncio.Task[None]] = []
+        # The event keys of images that are stored, spooled or rejected by their size, or about to be.
+        self._taken: set[str] = set()
         self._stored: set[str] = set()
         self._unreadable: dict[str, str] = {}
-        self._preview_places = ctx.intake.previews.of_run()
         self._places = ctx.intake.images.of_run()
 
     def on_partial(self, partial: PartialImage) -> None:
-        if self._events.has(_partial_key(partial)):
-            return
-        tasks = self._previews.setdefault(partial.tool_call_id, [])
-        tasks.append(asyncio.create_task(self._show(partial, before=tasks[-1] if tasks else None)))
+        self._previews.on_partial(partial)
 
     def on_image(self, image: GeneratedImage) -> None:
         self.received.add(image.tool_call_id)
-        # A tool call has one row: what is stored, spooled or rejected by its size is not tried again.
-        if not self._events.has(_created_key(image.tool_call_id)) and image.tool_call_id not in self._stored:
-            self._images.append(asyncio.create_task(self._store(image)))
+        self._images.append(asyncio.create_task(self._store(image)))
 
     def abandon(self) -> None:
         """Leave what is under way to the next attempt, which will receive the same images."""
@@ -85,69 +85,72 @@ class RunImages:
         event = AttachmentFailed(
             tool_call_id=tool_call_id, object_id=object_id, code=code, detail=detail, retryable=retryable
         )
-        self._events.emit(event, f"{event.type}:{tool_call_id}:{code}")
+        self._events.emit(event, f"{event.type}:{object_id or tool_call_id}:{code}")
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        return [*self._images, *(task for tasks in self._previews.values() for task in tasks)]
-
-    async def _show(self, partial: PartialImage, *, before: asyncio.Task[None] | None) -> None:
-        """A preview is a small object that expires; if it cannot be stored, the reader only misses it."""
-        try:
-            async with self._preview_places.admit(partial.content) as data:
-                facts = await facts_of(data)
-                key = keys.preview_key(
-                    self._run.tenant_id, self._run.id, partial.tool_call_id, partial.index, facts.extension
-                )
-                async with self._ctx.intake.preview_outage.watching(PREVIEW_SECONDS):
-                    await self._ctx.store.put(key, data, mime_type=facts.mime_type)
-        except (UnreadableImage, StorageError, TimeoutError) as error:
-            log.warning("image.preview_failed", extra={"tool_call_id": partial.tool_call_id, "error": str(error)})
-            return
-        if before is not None:
-            await asyncio.wait({before})
-        event = ImagePartial(
-            tool_call_id=partial.tool_call_id,
-            index=partial.index,
-            url=key,
-            mime_type=facts.mime_type,
-            width=facts.width,
-            height=facts.height,
-        )
-        self._events.emit(event, _partial_key(partial))
+        return [*self._images, *self._previews.tasks]
 
     async def _store(self, image: GeneratedImage) -> None:
         tool_call_id, content = image.tool_call_id, image.content
         if content.data is None and content.size and not content.is_spilled:
+            _log_too_large(self._run, tool_call_id, content.size)
             self.emit_failure(tool_call_id, ErrorCode.IMAGE_TOO_LARGE, self._too_large(content.size), retryable=False)
             return
         try:
             async with self._places.admit(content) as data:
-                row = await self._ingest(image, await examine(data))
+                key, row = await self._ingest_once(image, await examine(data))
         except UnreadableImage as error:
             log.warning("image.unreadable", extra={"tool_call_id": tool_call_id, "error": str(error)})
             # Reported at the end of the turn: the provider's last event may still bring the whole image.
             self._unreadable[tool_call_id] = str(error)
             return
+        except asyncio.CancelledError:
+            self.unrecorded.add(tool_call_id)
+            raise
         except Exception:
             log.exception("image.ingest_failed", extra={"tool_call_id": tool_call_id})
-            self.emit_failure(tool_call_id, ErrorCode.INGEST_FAILED, "The image could not be recorded.", retryable=True)
+            self.unrecorded.add(tool_call_id)
+            self.emit_failure(tool_call_id, ErrorCode.INGEST_FAILED, NOT_RECORDED, retryable=True)
             return
         # Frees the bytes, which the wait for the previews must not keep.
         del image, content, data
         self._stored.add(tool_call_id)
-        if previews := self._previews.get(tool_call_id):
-            await asyncio.wait(previews, timeout=PREVIEW_SECONDS)
-        self._announce(tool_call_id, row)
+        if row is None:
+            return
+        await self._previews.wait_for(tool_call_id)
+        self._announce(key, row)
         if row.status == AttachmentStatus.STORED:
             await variants.request(self._ctx.broker, row.tenant_id, row.id)
 
-    async def _ingest(self, image: GeneratedImage, decoded: Decoded) -> Attachment:
-        ctx, row = self._ctx, self._new_row(image, decoded)
-        if row.size_bytes > ctx.settings.image_output_max_bytes:
+    async def _ingest_once(self, image: GeneratedImage, decoded: Decoded) -> tuple[str, Attachment | None]:
+        """The key of the image's event, and its row; None for a copy, also of what an earlier attempt announced.
+
+        Two images may come under one tool call, so the bytes tell them apart.
+        """
+        key = f"attachment.created:{image.tool_call_id}:{decoded.sha256}"
+        if key in self._taken or self._events.has(key):
+            return key, None
+        self._taken.add(key)
+        try:
+            return key, await self.ingest(image, decoded)
+        except BaseException:
+            self._taken.discard(key)
+            raise
+
+    async def ingest(self, image: GeneratedImage, decoded: Decoded) -> Attachment:
+        """The image's row, as far as the image came; what is too large is written again smaller."""
+        ctx, size = self._ctx, len(decoded.data)
+        if size > ctx.settings.image_output_max_bytes:
+            _log_too_large(self._run, image.tool_call_id, size)
+        fitting = await fit(decoded, ctx.settings.image_output_max_bytes)
+        row = self._new_row(image, fitting or decoded)
+        if fitting is None:
             row.status = AttachmentStatus.FAILED
-            row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(row.size_bytes))
+            row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(size))
             return await insert_once(ctx.database, row)
-        return await ingest(ctx.database, ctx.store, ctx.spool, ctx.intake.image_outage, row, decoded.data)
+        if fitting is not decoded:
+            row.options = {**row.options, REDUCED_FROM: size}
+        return await ingest(ctx.database, ctx.store, ctx.spool, ctx.intake.image_outage, row, fitting.data)
 
     def _too_large(self, size_bytes: int) -> str:
         allowed = self._ctx.settings.image_output_max_mb
@@ -176,9 +179,10 @@ class RunImages:
             parent_object_id=self.parent_object_id if edited else None,
         )
 
-    def _announce(self, tool_call_id: str, row: Attachment) -> None:
+    def _announce(self, key: str, row: Attachment) -> None:
+        tool_call_id = row.tool_call_id
         if row.status == AttachmentStatus.STORED:
-            self._events.emit(AttachmentCreated(attachment=AttachmentView.of(row)), _created_key(tool_call_id))
+            self._events.emit(AttachmentCreated(attachment=AttachmentView.of(row)), key)
         elif row.error is not None:
             self.emit_failure(tool_call_id, row.error.code, row.error.detail, retryable=False, object_id=row.id)
         else:
@@ -186,12 +190,9 @@ class RunImages:
             self.emit_failure(tool_call_id, ErrorCode.STORAGE_UNAVAILABLE, detail, retryable=True, object_id=row.id)
 
 
-def _partial_key(partial: PartialImage) -> str:
-    return f"image.partial:{partial.tool_call_id}:{partial.index}"
-
-
-def _created_key(tool_call_id: str) -> str:
-    return f"attachment.created:{tool_call_id}"
+def _log_too_large(run: Run, tool_call_id: str, size: int) -> None:
+    facts = {"tenant_id": str(run.tenant_id), "run_id": str(run.id), "tool_call_id": tool_call_id}
+    log.warning("image.too_large", extra={**facts, "size_bytes": size})
 
 
 def _log_other_type(image: GeneratedImage, decoded: Decoded, requested: Mapping[str, Any]) -> None:

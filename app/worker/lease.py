@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -95,6 +96,7 @@ class Ending:
     model: str
     response_id: str | None
     error: RunError | None = None
+    unrecorded_images: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
         "usage": ending.usage,
         "response_id": ending.response_id,
         "error": ending.error,
+        "unrecorded_images": list(ending.unrecorded_images),
         "lease_until": None,
     }
     held = _update_held(run).where(Run.conversation_id == locked.c.id)

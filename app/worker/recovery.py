@@ -1,20 +1,28 @@
-"""Recovers images that are paid for, not stored, and in no spool: from the provider's stored responses."""
+"""Recovers images that are paid for, not stored or not recorded, and in no spool: from the provider's responses."""
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.attachments import variants
 from app.attachments.ingest import mark_stored
 from app.attachments.models import Attachment, AttachmentStatus
 from app.db import now
-from app.images.inspect import UnreadableImage, examine
+from app.images.inspect import Decoded, UnreadableImage, examine
+from app.images.reduce import fit
 from app.provider.errors import ProviderError
+from app.provider.model import GeneratedImage
 from app.runs.models import Run
+from app.worker import model_input
 from app.worker.context import WorkerContext
+from app.worker.event_writer import EventWriter
+from app.worker.image_options import image_options_of
+from app.worker.images import REDUCED_FROM, RunImages
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +38,27 @@ class Unrecoverable(Exception):
 
 
 async def recover_images(ctx: WorkerContext, unrecoverable: set[UUID]) -> None:
-    """Store images that ended runs left pending for longer than a lease; nothing is bought for it.
+    """Store images that ended runs left pending for longer than a lease, or without a row; nothing is bought for it.
 
     Runs in `unrecoverable` are skipped; those whose images the provider no longer has are added to it. Raises a group
     of StorageErrors.
     """
+    oldest, newest = now() - PROVIDER_KEEPS, now() - timedelta(seconds=ctx.settings.run_lease_seconds)
+    pending = select(Attachment.tenant_id, Attachment.run_id).where(
+        Attachment.status == AttachmentStatus.PENDING,
+        Attachment.run_id.is_not(None),
+        Attachment.created_at.between(oldest, newest),
+    )
+    unrecorded = select(Run.tenant_id, Run.id).where(
+        # Written out, as the condition of an index.
+        Run.unrecorded_images != text("'{}'"),
+        Run.created_at > oldest,
+    )
+    both = pending.union(unrecorded).subquery()
     async with ctx.database.identity() as session:
-        oldest, newest = now() - PROVIDER_KEEPS, now() - timedelta(seconds=ctx.settings.run_lease_seconds)
         found = await session.execute(
-            select(Attachment.tenant_id, Attachment.run_id)
-            .where(
-                Attachment.status == AttachmentStatus.PENDING,
-                Attachment.run_id.is_not(None),
-                Attachment.run_id.not_in(unrecoverable),
-                Attachment.created_at.between(oldest, newest),
-            )
-            .group_by(Attachment.tenant_id, Attachment.run_id)
+            select(both.c.tenant_id, both.c.run_id)
+            .where(both.c.run_id.not_in(unrecoverable))
             # Several workers do this at a time: each begins with other runs.
             .order_by(func.random())
             .limit(RUNS_AT_ONCE)
@@ -72,7 +85,7 @@ async def _recover(
         except Unrecoverable:
             unrecoverable.add(run_id)
             log.error("image.not_at_provider", extra=fields)
-        except (ProviderError, TimeoutError) as error:
+        except (ProviderError, SQLAlchemyError, TimeoutError) as error:
             log.warning("image.recovery_failed", extra={**fields, "error": type(error).__name__})
 
 
@@ -82,30 +95,59 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
         found = await session.scalars(
             select(Attachment).where(Attachment.run_id == run_id, Attachment.status == AttachmentStatus.PENDING)
         )
-        rows = {row.tool_call_id: row for row in found}
-    if run is None or not run.status.ended:
+        rows = list(found)
+        request = await model_input.load(session, run, stores=False, already_sent=True) if run else None
+    if run is None or request is None or not run.status.ended:
         return
     if run.response_id is None:
         raise Unrecoverable
+    # No event is written any more.
+    events = EventWriter(ctx.broker.events, run.id, run.attempt, [])
+    images = RunImages(ctx, run, events, image_options_of(ctx.settings, ctx.registry, run))
+    images.prompt, images.parent_object_id = request.message.text, request.parent_object_id
+    unrecorded = set(run.unrecorded_images)
     async for image in ctx.provider.images_of(run.response_id):
-        row = rows.get(image.tool_call_id)
-        if row is not None and await _store(ctx, row, image.content.data):
-            del rows[image.tool_call_id]
-        if not rows:
+        decoded = await _examined(image)
+        for row in [row for row in rows if row.tool_call_id == image.tool_call_id]:
+            if decoded is not None and await _store(ctx, row, decoded):
+                rows.remove(row)
+        if decoded is not None and image.tool_call_id in run.unrecorded_images:
+            await _record(ctx, images, replace(image, agent_key=run.calling_agent or run.agent_key), decoded)
+            unrecorded.discard(image.tool_call_id)
+        if not rows and not run.unrecorded_images:
             return
-    raise Unrecoverable
+    if rows or unrecorded:
+        raise Unrecoverable
+    async with ctx.database.tenant(tenant_id) as session:
+        await session.execute(update(Run).where(Run.id == run_id).values(unrecorded_images=[]))
 
 
-async def _store(ctx: WorkerContext, row: Attachment, data: bytes | None) -> bool:
-    """False where these are not the bytes that the row describes."""
+async def _examined(image: GeneratedImage) -> Decoded | None:
     try:
-        image = await examine(data or b"")
+        return await examine(image.content.data or b"")
     except UnreadableImage:
-        return False
+        return None
+
+
+async def _store(ctx: WorkerContext, row: Attachment, image: Decoded) -> bool:
+    """False where these are not the bytes that the row describes."""
+    if row.options.get(REDUCED_FROM) == len(image.data):
+        image = await fit(image, ctx.settings.image_output_max_bytes) or image
     if image.sha256 != row.sha256:
         return False
     await ctx.store.put(row.storage_key, image.data, mime_type=row.mime_type)
     await mark_stored(ctx.database, row.tenant_id, row.id)
+    await _report(ctx, row)
+    return True
+
+
+async def _record(ctx: WorkerContext, images: RunImages, image: GeneratedImage, decoded: Decoded) -> None:
+    """The row that is missing; there may be one after all, as the tool call may have brought two images."""
+    row = await images.ingest(image, decoded)
+    if row.status == AttachmentStatus.STORED:
+        await _report(ctx, row)
+
+
+async def _report(ctx: WorkerContext, row: Attachment) -> None:
     log.info("image.recovered", extra={"tenant_id": str(row.tenant_id), "object_id": str(row.id)})
     await variants.request(ctx.broker, row.tenant_id, row.id)
-    return True

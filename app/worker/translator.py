@@ -6,13 +6,13 @@ from typing import Any, cast
 from uuid import UUID
 
 from agents import AgentUpdatedStreamEvent, RawResponsesStreamEvent, RunItemStreamEvent, StreamEvent
+from pydantic import BaseModel
 
 from app.agents._shared.tools import IMAGE_TOOL
 from app.error_codes import ErrorCode
 from app.event_log import Record
-from app.provider.errors import moderation_message
+from app.provider.errors import image_failed
 from app.runs.events import (
-    MAX_DELTA_CHARACTERS,
     AgentChanged,
     Event,
     MessageStarted,
@@ -24,6 +24,8 @@ from app.runs.events import (
 )
 from app.worker.event_writer import EventWriter
 from app.worker.images import RunImages
+from app.worker.link_filter import LinkFilter
+from app.worker.message_text import MessageText
 
 HANDOFF_PREFIX = "transfer_to_"
 # Tools that run at the provider: the type of its items -> the tool's key in a spec.
@@ -57,22 +59,30 @@ class Translator:
         self._response_id = ""
         self._tools: dict[str, str] = {}
         self._failed: set[str] = set()
-        # The text by item of the response; that of earlier responses first.
-        self._parts: dict[str, list[str]] = {}
+        self._message_text = MessageText()
+        self._reasoning_links = LinkFilter()
+        # Calls of tools that the agent does not have.
+        self.unknown_calls: set[str] = set()
         self._drew_before = False
         self._restore([record for record in written if not (resumed and record.key.startswith(f"{resumed}:"))])
 
     def _restore(self, earlier: Sequence[Record]) -> None:
         for record in earlier:
             if record.type == TextDelta.model_fields["type"].default:
-                self._parts.setdefault("", []).append(json.loads(record.data)["delta"])
+                self._message_text.restore(json.loads(record.data)["delta"])
             elif record.type == ToolStarted.model_fields["type"].default:
                 self._drew_before = self._drew_before or json.loads(record.data)["name"] == IMAGE_TOOL
 
     @property
     def text(self) -> str:
-        """The text of the message, a blank line between the parts of different turns."""
-        return "\n\n".join(text for part in self._parts.values() if (text := "".join(part)))
+        """The text of the message, as far as it was emitted."""
+        return str(self._message_text)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the agent has said nothing, and has not even begun an image."""
+        drew = self._drew_before or IMAGE_TOOL in self._tools.values() or self._images.received
+        return not drew and not self.text.strip()
 
     def handle(self, event: StreamEvent) -> None:
         match event:
@@ -117,7 +127,9 @@ class Translator:
         if kind in TEXT_DELTAS:
             self._text(event.item_id, event.delta)
         elif kind == "response.reasoning_summary_text.delta":
-            self._emit(ReasoningDelta(delta=event.delta))
+            self._emit_reasoning(self._reasoning_links.feed(event.delta))
+        elif kind == "response.reasoning_summary_text.done":
+            self._emit_reasoning(self._reasoning_links.finish())
         elif kind == "response.output_item.added":
             self._item_added(event.item)
         elif kind == "response.output_item.done":
@@ -128,15 +140,19 @@ class Translator:
 
     def _text(self, item_id: str, delta: str) -> None:
         self.start_message()
-        # Models do write it, and Postgres does not accept this character in a text.
-        delta = delta.replace("\0", "")
-        parts = self._parts.setdefault(item_id, [])
-        if not parts and len(self._parts) > 1 and self.text:
-            self._emit(TextDelta(message_id=self._message_id, delta="\n\n"))
-        parts.append(delta)
-        for start in range(0, len(delta), MAX_DELTA_CHARACTERS):
-            piece = delta[start : start + MAX_DELTA_CHARACTERS]
+        self._emit_text(self._message_text.add(item_id, delta))
+
+    def finish_text(self) -> None:
+        """At the end of an item's text: emit what was held back."""
+        self._emit_text(self._message_text.finish())
+
+    def _emit_text(self, pieces: Sequence[str]) -> None:
+        for piece in pieces:
             self._emit(TextDelta(message_id=self._message_id, delta=piece))
+
+    def _emit_reasoning(self, delta: str) -> None:
+        if delta:
+            self._emit(ReasoningDelta(delta=delta))
 
     def _item_added(self, item: Any) -> None:
         if item.type == "message":
@@ -151,11 +167,12 @@ class Translator:
             self._finish_tool(item.id, HOSTED[item.type], failed=item.status == "failed")
             if item.type == "image_generation_call" and item.status == "failed":
                 self._image_failed(item)
-        elif item.type == "message" and item.id not in self._parts:
-            # Some streams bring a message without deltas.
-            text = "".join(getattr(part, "text", None) or getattr(part, "refusal", "") for part in item.content)
-            if text:
+        elif item.type == "message":
+            if not self._message_text.has(item.id):
+                # Some streams bring a message without deltas.
+                text = "".join(getattr(part, "text", None) or getattr(part, "refusal", "") for part in item.content)
                 self._text(item.id, text)
+            self.finish_text()
 
     def _start_tool(self, call_id: str, name: str) -> None:
         if call_id not in self._tools:
@@ -169,20 +186,13 @@ class Translator:
     def _tool_output(self, raw: Any) -> None:
         call_id = str(cast(dict[str, Any], raw)["call_id"] if isinstance(raw, dict) else raw.call_id)
         if call_id in self._tools:
-            self._finish_tool(call_id, self._tools[call_id], failed=False)
+            self._finish_tool(call_id, self._tools[call_id], failed=call_id in self.unknown_calls)
 
     def _image_failed(self, item: Any) -> None:
         self._failed.add(item.id)
         error = getattr(item, "error", None)
-        fault = cast(dict[str, Any], error if isinstance(error, dict) else error.model_dump() if error else {})
-        if fault.get("code") == ErrorCode.MODERATION_BLOCKED:  # the provider has the same word
-            detail = moderation_message(fault.get("moderation_details"))
-            self._images.emit_failure(item.id, ErrorCode.MODERATION_BLOCKED, detail, retryable=False)
-            return
-        detail = f"The provider could not draw this image: {fault.get('message') or 'no reason given'}"
-        # The type says whose fault it is: after a user's error the same request would fail again.
-        retryable = fault.get("type") != "image_generation_user_error"
-        self._images.emit_failure(item.id, ErrorCode.IMAGE_GENERATION_FAILED, detail, retryable=retryable)
+        found = image_failed(error.model_dump() if isinstance(error, BaseModel) else error)
+        self._images.emit_failure(item.id, found.code, found.message, retryable=found.retryable)
 
     def _agent_changed(self, agent_key: str) -> None:
         if self._agent_key is not None and self._agent_key != agent_key:

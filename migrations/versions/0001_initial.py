@@ -95,7 +95,8 @@ APP_GRANTS = (
 # The role easel_identity: what happens before a tenant is known, and finding the work that was left behind.
 IDENTITY_POLICIES = (
     *(f"CREATE POLICY identity ON {table} TO easel_identity USING (true) WITH CHECK (true)" for table in TABLES[:5]),
-    "CREATE POLICY sweep ON runs FOR SELECT TO easel_identity USING (status IN ('queued', 'running'))",
+    "CREATE POLICY sweep ON runs FOR SELECT TO easel_identity"
+    " USING (status IN ('queued', 'running') OR unrecorded_images <> '{}')",
     f"CREATE POLICY sweep ON attachments FOR SELECT TO easel_identity USING ({UNFINISHED})",
     "CREATE POLICY sweep ON idempotency_keys TO easel_identity USING (expires_at < now())",
 )
@@ -104,7 +105,8 @@ IDENTITY_GRANTS = (
     "GRANT SELECT, INSERT, UPDATE (password_hash, disabled_at) ON users TO easel_identity",
     "GRANT SELECT, UPDATE (last_used_at) ON api_keys TO easel_identity",
     "GRANT SELECT, INSERT, UPDATE, DELETE ON tokens TO easel_identity",
-    "GRANT SELECT (id, tenant_id, status, attempt, created_at, lease_until) ON runs TO easel_identity",
+    "GRANT SELECT (id, tenant_id, status, attempt, created_at, lease_until, unrecorded_images)"
+    " ON runs TO easel_identity",
     "GRANT SELECT (id, tenant_id, status, created_at, run_id, storage_key, variants) ON attachments TO easel_identity",
     "GRANT SELECT (expires_at), DELETE ON idempotency_keys TO easel_identity",
 )
@@ -280,6 +282,7 @@ def create_runs() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("unrecorded_images", postgresql.ARRAY(sa.Text()), server_default="{}", nullable=False),
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
@@ -294,6 +297,13 @@ def create_runs() -> None:
     op.create_index("ix_runs_conversation", "runs", ["tenant_id", "conversation_id", "id"], unique=False)
     op.create_index(
         "ix_runs_open", "runs", ["status"], unique=False, postgresql_where=sa.text("status IN ('queued', 'running')")
+    )
+    op.create_index(
+        "ix_runs_unrecorded",
+        "runs",
+        ["created_at"],
+        unique=False,
+        postgresql_where=sa.text("unrecorded_images <> '{}'"),
     )
 
 
@@ -341,7 +351,11 @@ def create_attachments() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_attachments")),
         sa.UniqueConstraint("tenant_id", "id", name=op.f("uq_attachments_tenant_id_id")),
         sa.UniqueConstraint(
-            "tenant_id", "run_id", "tool_call_id", name=op.f("uq_attachments_tenant_id_run_id_tool_call_id")
+            "tenant_id",
+            "run_id",
+            "tool_call_id",
+            "sha256",
+            name=op.f("uq_attachments_tenant_id_run_id_tool_call_id_sha256"),
         ),
     )
     op.create_index("ix_attachments_conversation", "attachments", ["tenant_id", "conversation_id"], unique=False)

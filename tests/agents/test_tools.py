@@ -16,6 +16,8 @@ from app.agents._shared.sdk_tools import make_function_tool
 from app.agents.assistant.tools import current_time
 from app.settings import Settings
 from tests.app_server import ApiUser, AppServer, kinds, one, running_server
+from tests.made_streams import call, stream_of
+from tests.stream_server import serving
 
 SPEC = """
 from app.agents._shared.specs import AgentSpec
@@ -72,6 +74,17 @@ def own_tools(database_url: str, provider_url: str, tmp_path: Path) -> Generator
     (agents / "mine" / "words.py").write_text('WORD = "these:"\n')
     with running_server(database_url, provider_url, tmp_path / "data", agents=agents) as server:
         yield server
+
+
+def test_a_model_that_repeats_calls_of_a_tool_it_lacks_is_stopped(database_url: str, tmp_path: Path) -> None:
+    with (
+        serving(*(stream_of(call("read_file", f"call_{number}")) for number in range(9))) as provider,
+        running_server(database_url, provider.url, tmp_path) as server,
+    ):
+        events = server.sign_up("Ada's").ask("Read it")
+    assert (events[-1]["type"], events[-1]["error"]["code"]) == ("run.failed", "model_misbehaved")
+    assert {event["status"] for event in events if event["type"] == "tool.completed"} == {"failed"}
+    assert len(provider.posts) == 2
 
 
 def test_a_tool_knows_for_whom_it_works(own_tools: AppServer, provider_url: str) -> None:

@@ -191,9 +191,12 @@ def test_a_tool_the_agent_does_not_have_is_not_executed(ada: ApiUser) -> None:
     # A tool of other agents, an agent the designer may not hand over to, and what nobody has.
     for tool in ("current_time", "transfer_to_assistant", "read_file"):
         events = ada.ask(f"Go on [offline: call={tool}]", agent_key="designer")
-        assert [kind for kind in kinds(events) if kind in TERMINAL] == [kinds(events)[-1]] == ["run.failed"], tool
-        assert events[-1]["error"]["code"] == "model_misbehaved"
-        executed |= {"tool.completed", "agent.changed", "attachment.created"} & set(kinds(events))
+        assert [kind for kind in kinds(events) if kind in TERMINAL] == [kinds(events)[-1]] == ["run.completed"], tool
+        # The model is told, and answers without it.
+        assert f"There is no tool '{tool}'" in one(events, "message.completed")["message"]["text"] or "transfer" in tool
+        executed |= {"agent.changed"} & set(kinds(events))
+        completed = [event for event in events if event["type"] == "tool.completed" and event["name"] == tool]
+        executed |= {event["name"] for event in completed if event["status"] != "failed"}
     assert executed == set()
     listed = ada.ask("Go on [offline: call=current_time]", agent_key="assistant")
     assert one(listed, "tool.completed")["name"] == "current_time"

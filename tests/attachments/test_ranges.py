@@ -2,9 +2,11 @@
 
 # ruff: noqa: T201 - the suite prints its figures
 
+import asyncio
 import secrets
 
 import httpx
+import pytest
 
 from tests.app_server import ApiUser, AppServer
 from tests.attachment_rows import insert_attachment
@@ -65,6 +67,26 @@ async def test_head_tells_what_there_is_and_sends_none_of_it(server: AppServer, 
         received = ada.http.head(address, headers={"Range": "bytes=0-9"})
         assert (received.status_code, received.content) == (200, b"")
         assert _lasting(received) == _lasting(whole)
+
+
+def test_no_more_is_read_than_is_sent(own_server: AppServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = own_server.uvicorn.app.state.store
+    parts: list[range | None] = []
+    get = store.get
+
+    async def recorded(key: str, part: range | None = None) -> bytes:
+        parts.append(part)
+        return await get(key, part)
+
+    ada = own_server.sign_up("Ada's")
+    inserted = asyncio.run(insert_attachment(own_server, ada, DATA, mime_type="image/png", filename="a.png"))
+    monkeypatch.setattr(store, "get", recorded)
+    for address in (inserted["url"], f"/v1/attachments/{inserted['object_id']}/content"):
+        etag = ada.http.head(address).headers["etag"]
+        assert ada.http.get(address, headers={"If-None-Match": etag}).status_code == 304
+        assert ada.http.get(address, headers={"Range": "bytes=5000-"}).status_code == 416
+        assert ada.http.get(address, headers={"Range": "bytes=500-500"}).content == DATA[500:501]
+    assert parts == [range(500, 501)] * 2
 
 
 def _lasting(answer: httpx.Response) -> dict[str, str]:

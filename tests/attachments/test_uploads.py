@@ -17,6 +17,7 @@ from PIL import Image
 
 from app.attachments.uploads import clean_stem
 from app.images import child, masks, sanitise
+from app.images.inspect import UnreadableImage
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, running_server
 from tests.servers import Proxy, ProxyMode, s3_server
@@ -260,6 +261,11 @@ async def test_a_black_and_white_image_becomes_a_mask_whose_black_is_transparent
     with Image.open(BytesIO(await masks.to_alpha(buffer.getvalue()))) as mask:
         assert (mask.format, mask.mode, mask.size) == ("PNG", "RGBA", (64, 64))
         assert (mask.getpixel((0, 0)), mask.getpixel((63, 63))) == ((0, 0, 0, 0), (255, 255, 255, 255))
+
+
+async def test_a_mask_is_decoded_in_a_child() -> None:
+    with pytest.raises(UnreadableImage, match="more time or memory than allowed"):
+        await masks.to_alpha(b"\x89PNG\r\n\x1a\n and no more")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -851,6 +851,16 @@ async def test_an_image_without_a_final_or_without_words(call: Caller) -> None:
     assert silent.output_text == ""
 
 
+async def test_an_answer_may_be_empty(call: Caller) -> None:
+    empty = await call.create(f"{CAT} [offline: empty]", {})
+    assert (_images(empty), empty.output_text) == ([], "")
+
+
+async def test_a_request_may_be_too_large(call: Caller) -> None:
+    assert (await call.refusal(f"{CAT} [offline: max_body=20]")).status_code == 413
+    assert (await call.create("Hello [offline: max_body=20000]", store=False)).output_text
+
+
 async def test_the_text_has_as_many_words_as_asked(call: Caller) -> None:
     assert len((await call.create("Hello [offline: words=500]", store=False)).output_text.split()) == 500
 

@@ -58,6 +58,8 @@ class Belongings:
                 return str(http.post("/v1/api-keys", json={"name": "A key"}).json()["id"])
             case "object_id":
                 return str(http.post("/v1/attachments", files={"file": _png()}).json()["object_id"])
+            case "message_id":
+                return str(self.user.messages(self.named("conversation_id"))[0]["id"])
             case "token":
                 url: str = one(self.user.draw(), "attachment.created")["attachment"]["url"]
                 return url.rpartition("/")[2]

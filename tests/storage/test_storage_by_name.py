@@ -51,10 +51,13 @@ class Shelf(BlockingStore):
             raise ConnectionResetError("with a signature in it")
         self.objects[key] = data
 
-    def _get(self, key):
+    def _get(self, key, part):
         if key not in self.objects:
             raise ObjectMissing(key)
         return self.objects[key]
+
+    def _size(self, key):
+        return len(self._get(key, None))
 
     def _delete(self, key):
         self.objects.pop(key, None)

@@ -103,6 +103,30 @@ async def test_an_object_is_read_as_it_was_put(store: Store, data: bytes) -> Non
     assert await store.get(key) == data
 
 
+async def test_a_part_is_read_as_it_was_put_and_the_size_is_known(store: Store) -> None:
+    key = image_key(TENANT, uuid4(), "png")
+    await store.put(key, THREE_MB, mime_type="image/png")
+    size = len(THREE_MB)
+    assert await store.size(key) == size
+    for part in (range(1), range(1_000, 1_010), range(size - 1, size), range(size)):
+        assert await store.get(key, part) == THREE_MB[part.start : part.stop]
+
+
+async def test_one_byte_of_a_large_object_costs_one_byte(remote: Backend) -> None:
+    with Proxy(remote.endpoint) as proxy:
+        store = remote.open(endpoint=proxy.endpoint)
+        await store.prepare(create_bucket=True)
+        key = image_key(TENANT, uuid4(), "png")
+        data = THREE_MB * 17
+        await store.put(key, data, mime_type="image/png")
+        proxy.reset_after = 64 * 1024  # of a connection, both ways
+        proxy.mode = "reset_mid"
+        assert await store.get(key, range(len(data) - 1, len(data))) == data[-1:]
+        assert await store.size(key) == len(data)
+        proxy.mode = "pass"
+        await store.close()
+
+
 @pytest.mark.parametrize("data", [b"\x00", THREE_MB * 3], ids=["1 B", "9 MB"])
 async def test_a_file_is_put_like_its_bytes(store: Store, tmp_path: Path, data: bytes) -> None:
     key = upload_key(TENANT, uuid4(), "webp")
@@ -125,8 +149,10 @@ async def test_a_second_put_replaces_the_first(store: Store) -> None:
 
 
 async def test_an_object_that_never_was_is_missing(store: Store) -> None:
-    with pytest.raises(ObjectMissing):
-        await store.get(upload_key(TENANT, uuid4(), "png"))
+    key = upload_key(TENANT, uuid4(), "png")
+    for asked in (store.get(key), store.get(key, range(1)), store.size(key)):
+        with pytest.raises(ObjectMissing):
+            await asked
 
 
 async def test_a_deleted_object_is_gone_and_can_be_deleted_again(store: Store) -> None:
@@ -169,7 +195,7 @@ async def test_a_list_never_shows_a_strangers_objects(store: Store) -> None:
 )
 async def test_a_foreign_key_is_rejected(store: Store, key: str) -> None:
     assert not is_key(key)
-    for call in [*_calls(store, key)[:4], lambda: _link(store, key)]:
+    for call in [*_calls(store, key)[:5], lambda: _link(store, key)]:
         with pytest.raises(ValueError, match="not a key"):
             await call()
 
@@ -369,7 +395,7 @@ async def _ask(method: str, link: str) -> httpx.Response:
 
 
 def _calls(store: Store, key: str) -> list[Callable[[], Awaitable[object]]]:
-    """Everything that asks the server; the first four name the key."""
+    """Everything that asks the server; the first five name the key."""
 
     async def listed() -> object:
         return [item async for item in store.list(tenant_prefix(TENANT))]
@@ -379,6 +405,7 @@ def _calls(store: Store, key: str) -> list[Callable[[], Awaitable[object]]]:
         lambda: store.put(key, b"bytes", mime_type="image/png"),
         lambda: store.delete(key),
         lambda: store.put(key, Path(__file__), mime_type="image/png"),
+        lambda: store.size(key),
         listed,
         lambda: store.prepare(create_bucket=False),
     ]

@@ -360,7 +360,7 @@ EXPECTED_RIGHTS = {
         *_rights("api_keys", "select"),
         *_columns("api_keys", "update", "last_used_at"),
         *_rights("tokens", "select", "insert", "update", "delete"),
-        *_columns("runs", "select", "id tenant_id status attempt created_at lease_until"),
+        *_columns("runs", "select", "id tenant_id status attempt created_at lease_until unrecorded_images"),
         *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key variants"),
         *_rights("idempotency_keys", "delete"),
         *_columns("idempotency_keys", "select", "expires_at"),

@@ -56,6 +56,7 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/conversations"): Call(),
     ("GET", "/v1/conversations/{conversation_id}"): Call(),
     ("GET", "/v1/conversations/{conversation_id}/messages"): Call(),
+    ("GET", "/v1/conversations/{conversation_id}/messages/{message_id}/attachments"): Call(),
     ("PATCH", "/v1/conversations/{conversation_id}"): Call(body=(("title", "Mine now"),)),
     ("GET", "/v1/runs/{run_id}"): Call(),
     ("GET", "/v1/runs/{run_id}/events"): Call(),
@@ -217,6 +218,7 @@ def belongings_of(user: ApiUser) -> dict[str, str]:
     return {
         "run_id": run["id"],
         "conversation_id": run["conversation_id"],
+        "message_id": one(events, "message.completed")["message"]["id"],
         "object_id": drawn["object_id"],
         "edit": drawn["object_id"],
         "attachments": sent(user, image()),

@@ -38,13 +38,17 @@ def test_a_request_refused_at_the_door_says_so_too(ada: ApiUser, provider_url: s
     assert len(posts_with(provider_url, word)) == 1
 
 
-@pytest.mark.parametrize(("code", "retryable"), [("invalid_value", False), ("server_error", True)])
+@pytest.mark.parametrize(
+    ("code", "retryable", "advice"),
+    [("invalid_value", False, ": change what you ask for."), ("server_error", True, ": try again.")],
+)
 def test_an_error_of_the_provider_s_image_says_whether_another_try_helps(
-    ada: ApiUser, code: str, *, retryable: bool
+    ada: ApiUser, code: str, advice: str, *, retryable: bool
 ) -> None:
     failed = failure_in(ada.draw(f"Draw a house [offline: image_error={code}]"))
     assert (failed["code"], failed["retryable"]) == ("image_generation_failed", retryable)
-    assert "The image could not be made." in failed["detail"]
+    assert failed["detail"].endswith(advice)
+    assert "could not be made" not in failed["detail"], "these are the provider's words"
 
 
 def test_previews_without_an_image_are_reported_as_an_image_that_never_came(ada: ApiUser) -> None:

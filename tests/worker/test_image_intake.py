@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.images.inspect import UnreadableImage
-from app.provider import spill
-from app.provider.image_bytes import ImageBytes
+from app.provider import image_bytes
+from app.provider.image_bytes import ImageBytes, SpillFile
 from app.worker.image_intake import AT_ONCE, OF_ONE_RUN, ImageIntake, RunPlaces
 
 IMAGES = [os.urandom(1_000) for _ in range(40)]
@@ -73,7 +73,7 @@ async def test_the_file_is_emptied_when_nothing_in_it_is_needed(
     intake: ImageIntake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # More than one round's, because a thread may let go of an image a moment later.
-    monkeypatch.setattr(spill, "MAX_BYTES", len(IMAGES) * 1_000 * 4)
+    monkeypatch.setattr(image_bytes, "MAX_SPILLED_BYTES", len(IMAGES) * 1_000 * 4)
     for _ in range(12):
         await _store_all(intake)
 
@@ -93,7 +93,7 @@ async def _store_all(intake: ImageIntake) -> None:
 async def test_what_the_file_does_not_accept_waits_in_memory(
     intake: ImageIntake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spill, "MAX_BYTES", 5_500)
+    monkeypatch.setattr(image_bytes, "MAX_SPILLED_BYTES", 5_500)
     storing, places = Storing(), intake.images.of_run()
     storing.go_on.set()
     async with asyncio.TaskGroup() as group:
@@ -111,7 +111,7 @@ async def test_an_image_without_bytes_says_why(intake: ImageIntake, size: int, r
 
 
 def test_a_copy_equals_what_was_spilled_and_another_image_does_not(tmp_path: Path) -> None:
-    file = spill.SpillFile(tmp_path)
+    file = SpillFile(tmp_path)
     first, copy, other = image(IMAGES[0]), image(IMAGES[0]), image(IMAGES[1])
     first.spill(file)
     assert first.read() == IMAGES[0]

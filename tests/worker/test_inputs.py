@@ -30,6 +30,7 @@ from tests.app_server import ApiUser, AppServer, Event, one, running_provider, r
 from tests.conftest import Postgres
 
 Json = dict[str, Any]
+KEY = {"Authorization": "Bearer sk-test"}
 NEVER = "01a20000-0000-7000-8000-000000000000"
 SQUARE = (1024, 1024)
 OPEN = (256, 256, 768, 768)
@@ -63,6 +64,25 @@ def test_images_reach_the_provider_as_bytes_in_the_order_given(ada: ApiUser, pro
     assert [part["image_url"] for part in parts] == [data_url_of(one_sent) for one_sent in sent]
     assert {part["type"] for part in parts} == {"input_image"}
     assert "http" not in str(last_request(provider)["input"])
+
+
+def test_a_request_that_is_too_large_is_sent_once_more_with_less(ada: ApiUser, provider: str) -> None:
+    sent = [upload(ada, noise(300, 300)) for _ in range(3)]
+    events = ada.draw("Make one image of these [offline: max_body=400000]", attachments=ids_of(sent))
+    assert events[-1]["type"] == "run.completed"
+    parts = images_in(last_request(provider))
+    assert [part.keys() & {"file_id", "image_url"} for part in parts] == [{"file_id"}] * 3
+    whole, *smaller = [httpx.get(f"{provider}/files/{part['file_id']}", headers=KEY).json() for part in parts]
+    assert whole["bytes"] == sent[0]["size_bytes"]
+    assert all(file["bytes"] < one_sent["size_bytes"] / 2 for file, one_sent in zip(smaller, sent[1:], strict=True))
+
+
+def test_a_request_that_stays_too_large_is_sent_twice_at_most(ada: ApiUser, provider: str) -> None:
+    before = len(requests_to(provider, "/v1/responses"))
+    events = ada.draw("Draw a house [offline: max_body=10]")
+    assert (events[-1]["type"], events[-1]["error"]["code"]) == ("run.failed", "upstream_too_large")
+    assert events[-1]["error"]["retryable"] is False
+    assert len(requests_to(provider, "/v1/responses")) == before + 2
 
 
 @pytest.mark.parametrize(("count", "beside"), [(17, {}), (16, {"edit": NEVER})])

@@ -206,6 +206,21 @@ def test_an_image_that_the_provider_has_forgotten_stays_pending(
     assert pending.read()["status"] == "pending"
 
 
+def test_an_image_that_was_made_smaller_comes_again_from_the_provider(
+    depot: Depot, provider_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "MAX_BYTES", 0)
+    ada, word = depot.server.sign_up("Ada's"), f"w{uuid.uuid4().hex}"
+    depot.outage.begin("refuse")
+    events, _ = draw_timed(ada, f"Draw a house called {word} [offline: big=8]")
+    pending = assert_reported_as_waiting(ada, events)
+    depot.outage.end()
+    stored = wait_until_stored(ada, pending["object_id"])
+    assert stored["options"]["reduced_from"] == 8 * 1024**2
+    assert hashlib.sha256(httpx.get(stored["url"]).content).hexdigest() == stored["sha256"] == pending["sha256"]
+    assert posts_with(provider_url, word) == 1
+
+
 def test_a_spooled_image_is_not_put_again_for_its_copy_at_the_end(
     depot: Depot, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,21 +228,6 @@ def test_a_spooled_image_is_not_put_again_for_its_copy_at_the_end(
     # The text takes longer than the spool: by then nobody holds the bytes that the copy could be compared with.
     depot.server.sign_up("Ada's").draw("Draw a house [offline: words=9000]")
     assert [record.getMessage() for record in caplog.records].count("image.ingest_failed") == 1
-
-
-def test_an_image_over_the_limit_is_refused_by_name_and_size(ada: ApiUser) -> None:
-    events = ada.draw("Draw a house [offline: big=8]")
-    assert kinds(events)[-2:] == ["message.completed", "run.completed"]
-    failed = one(events, "attachment.failed")
-    assert (failed["code"], failed["retryable"]) == ("image_too_large", False)
-    for said in ("8.0 MB", "IMAGE_OUTPUT_MAX_MB", "6 MB"):
-        assert said in failed["detail"]
-    message = one(events, "message.completed")["message"]
-    assert message["text"]
-    (attachment,) = message["attachments"]
-    assert (attachment["object_id"], attachment["status"]) == (failed["object_id"], "failed")
-    assert attachment["url"] is None
-    assert ada.http.get(f"/v1/attachments/{failed['object_id']}").json()["status"] == "failed"
 
 
 def draw_timed(ada: ApiUser, asked: str) -> tuple[list[Event], float]:

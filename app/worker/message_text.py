@@ -1,0 +1,43 @@
+"""The text of a run's message, piece by piece as readers get it, and whole as its row keeps it."""
+
+from app.runs.events import MAX_DELTA_CHARACTERS
+from app.worker.link_filter import LinkFilter
+
+
+class MessageText:
+    """A blank line stands between the texts of different items of the answer."""
+
+    def __init__(self) -> None:
+        # The text by item of the response; that of earlier responses first.
+        self._parts: dict[str, list[str]] = {}
+        self._item_id = ""
+        self._links = LinkFilter()
+
+    def __str__(self) -> str:
+        return "\n\n".join(text for part in self._parts.values() if (text := "".join(part)))
+
+    def restore(self, delta: str) -> None:
+        """What an earlier attempt emitted."""
+        self._parts.setdefault("", []).append(delta)
+
+    def has(self, item_id: str) -> bool:
+        return item_id in self._parts or item_id == self._item_id
+
+    def add(self, item_id: str, delta: str) -> list[str]:
+        """The pieces to be emitted now."""
+        ended = self.finish() if item_id != self._item_id else []
+        self._item_id = item_id
+        # Models do write it, and Postgres does not accept this character in a text.
+        return [*ended, *self._pieces(self._links.feed(delta.replace("\0", "")))]
+
+    def finish(self) -> list[str]:
+        """The pieces that were held back, at the end of an item's text."""
+        return self._pieces(self._links.finish())
+
+    def _pieces(self, text: str) -> list[str]:
+        if not text:
+            return []
+        begins = self._item_id not in self._parts and bool(str(self))
+        self._parts.setdefault(self._item_id, []).append(text)
+        pieces = [text[at : at + MAX_DELTA_CHARACTERS] for at in range(0, len(text), MAX_DELTA_CHARACTERS)]
+        return ["\n\n", *pieces] if begins else pieces

@@ -1,0 +1,71 @@
+"""Shows a run's partial images: small objects that expire."""
+
+import asyncio
+import logging
+
+from app.images.inspect import UnreadableImage, facts_of
+from app.provider.model import PartialImage
+from app.runs.events import ImagePartial
+from app.runs.models import Run
+from app.storage import keys
+from app.storage.store import StorageError
+from app.worker.context import WorkerContext
+from app.worker.event_writer import EventWriter
+
+log = logging.getLogger(__name__)
+
+PREVIEW_SECONDS = 2.0
+
+
+class RunPreviews:
+    """Stores a run's partial images and announces them, those of one tool call in their order."""
+
+    def __init__(self, ctx: WorkerContext, run: Run, events: EventWriter) -> None:
+        self._ctx = ctx
+        self._run = run
+        self._events = events
+        self._by_call: dict[str, list[asyncio.Task[None]]] = {}
+        self._places = ctx.intake.previews.of_run()
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        return [task for tasks in self._by_call.values() for task in tasks]
+
+    def on_partial(self, partial: PartialImage) -> None:
+        if self._events.has(_key(partial)):
+            return
+        tasks = self._by_call.setdefault(partial.tool_call_id, [])
+        tasks.append(asyncio.create_task(self._show(partial, before=tasks[-1] if tasks else None)))
+
+    async def wait_for(self, tool_call_id: str) -> None:
+        """Until those of the tool call are announced, but not for long."""
+        if tasks := self._by_call.get(tool_call_id):
+            await asyncio.wait(tasks, timeout=PREVIEW_SECONDS)
+
+    async def _show(self, partial: PartialImage, *, before: asyncio.Task[None] | None) -> None:
+        """If a preview cannot be stored, the reader only misses it."""
+        run = self._run
+        try:
+            async with self._places.admit(partial.content) as data:
+                facts = await facts_of(data)
+                key = keys.preview_key(run.tenant_id, run.id, partial.tool_call_id, partial.index, facts.extension)
+                async with self._ctx.intake.preview_outage.watching(PREVIEW_SECONDS):
+                    await self._ctx.store.put(key, data, mime_type=facts.mime_type)
+        except (UnreadableImage, StorageError, TimeoutError) as error:
+            log.warning("image.preview_failed", extra={"tool_call_id": partial.tool_call_id, "error": str(error)})
+            return
+        if before is not None:
+            await asyncio.wait({before})
+        event = ImagePartial(
+            tool_call_id=partial.tool_call_id,
+            index=partial.index,
+            url=key,
+            mime_type=facts.mime_type,
+            width=facts.width,
+            height=facts.height,
+        )
+        self._events.emit(event, _key(partial))
+
+
+def _key(partial: PartialImage) -> str:
+    return f"image.partial:{partial.tool_call_id}:{partial.index}"

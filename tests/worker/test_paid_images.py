@@ -1,0 +1,196 @@
+"""What was paid for is never thrown away: large images, many, two under one name, and those without a row."""
+
+import asyncio
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text as sql
+
+from app.db import Database
+from tests import timeouts
+from tests.app_server import ApiUser, Event, kinds, one, running_server
+from tests.made_streams import image, png, stream_of, text
+from tests.stream_server import serving
+from tests.tables import rows
+
+LEASE_SECONDS = 2.0
+MAX_EVENT_BYTES = 64 * 1024
+SHOWN = 20
+
+
+def test_an_image_over_the_limit_is_stored_smaller_and_logged(ada: ApiUser, caplog: pytest.LogCaptureFixture) -> None:
+    events = ada.draw("Draw a house [offline: big=8]")
+    assert kinds(events)[-2:] == ["message.completed", "run.completed"]
+    made = one(events, "attachment.created")["attachment"]
+    assert (made["status"], made["mime_type"]) == ("stored", "image/png")
+    assert made["options"]["reduced_from"] == 8 * 1024**2
+    assert made["size_bytes"] < 6 * 1024**2
+    assert hashlib.sha256(httpx.get(made["url"]).content).hexdigest() == made["sha256"]
+    (line,) = [vars(record) for record in caplog.records if record.getMessage() == "image.too_large"]
+    assert (line["tenant_id"], line["run_id"]) == (ada.signed_up["tenant"]["id"], events[0]["run_id"])
+    assert (line["tool_call_id"], line["size_bytes"]) == (made["tool_call_id"], 8 * 1024**2)
+
+
+def test_an_image_that_cannot_be_made_smaller_is_refused_by_name_and_size(
+    database_url: str, provider_url: str, tmp_path: Path
+) -> None:
+    with running_server(database_url, provider_url, tmp_path, image_output_max_mb=0.0001) as server:
+        ada = server.sign_up("Ada's")
+        events = ada.draw("Draw a house")
+        failed = one(events, "attachment.failed")
+        assert (failed["code"], failed["retryable"]) == ("image_too_large", False)
+        for said in ("MB; IMAGE_OUTPUT_MAX_MB", "0.0001 MB"):
+            assert said in failed["detail"]
+        (attachment,) = one(events, "message.completed")["message"]["attachments"]
+        assert (attachment["object_id"], attachment["status"]) == (failed["object_id"], "failed")
+        assert attachment["url"] is None
+        assert ada.http.get(f"/v1/attachments/{failed['object_id']}").json()["status"] == "failed"
+
+
+def test_two_images_under_one_tool_call_are_two_attachments(database_url: str, tmp_path: Path) -> None:
+    images = [png("red"), png("blue")]
+    data = stream_of(*(image(one, "ig_same") for one in images), text(["Two."]))
+    with serving(data) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        events = server.sign_up("Ada's").draw("Draw two")
+        made = [event["attachment"] for event in events if event["type"] == "attachment.created"]
+        stored = {httpx.get(one["url"]).content for one in made}
+    assert stored == set(images)
+    assert {one["tool_call_id"] for one in made} == {"ig_same"}
+    assert len(one(events, "message.completed")["message"]["attachments"]) == len(made) == 2
+
+
+def test_an_image_whose_row_could_not_be_written_is_fetched_again(
+    database_url: str, provider_url: str, tmp_path: Path
+) -> None:
+    word = f"w{uuid.uuid4().hex}"
+    with running_server(database_url, provider_url, tmp_path, run_lease_seconds=LEASE_SECONDS) as server:
+        ada = server.sign_up("Ada's")
+        with no_attachments(database_url):
+            events = ada.draw(f"Draw a house called {word}")
+        failed = one(events, "attachment.failed")
+        assert (failed["code"], failed["retryable"]) == ("ingest_failed", True)
+        assert one(events, "message.completed")["message"]["attachments"] == []
+        healed = wait_for_attachments(ada, 1)
+        (shown,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
+        assert hashlib.sha256(httpx.get(shown["url"]).content).hexdigest() == shown["sha256"]
+    assert [made["object_id"] for made in healed] == [shown["object_id"]]
+    assert (shown["tool_call_id"], shown["agent_key"]) == (failed["tool_call_id"], "designer")
+    assert shown["options"]["quality"] == "low"
+    assert posts_with(provider_url, word) == 1
+    assert rows(database_url, "SELECT prompt, unrecorded_images FROM attachments, runs") == [
+        (f"Draw a house called {word}", [])
+    ]
+
+
+@pytest.mark.parametrize("count", [45, pytest.param(1_000, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
+def test_a_message_shows_its_first_images_and_says_where_the_others_are(
+    database_url: str, provider_url: str, tmp_path: Path, count: int
+) -> None:
+    with running_server(database_url, provider_url, tmp_path) as server:
+        ada, stranger = server.sign_up("Ada's"), server.sign_up("Stranger's")
+        asked = f"Draw a house [offline: images={count}] [offline: slow=0]"
+        run = ada.start(asked, agent_key="designer", image={"quality": "low", "size": "1024x640"})
+        sizes, events = read_sizes(ada, run["id"])
+        assert max(sizes) < MAX_EVENT_BYTES
+        message = one(events, "message.completed")["message"]
+        first = [made["object_id"] for made in message["attachments"]]
+        assert len(first) == SHOWN
+        path = attachments_path(events, message)
+        everything = following(ada, path, None)
+        assert first + following(ada, path, message["attachments_next_cursor"]) == everything
+        created = [event["attachment"]["object_id"] for event in events if event["type"] == "attachment.created"]
+        assert sorted(created) == everything
+        assert len(created) == count
+        listed = ada.messages(events[0]["run"]["conversation_id"])[-1]
+        assert [made["object_id"] for made in listed["attachments"]] == first
+        assert listed["attachments_next_cursor"] == message["attachments_next_cursor"]
+        assert stranger.http.get(path).status_code == 404
+
+
+def test_long_prompts_leave_room_for_fewer_images_in_an_event(database_url: str, tmp_path: Path) -> None:
+    items = [image(png("red", (64 + number, 64)), f"ig_{number}") for number in range(12)]
+    for item, _ in items:
+        item["revised_prompt"] = "ä" * 40_000
+    data = stream_of(*items, text(["Many."]))
+    with serving(data) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        ada = server.sign_up("Ada's")
+        run = ada.start("Draw twelve", agent_key="designer")
+        sizes, events = read_sizes(ada, run["id"])
+        assert max(sizes) < MAX_EVENT_BYTES
+        message = one(events, "message.completed")["message"]
+        assert 0 < len(message["attachments"]) < len(items)
+        rest = following(ada, attachments_path(events, message), message["attachments_next_cursor"])
+        assert len(message["attachments"]) + len(rest) == len(items)
+
+
+def test_an_answer_without_text_and_image_is_reported_as_one(ada: ApiUser) -> None:
+    for agent_key in ("assistant", "designer"):
+        events = ada.ask("Draw a house [offline: empty]", agent_key=agent_key)
+        assert (events[-1]["type"], events[-1]["error"]["code"]) == ("run.failed", "empty_answer")
+        assert events[-1]["error"]["retryable"] is True
+        assert "message.completed" not in kinds(events)
+        again = ada.ask("Hello again", agent_key=agent_key, conversation_id=events[0]["run"]["conversation_id"])
+        assert again[-1]["type"] == "run.completed"
+
+
+@contextmanager
+def no_attachments(database_url: str) -> Generator[None]:
+    """Rows of images cannot be written meanwhile."""
+    function = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$"
+    trigger = "CREATE TRIGGER refuse BEFORE INSERT ON attachments FOR EACH ROW EXECUTE FUNCTION refuse()"
+    asyncio.run(execute(database_url, function, trigger))
+    yield
+    asyncio.run(execute(database_url, "DROP TRIGGER refuse ON attachments"))
+
+
+async def execute(database_url: str, *statements: str) -> None:
+    database = Database(database_url, pool_size=1)
+    async with database.engine.begin() as connection:
+        for statement in statements:
+            await connection.execute(sql(statement))
+    await database.close()
+
+
+def wait_for_attachments(ada: ApiUser, count: int) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + timeouts.STORED_AFTER_OUTAGE
+    while len(found := ada.http.get("/v1/attachments").json()["data"]) < count or found[0]["status"] != "stored":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return list(found)
+
+
+def read_sizes(ada: ApiUser, run_id: str) -> tuple[list[int], list[Event]]:
+    """The bytes of each event's data, and the events."""
+    sizes: list[int] = []
+    with ada.http.stream("GET", f"/v1/runs/{run_id}/events") as answer:
+        frames = "".join(answer.iter_text())
+    sizes = [len(line.encode()) for line in frames.splitlines() if line.startswith("data: ")]
+    return sizes, [json.loads(line.removeprefix("data: ")) for line in frames.splitlines() if line.startswith("data: ")]
+
+
+def following(ada: ApiUser, path: str, cursor: str | None) -> list[str]:
+    """The ids of a list's images behind that cursor, page by page."""
+    found: list[str] = []
+    while True:
+        page = ada.http.get(path, params={"limit": "100"} | ({"cursor": cursor} if cursor else {}))
+        found += [made["object_id"] for made in page.json()["data"]]
+        if (cursor := page.json()["next_cursor"]) is None:
+            return found
+
+
+def attachments_path(events: list[Event], message: dict[str, Any]) -> str:
+    return f"/v1/conversations/{events[0]['run']['conversation_id']}/messages/{message['id']}/attachments"
+
+
+def posts_with(provider_url: str, word: str) -> int:
+    """How many responses were asked for with that word in their input."""
+    requests = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    return sum(request["method"] == "POST" and word in json.dumps(request["body"]) for request in requests)
