@@ -16,13 +16,14 @@ class ErrorCode(StrEnum):
         member.status, member.sentence = status, sentence
         return member
 
-    UNREADABLE_BODY = "http_400", 400, "The body cannot be read as JSON."
+    UNREADABLE_BODY = "http_400", 400, "The body cannot be read as JSON, or the request not as HTTP."
     UNAUTHENTICATED = "unauthenticated", 401, "The credential is missing, wrong, expired or revoked."
     FORBIDDEN = "forbidden", 403, "The caller's role or the key's scopes do not allow this."
     NO_TENANT = "no_tenant", 403, "The caller is not a member of any tenant."
     SIGNUP_CLOSED = "signup_closed", 403, "Nobody can sign up here without an invitation."
     NOT_FOUND = "not_found", 404, "There is no such thing, or not for this caller; a malformed id answers alike."
     METHOD_NOT_ALLOWED = "http_405", 405, "This path has no such method."
+    REQUEST_TIMEOUT = "http_408", 408, "The request's head or body arrived too slowly; the connection is closed."
     ATTACHMENT_NOT_STORED = "not_stored", 409, "The attachment is not stored; its `status` and `error` say why."
     CONVERSATION_BUSY = "conversation_busy", 409, "A run of this conversation, named by `run_id`, has not ended yet."
     EMAIL_TAKEN = "email_taken", 409, "This e-mail address has an account already."
@@ -42,8 +43,10 @@ class ErrorCode(StrEnum):
         429,
         "Too much at once: `limit` names what, `Retry-After` says when to try again.",
     )
+    HEAD_TOO_LARGE = "http_431", 431, "The request's line and headers are larger than 64 KiB."
     INTERNAL_ERROR = "internal_error", 500, "Easel failed; its log has the reason under the `request_id`."
     SCHEMA_BEHIND = "schema_behind", 503, "The database's schema is older than the program."
+    TOO_MANY_CONNECTIONS = "too_many_connections", 503, "The process serves `CONNECTIONS_MAX` connections already."
     UNAVAILABLE = "unavailable", 503, "A dependency (database, Redis or storage) is unavailable; try again."
 
     AGENT_MISCONFIGURED = "agent_misconfigured", None, "The agent cannot run as it is set up."

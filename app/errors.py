@@ -62,6 +62,19 @@ class UnreadableBody(AppError):
     code = ErrorCode.UNREADABLE_BODY
 
 
+class RequestTimeout(AppError):
+    title = "Request Timeout"
+    code = ErrorCode.REQUEST_TIMEOUT
+
+
+class HeadTooLarge(AppError):
+    title = "Request Header Fields Too Large"
+    code = ErrorCode.HEAD_TOO_LARGE
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"The request's line and headers may have {max_bytes} bytes at most.")
+
+
 class Invalid(AppError):
     title = "Invalid request"
     code = ErrorCode.INVALID_REQUEST
@@ -133,6 +146,15 @@ class Unavailable(AppError):
 
     def __init__(self, detail: str, *, code: ErrorCode | None = None) -> None:
         super().__init__(detail, code=code, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+class TooManyConnections(AppError):
+    title = "Unavailable"
+    code = ErrorCode.TOO_MANY_CONNECTIONS
+
+    def __init__(self, allowed: int) -> None:
+        detail = f"This process serves {allowed} connections already; try again in a moment."
+        super().__init__(detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def id_of(what: str) -> BeforeValidator:

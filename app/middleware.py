@@ -65,7 +65,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _complete(message.get("headers", []), request_id)
+                message["headers"] = complete_headers(message.get("headers", []), request_id)
             await send(message)
 
         with tagged(request_id=request_id):
@@ -102,7 +102,7 @@ class RequestMiddleware:
         return count
 
 
-def _complete(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
+def complete_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
     given = list(headers)
     names = {name for name, _ in given}
     guards = [header for header in SECURITY_HEADERS if header[0] not in names]

@@ -26,7 +26,8 @@ _DECLARED = "x-codes"
 
 DESCRIPTION = (
     "The backend of a multi-tenant agents SaaS whose agents draw. An error is a `Problem` (RFC 9457): its `code` says"
-    " what happened, its `request_id` finds it in the log."
+    " what happened, its `request_id` finds it in the log. Before a route is known, any request may be answered with"
+    " 400 (no valid HTTP), 408, 431 or 503 (`too_many_connections`)."
 )
 TAGS = [
     {"name": "accounts", "description": "Sign up, sign in, and the API keys of the signed-in user."},

@@ -59,13 +59,17 @@ class Problem(TypedDict):
 
 
 def problem(request: Request, error: AppError) -> JSONResponse:
+    return to_response(error, request.scope["request_id"])
+
+
+def to_response(error: AppError, request_id: str) -> JSONResponse:
     body: Problem = {
         "type": f"urn:easel:problem:{error.code}",
         "title": error.title,
         "status": error.status,
         "code": error.code,
         "detail": error.detail,
-        "request_id": request.scope["request_id"],
+        "request_id": request_id,
     }
     if error.errors:
         body["errors"] = _first(error.errors)

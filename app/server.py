@@ -7,6 +7,7 @@ from types import FrameType
 import uvicorn
 
 from app.embedded import Parts
+from app.http_protocol import http_protocol
 from app.main import create_app
 from app.settings import Settings
 
@@ -25,6 +26,7 @@ class Server(uvicorn.Server):
                 self.app,
                 host=host,
                 port=port,
+                http=http_protocol(settings),
                 log_config=None,
                 access_log=False,
                 proxy_headers=bool(settings.trusted_proxies),

@@ -72,6 +72,7 @@ class LimitSettings(BaseSettings):
     refresh_token_days: int = Field(default=30, ge=1)
     request_body_max_mb: float = Field(default=1, gt=0)
     upload_max_mb: float = Field(default=50, gt=0)
+    connections_max: int = Field(default=2000, ge=1)
     anonymous_requests_per_minute: int = Field(default=60, ge=1)
     user_streams: int = Field(default=20, ge=1)
     tenant_queued_runs: int = Field(default=100, ge=1)

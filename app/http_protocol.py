@@ -1,0 +1,280 @@
+"""uvicorn's HTTP protocol with limits: what a connection may send before the app sees it, and how slowly.
+
+The only file that builds on uvicorn's inner parts. A connection owes a head, or a body, or nothing; `_watch` decides
+which after each piece of data, so that a request that arrives whole costs no timer.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Any, ClassVar, Literal, cast
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.db import uuid7
+from app.errors import AppError, HeadTooLarge, RequestTimeout, TooManyConnections, UnreadableBody
+from app.middleware import complete_headers
+from app.problems import to_response
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# The request line and all headers, or what comes between the pieces of a body: lengths of chunks, and trailers.
+HEAD_BYTES = 64 * 1024
+HEAD_SECONDS = 10.0
+# Of a connection beyond CONNECTIONS_MAX, which has a place of the few that are kept for probes.
+SURPLUS_HEAD_SECONDS = 1.0
+# A body must arrive so fast, on average over a window, while nothing but the client delays it.
+BODY_BYTES_PER_SECOND = 1024
+BODY_WINDOW_SECONDS = 10.0
+# Connections beyond CONNECTIONS_MAX that are heard at all, and what they may ask.
+SURPLUS = 64
+PROBES = (b"/livez", b"/readyz")
+# How long, and for how many bytes, a client may go on sending what was rejected: closed at once, it would not see why.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 1024 * 1024
+
+Owed = Literal["head", "body"] | None
+
+
+def http_protocol(settings: Settings) -> type[HttpToolsProtocol]:
+    """For uvicorn's `http`."""
+
+    class Protocol(LimitedProtocol):
+        connections_max = settings.connections_max
+
+    return Protocol
+
+
+class RejectingProtocol(HttpToolsProtocol):
+    """A protocol that can end a connection with a problem of its own, whatever state it is in."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._in_body = False
+        # Received since the last byte of a body, or the last whole head; the parser may hold as many.
+        self._held_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        # Once the connection has ended for us:
+        self._rejected = False
+        self._left = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        if not self._rejected:
+            self._leave()
+            super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        self._reject(UnreadableBody(msg))
+
+    def _leave(self) -> None:
+        self._left = True
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _reject(self, error: AppError) -> None:
+        """Answer, unless another answer is on its way, and close; the app sees a client that has left."""
+        if self._rejected or self._left:
+            return
+        self._rejected = True
+        self._held_bytes = 0
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        log.info("connection.rejected", extra={"code": error.code})
+        answerable = self._is_answerable()
+        if self._is_responding():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.pipeline.clear()
+        if answerable:
+            self.transport.write(_bytes_of(error))
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _is_answerable(self) -> bool:
+        """Not beside another answer, and not for a request that has its answer already."""
+        if self.transport.is_closing() or self.pipeline:
+            return False
+        if self._in_body:
+            return self._is_responding() and not self.cycle.response_started
+        return not self._is_responding()
+
+    def _linger(self) -> None:
+        """End our half, and read and drop for a while what the client sends yet."""
+        self.flow.resume_reading()
+        with suppress(NotImplementedError, OSError):  # TLS has no halves
+            self.transport.write_eof()
+            self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            return
+        self.transport.close()
+
+    def _is_responding(self) -> bool:
+        cycle = cast(Any, self.cycle)  # None before the first request
+        return bool(self.pipeline) or (cycle is not None and not cycle.response_complete)
+
+
+class LimitedProtocol(RejectingProtocol):
+    connections_max: ClassVar[int]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._surplus = False
+        # Of the message that is arriving:
+        self._head_begun = False
+        self._head_bytes = 0
+        self._progress = False
+        # The deadline of what is owed:
+        self._owed: Owed = None
+        self._window_bytes = 0
+        self._expected_continue = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
+        surplus = len(self.connections) - self.connections_max
+        self._surplus = surplus > 0
+        if surplus > SURPLUS:
+            transport.abort()
+            return
+        if surplus == 1:
+            log.warning("connections.full", extra={"connections_max": self.connections_max})
+        self._expect("head")
+
+    def data_received(self, data: bytes) -> None:
+        self._held_bytes += len(data)
+        if self._rejected:
+            if self._held_bytes > LINGER_BYTES:
+                self.transport.abort()
+            return
+        self._window_bytes += len(data)
+        self._progress = False
+        super().data_received(data)
+        if self._progress:
+            self._held_bytes = 0
+        if self._held_bytes > HEAD_BYTES:
+            self._reject(HeadTooLarge(HEAD_BYTES))
+        else:
+            self._watch()
+
+    def on_message_begin(self) -> None:
+        self._head_begun, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._counts(len(url)):
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers of a chunked body come here, too.
+        if self._counts(len(name) + len(value) + len(b": \r\n")):
+            super().on_header(name, value)
+
+    def _counts(self, size: int) -> bool:
+        self._head_bytes += size
+        return self._head_bytes <= HEAD_BYTES
+
+    def on_headers_complete(self) -> None:
+        self._head_begun, self._progress = False, True
+        if self._rejected:
+            return
+        if self._head_bytes > HEAD_BYTES:
+            self._reject(HeadTooLarge(HEAD_BYTES))
+            return
+        if self._surplus and self.url.partition(b"?")[0] not in PROBES:
+            self._reject(TooManyConnections(self.connections_max))
+            return
+        self._in_body = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        if not self._rejected:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body, self._progress = False, True
+        if not self._rejected:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._head_begun and not self._left:
+            self._expect("head")
+
+    def _watch(self) -> None:
+        """Which deadline holds from here on."""
+        if self._rejected or self._left:
+            return
+        if self._in_body:
+            self._expect("body")
+        elif self._is_responding():
+            # The client may wait for the end of this response before it sends the next head.
+            self._expect(None)
+        else:
+            self._expect("head")
+
+    def _expect(self, owed: Owed) -> None:
+        if owed == self._owed:
+            return
+        self._stop_timer()
+        self._owed = owed
+        if owed == "head":
+            seconds = SURPLUS_HEAD_SECONDS if self._surplus else HEAD_SECONDS
+            self._timer = self.loop.call_later(seconds, self._end_of_head)
+        elif owed == "body":
+            self._open_window()
+
+    def _end_of_head(self) -> None:
+        if self._head_begun:
+            self._reject(RequestTimeout(f"The request's head did not arrive within {HEAD_SECONDS:g} seconds."))
+        else:
+            self.transport.close()
+
+    def _open_window(self) -> None:
+        self._window_bytes = 0
+        self._expected_continue = self._awaits_continue()
+        self._timer = self.loop.call_later(BODY_WINDOW_SECONDS, self._end_of_window)
+
+    def _end_of_window(self) -> None:
+        # The client is not to blame where the app read nothing, or let it wait for "100 Continue".
+        paused = cast(_Flow, self.flow).was_paused()
+        enough = self._window_bytes >= BODY_BYTES_PER_SECOND * BODY_WINDOW_SECONDS
+        if enough or paused or self._expected_continue or self._awaits_continue():
+            self._open_window()
+        else:
+            self._reject(RequestTimeout(f"The body arrives too slowly: send {BODY_BYTES_PER_SECOND} bytes a second."))
+
+    def _awaits_continue(self) -> bool:
+        return self._is_responding() and self.cycle.waiting_for_100_continue
+
+
+class _Flow(FlowControl):
+    """Remembers whether reading was paused since it was last asked."""
+
+    _paused = False
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        super().pause_reading()
+
+    def was_paused(self) -> bool:
+        paused, self._paused = self._paused, self.read_paused
+        return paused
+
+
+def _bytes_of(error: AppError) -> bytes:
+    request_id = str(uuid7())
+    response = to_response(error, request_id)
+    headers = [*complete_headers(response.raw_headers, request_id), (b"connection", b"close")]
+    lines = [STATUS_LINE[error.status], *(name + b": " + value + b"\r\n" for name, value in headers)]
+    return b"".join([*lines, b"\r\n", bytes(response.body)])
