@@ -25,6 +25,7 @@ from offline.routes import SERVED
 from offline.routes import create_app as create_offline
 from tests import replies, timeouts
 from tests.servers import free_port, redis_server, s3_server
+from tests.tables import rows
 
 Event = dict[str, Any]
 PASSWORD = "correct horse battery"
@@ -77,6 +78,14 @@ class ApiUser:
         answer = self.http.get(f"/v1/conversations/{conversation_id}/messages")
         assert answer.status_code == 200, answer.text
         return cast(list[dict[str, Any]], answer.json()["data"])
+
+    def join(self, server: "AppServer", other: "ApiUser") -> None:
+        """Become an admin of the other's tenant, and of no other; in the database, as nobody can invite yet."""
+        assert server.settings.database_url
+        move = "UPDATE memberships SET tenant_id = :tenant, role = 'admin' WHERE user_id = :user"
+        values = {"tenant": other.signed_up["tenant"]["id"], "user": self.signed_up["user"]["id"]}
+        rows(server.settings.database_url.get_secret_value(), move, values)
+        self.signed_up["tenant"] = other.signed_up["tenant"]
 
 
 def events_of(answer: httpx.Response) -> Iterator[Event]:

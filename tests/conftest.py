@@ -201,3 +201,12 @@ def stranger(server: AppServer) -> Generator[ApiUser]:
     user = server.sign_up("Stranger's")
     yield user
     user.http.close()
+
+
+@pytest.fixture
+def colleague(server: AppServer, ada: ApiUser) -> Generator[ApiUser]:
+    """A user of Ada's tenant, who may see nothing of hers either; row security does not tell the two apart."""
+    user = server.sign_up("Colleague's")
+    user.join(server, ada)
+    yield user
+    user.http.close()

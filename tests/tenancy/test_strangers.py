@@ -1,5 +1,6 @@
 """Promise 3: whoever calls with somebody else's id hears what they would hear of an id that never was.
 
+The caller is a stranger, whom row security stops, too, or a colleague of the same tenant, whom only our queries stop.
 Every operation of the API has its line in MATRIX; one without a line, or with an id that its line does not name, fails.
 """
 
@@ -76,6 +77,13 @@ MATRIX: dict[Operation, Call] = {
     ("DELETE", "/v1/tokens/current"): Call(),
 }
 
+# Everything that lists rows, in each of the ways that have a query of their own.
+LISTS: dict[str, list[dict[str, str]]] = {
+    "/v1/conversations": [{}, {"q": "red house"}],
+    "/v1/attachments": [{}, {"q": "red"}, {"kind": "upload"}, {"kind": "generated", "agent_key": "designer"}],
+    "/v1/api-keys": [{}],
+}
+
 # Ids that name nothing: positions of pages, and the tenant, which has tests of its own.
 NOT_IDS = {"cursor", "x-tenant-id"}
 MALFORMED = ("not-an-id", "0", f"{uuid.UUID(int=7)}x", "null")
@@ -87,21 +95,45 @@ def test_every_operation_is_in_the_matrix_with_every_id_it_takes(server: AppServ
         call = MATRIX.get((method, path))
         assert call is not None, f"{method} {path} has no line in MATRIX"
         assert ids_of(path, call) == ids_in(schema, method, path), f"MATRIX names other ids than {method} {path} takes"
+    assert {path for method, path in MATRIX if is_list(schema, method, path)} == LISTS.keys()
     assert MATRIX.keys() == set(operations(schema)), "MATRIX has a line for an operation that is gone"
 
 
-def test_a_strangers_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
-    server: AppServer, ada: ApiUser, stranger: ApiUser
+@pytest.fixture(params=["stranger", "colleague"])
+def other(request: pytest.FixtureRequest) -> ApiUser:
+    return cast(ApiUser, request.getfixturevalue(request.param))
+
+
+def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
+    ada: ApiUser, other: ApiUser
 ) -> None:
-    own, theirs = belongings_of(ada), belongings_of(stranger)
+    own, theirs = belongings_of(ada), belongings_of(other)
     for (method, path), call in MATRIX.items():
         for name in sorted(ids_of(path, call)):
-            refused = send(stranger.http, method, path, call, {**theirs, name: own[name]})
+            refused = send(other.http, method, path, call, {**theirs, name: own[name]})
             assert refused.status_code == 404, f"{method} {path} with {name}: {refused.status_code} {refused.text}"
-            for other in (str(uuid.uuid4()), *MALFORMED):
-                absent = send(stranger.http, method, path, call, {**theirs, name: other})
-                assert received(absent) == received(refused), f"{method} {path} with {name}={other}"
+            for unknown in (str(uuid.uuid4()), *MALFORMED):
+                absent = send(other.http, method, path, call, {**theirs, name: unknown})
+                assert received(absent) == received(refused), f"{method} {path} with {name}={unknown}"
     assert_untouched(ada, own)
+
+
+def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other: ApiUser) -> None:
+    own, theirs = belongings_of(ada), belongings_of(other)
+    seen: set[str] = set()
+    for path, queries in LISTS.items():
+        for query in queries:
+            hers, others = (user.http.get(path, params=query) for user in (ada, other))
+            assert (hers.status_code, others.status_code) == (200, 200)
+            found = {name for name, value in own.items() if value in hers.text}
+            assert found == {name for name, value in theirs.items() if value in others.text}
+            assert not [name for name, value in own.items() if value in others.text], f"{path} {query}"
+            seen |= found
+    assert seen == own.keys() - {"token"}, seen
+    for (method, path), call in MATRIX.items():
+        if not call.public and not ids_of(path, call):
+            text = send(other.http, method, path, call, theirs).text
+            assert not [name for name, value in own.items() if value in text], f"{method} {path}"
 
 
 def test_ada_herself_is_not_refused(ada: ApiUser) -> None:
@@ -197,6 +229,12 @@ def ids_in(schema: Schema, method: str, path: str) -> set[str]:
         fields = _resolved(schema, content["schema"]).get("properties", {})
         taken |= {name for name, field in fields.items() if _holds_id(schema, field)}
     return {name for name in taken if name.lower() not in NOT_IDS}
+
+
+def is_list(schema: Schema, method: str, path: str) -> bool:
+    """Whether it answers with pages, of rows that no id of the path chooses."""
+    parameters = schema["paths"][path][method.lower()].get("parameters", [])
+    return "{" not in path and "cursor" in {given["name"] for given in parameters}
 
 
 def _holds_id(schema: Schema, part: Schema) -> bool:
