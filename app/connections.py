@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from app.broker import Broker, open_broker
 from app.db import Database
+from app.logins import require_limited_login
 from app.settings import Settings
 from app.storage.service import open_store
 from app.storage.store import Store
@@ -24,6 +25,8 @@ async def open_connections(settings: Settings, database_url: str) -> AsyncGenera
     async with AsyncExitStack() as stack:
         database = Database(database_url, pool_size=settings.database_pool_size)
         stack.push_async_callback(database.close)
+        if settings.production:
+            await require_limited_login(database)
         store = open_store(settings)
         stack.push_async_callback(store.close)
         await store.prepare(create_bucket=not settings.production)

@@ -1,5 +1,6 @@
 """The parts that development gets without installing: Postgres from a wheel, the offline simulator as a child."""
 
+import asyncio
 import importlib
 import importlib.util
 import socket
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.logins import migrate_embedded
 from app.settings import Settings, SettingsError
 
 OFFLINE_KEY = "offline"
@@ -41,15 +43,22 @@ def running_parts(settings: Settings) -> Generator[Parts]:
     """The given parts, and embedded ones where none is given; those end with the block."""
     with ExitStack() as stack:
         if settings.openai_api_key is not None:
-            url = stack.enter_context(running_database(settings))
+            url = stack.enter_context(_serving_database(settings))
             yield Parts(url, settings.openai_base_url, settings.openai_api_key.get_secret_value())
             return
         if settings.openai_base_url is not None:
             raise SettingsError("OPENAI_BASE_URL is set without OPENAI_API_KEY: set both or neither.")
         # It starts while Postgres does.
         simulator = stack.enter_context(_starting_simulator(settings))
-        url = stack.enter_context(running_database(settings))
+        url = stack.enter_context(_serving_database(settings))
         yield Parts(url, simulator.url_once_ready(), OFFLINE_KEY)
+
+
+@contextmanager
+def _serving_database(settings: Settings) -> Generator[str]:
+    """The URL to serve with; an embedded database is migrated first."""
+    with running_database(settings) as url:
+        yield url if settings.database_url is not None else asyncio.run(migrate_embedded(url))
 
 
 @contextmanager

@@ -99,6 +99,7 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     environment: Literal["development", "production"] = "development"
     data_dir: Path = Path("var")
     database_url: SecretStr | None = None
+    migration_database_url: SecretStr | None = None
     database_pool_size: int = Field(default=10, ge=1)
     redis_url: SecretStr | None = None
     embedded_worker: bool = True

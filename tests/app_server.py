@@ -19,6 +19,7 @@ import uvicorn
 from app.agents._shared.registry import load_registry
 from app.agents._shared.sdk_tools import make_function_tool
 from app.embedded import Parts
+from app.logins import as_login
 from app.server import Server
 from app.settings import Settings
 from offline.routes import SERVED
@@ -138,15 +139,20 @@ def running_server(
     directory: Path,
     *,
     agents: Path | None = None,
+    login: str | None = None,
     **settings: Any,
 ) -> Generator[AppServer]:
-    """The API with its worker, on a free port of loopback; `agents` is a folder of agents in place of the shipped."""
+    """The API with its worker, on a free port of loopback; `agents` is a folder of agents in place of the shipped.
+
+    It serves with the user `login`, while `settings.database_url` stays the tests' own.
+    """
     # Hundreds sign up from this one address.
     given: dict[str, Any] = {"anonymous_requests_per_minute": 100_000, "data_dir": directory}
     given |= {"database_url": database_url, **settings}
     chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
     port = free_port()
-    uvicorn_server = Server(chosen, Parts(database_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
+    serving_url = as_login(database_url, login) if login else database_url
+    uvicorn_server = Server(chosen, Parts(serving_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
     if agents is not None:
         uvicorn_server.app.state.registry = load_registry(chosen, agents, make_tool=make_function_tool)
     server = AppServer(uvicorn_server, f"http://127.0.0.1:{port}", chosen)

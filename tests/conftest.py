@@ -16,7 +16,7 @@ from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import text
 
 from app.db import Database
-from app.migrate import migrate
+from app.logins import EMBEDDED_LOGIN, migrate_embedded
 from tests import replies
 from tests.app_server import ApiUser, AppServer, running_provider, running_server
 from tests.results import Results
@@ -128,7 +128,7 @@ def new_postgres() -> Generator[Postgres]:
 @pytest.fixture(scope="session")
 def migrated_template(postgres: Postgres) -> str:
     postgres.execute(f"CREATE DATABASE {_TEMPLATE}")
-    asyncio.run(migrate(postgres.url_of(_TEMPLATE)))
+    asyncio.run(migrate_embedded(postgres.url_of(_TEMPLATE)))
     return _TEMPLATE
 
 
@@ -169,7 +169,7 @@ def shared_server(
     directory = tmp_path_factory.mktemp("server")
     with (
         postgres.database(migrated_template) as database_url,
-        running_server(database_url, provider_url, directory) as server,
+        running_server(database_url, provider_url, directory, login=EMBEDDED_LOGIN) as server,
     ):
         yield server
 
@@ -177,7 +177,7 @@ def shared_server(
 @pytest.fixture
 def own_server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
     """The whole service with a database of its own."""
-    with running_server(database_url, provider_url, tmp_path) as server:
+    with running_server(database_url, provider_url, tmp_path, login=EMBEDDED_LOGIN) as server:
         yield server
 
 

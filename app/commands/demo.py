@@ -37,7 +37,8 @@ RETRY_LATER = 503
 def run(prompt: str) -> None:
     settings = start("warning")
     with running_parts(settings) as parts:
-        asyncio.run(migrate(parts.database_url))
+        if settings.database_url is not None:
+            asyncio.run(migrate(parts.database_url))
         with _serving(settings, parts) as base_url:
             done = asyncio.run(_demonstrate(base_url, settings, prompt, offline=parts.offline))
     if not done:

@@ -7,7 +7,8 @@ import typer
 from app.commands import start
 from app.connections import open_connections
 from app.embedded import Parts, running_parts
-from app.migrate import is_current, migrate
+from app.logins import explain, login_faults
+from app.migrate import is_current
 from app.settings import Settings, SettingsError
 from app.worker.process import load_agents
 
@@ -19,8 +20,6 @@ def run() -> None:
     for warning in registry.warnings:
         typer.echo(f"warning: {warning}")
     with running_parts(settings) as parts:
-        if settings.database_url is None:
-            asyncio.run(migrate(parts.database_url))
         asyncio.run(_look_at(settings, parts))
     typer.echo("All parts answer.")
 
@@ -30,4 +29,7 @@ async def _look_at(settings: Settings, parts: Parts) -> None:
         await connections.broker.ping()
         if not await is_current(connections.database):
             raise SettingsError("The database's schema is behind: run `just migrate`.")
+        name, faults = await login_faults(connections.database)
+        if faults:
+            typer.echo(f"warning: {explain(name, faults)} Production refuses it.")
         typer.echo(f"storage: {settings.storage_provider}; provider: {parts.provider_url or 'OpenAI'}")

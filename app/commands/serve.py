@@ -1,21 +1,17 @@
 """`easel serve`."""
 
-import asyncio
 import sys
 
 import typer
 
 from app.commands import start
 from app.embedded import running_parts
-from app.migrate import migrate
 from app.server import Server
 
 
 def run(host: str, port: int) -> None:
     settings = start()
     with running_parts(settings) as parts:
-        if settings.database_url is None:
-            asyncio.run(migrate(parts.database_url))
         server = Server(settings, parts, host=host, port=port)
         typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
         server.run()

@@ -5,7 +5,6 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -17,6 +16,7 @@ from app.attachments import models as attachments
 from app.conversations.models import Conversation, Message
 from app.db import Base, Database, uuid7
 from app.identity.models import Membership, Role, Tenant, User
+from app.logins import as_login
 from app.migrate import head_revision, is_current, migrate, schema_state
 from app.runs import models as runs
 from app.usage import models as usage
@@ -124,13 +124,6 @@ def make_owner_database(postgres: "Postgres") -> str:
     """The URL of a database whose owner, no superuser, is the one who logs in."""
     postgres.execute("CREATE ROLE keeper LOGIN CREATEROLE CREATEDB", "CREATE DATABASE kept OWNER keeper")
     return as_login(postgres.url_of("kept"), "keeper")
-
-
-def as_login(url: str, login: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    # Not urlunsplit: it drops the empty host that a unix socket's URL has.
-    return f"{parts.scheme}://{login}@{host}{parts.path}?{parts.query}"
 
 
 async def talk_and_forget(database: Database) -> None:
