@@ -153,7 +153,7 @@ def _general_codes(operation: Json) -> Iterator[ErrorCode]:
     if body or parameters:
         yield ErrorCode.UNAVAILABLE
     if body:
-        yield from (ErrorCode.TOO_LARGE, ErrorCode.INVALID_REQUEST)
+        yield from (ErrorCode.REQUEST_TIMEOUT, ErrorCode.TOO_LARGE, ErrorCode.INVALID_REQUEST)
         if "application/json" in body["content"]:
             yield ErrorCode.UNREADABLE_BODY
     for scopes in operation.get("security", ()):

@@ -168,9 +168,11 @@ def test_slow_senders_hold_no_connection_of_the_database(database_url: str, prov
     with running_server(database_url, provider_url, tmp_path, database_pool_size=2, tenant_uploads_mb=400) as server:
         ada = server.sign_up()
         go_on = threading.Event()
+        begun: list[bool] = []
 
         def body() -> Iterator[bytes]:
             yield PART_X
+            begun.append(True)
             go_on.wait(20)
             yield image("PNG") + b"\r\n--x--\r\n"
 
@@ -186,7 +188,8 @@ def test_slow_senders_hold_no_connection_of_the_database(database_url: str, prov
         for sender in senders:
             sender.start()
         deadline = time.monotonic() + timeouts.PATIENCE
-        while len(temp_dirs_of(server)) < len(senders) and time.monotonic() < deadline:
+        while len(begun) < len(senders):
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         began = time.monotonic()
         assert ada.http.get("/v1/me").status_code == 200

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from app.logins import as_login
 from tests.app_server import ApiUser, EaselProcess, one, shared_parts
 from tests.servers import free_port
 
@@ -48,7 +49,11 @@ def test_it_migrates_serves_and_draws_from_an_empty_directory(
             "PUBLIC_URL": "http://127.0.0.1",
             "DATA_DIR": str(empty),
         }
-        variables |= {"DATABASE_URL": empty_database_url, "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
+        variables |= {
+            "MIGRATION_DATABASE_URL": empty_database_url,
+            "DATABASE_URL": as_login(empty_database_url, "service"),
+        }
+        variables |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
         migrated = _run(clean / "easel", "migrate", cwd=empty, variables=variables)
         assert "The database is at revision" in migrated.stdout
         with _serving(clean, empty, variables) as base_url:
