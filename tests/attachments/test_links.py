@@ -303,7 +303,8 @@ def test_a_link_stays_the_same_for_half_its_life(
         cache.urls.clear()  # as in another process
         assert link_at(1_000_000_000.1) == link_at(1_000_000_049.9) == first
         assert link_at(1_000_000_050) != first
-        assert len(cache.urls) == 4  # the image and its smaller copies
+        # Those of the half before are forgotten: the image, and its smaller copies once they are made.
+        assert len(cache.urls) <= 4
 
 
 def test_links_are_forgotten_before_they_are_too_many(
