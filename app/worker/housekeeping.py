@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import partial
 from uuid import UUID
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 
 from app.attachments import variants
 from app.attachments.ingest import store_spooled
@@ -94,7 +94,7 @@ async def _sweep(ctx: WorkerContext) -> None:
             select(Run.id, Run.tenant_id, Run.status, Run.attempt).where(
                 or_(
                     (Run.status == RunStatus.QUEUED) & (Run.created_at < now() - UNCLAIMED_AFTER),
-                    (Run.status == RunStatus.RUNNING) & (Run.lease_until < now()),
+                    (Run.status == RunStatus.RUNNING) & (Run.lease_until < func.now()),
                 )
             )
         )

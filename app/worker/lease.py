@@ -1,4 +1,7 @@
-"""A worker's lease of a run: claimed by compare-and-set, renewed, released; each write depends on the attempt."""
+"""A worker's lease of a run: claimed by compare-and-set, renewed, released; each write depends on the attempt.
+
+Leases go by Postgres' clock: a worker whose own is wrong neither loses its runs nor takes over living ones.
+"""
 
 import asyncio
 import logging
@@ -8,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Update, select, update
+from sqlalchemy import ColumnElement, Select, Update, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -34,7 +37,7 @@ async def claim(
     None where another worker has it, it has ended, or an earlier run of the conversation is still open. A worker renews
     its lease every third of `lease_seconds`; after that time the run counts as abandoned.
     """
-    values: dict[str, Any] = {"attempt": Run.attempt + 1, "lease_until": now() + timedelta(seconds=lease_seconds)}
+    values: dict[str, Any] = {"attempt": Run.attempt + 1, "lease_until": _lease_end(lease_seconds)}
     before = aliased(Run)
     if lost_attempt is None:
         values |= {"status": RunStatus.RUNNING, "started_at": now()}
@@ -43,9 +46,13 @@ async def claim(
         )
         free = (Run.status == RunStatus.QUEUED, ~earlier.exists())
     else:
-        free = (Run.status == RunStatus.RUNNING, Run.attempt == lost_attempt, Run.lease_until <= now())
+        free = (Run.status == RunStatus.RUNNING, Run.attempt == lost_attempt, Run.lease_until <= func.now())
     claimed = await session.scalars(update(Run).where(Run.id == run_id, *free).values(values).returning(Run))
     return claimed.one_or_none()
+
+
+def _lease_end(lease_seconds: float) -> ColumnElement[datetime]:
+    return func.clock_timestamp() + timedelta(seconds=lease_seconds)
 
 
 async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> None:
@@ -53,7 +60,7 @@ async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> N
     while True:
         await asyncio.sleep(lease_seconds / 3)
         try:
-            if not await write(database, run, lease_until=now() + timedelta(seconds=lease_seconds)):
+            if not await write(database, run, lease_until=_lease_end(lease_seconds)):
                 return
         except Exception:
             log.warning("run.renewal_failed", exc_info=True)
@@ -61,7 +68,7 @@ async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> N
 
 async def release(database: Database, run: Run) -> None:
     """Let another worker claim the run at once."""
-    await write(database, run, lease_until=now())
+    await write(database, run, lease_until=func.now())
 
 
 @retry_while_unavailable
