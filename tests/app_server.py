@@ -29,6 +29,8 @@ from tests.servers import free_port, redis_server, s3_server
 from tests.tables import rows
 
 Event = dict[str, Any]
+# Hundreds sign up from this one address, and one user of a test does what many would.
+UNLIMITED = {"anonymous_requests_per_minute": 100_000, "user_streams": 1_000, "tenant_queued_runs": 10_000}
 PASSWORD = "correct horse battery"
 
 
@@ -146,8 +148,7 @@ def running_server(
 
     It serves with the user `login`, while `settings.database_url` stays the tests' own.
     """
-    # Hundreds sign up from this one address.
-    given: dict[str, Any] = {"anonymous_requests_per_minute": 100_000, "data_dir": directory}
+    given: dict[str, Any] = {**UNLIMITED, "data_dir": directory}
     given |= {"database_url": database_url, **settings}
     chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
     port = free_port()

@@ -23,6 +23,7 @@ from app.server import Server
 from app.settings import load_settings
 from app.worker.process import work
 from tests import replies, timeouts
+from tests.app_server import UNLIMITED
 from tests.servers import free_port
 
 
@@ -71,7 +72,7 @@ def running_processes(directory: Path, variables: dict[str, str]) -> Generator[P
     """`variables` are the settings; each process logs into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     environment = {"PATH": os.environ["PATH"], "DATA_DIR": str(directory / "data")}
-    environment |= {"ANONYMOUS_REQUESTS_PER_MINUTE": "100000", **variables}
+    environment |= {name.upper(): str(value) for name, value in UNLIMITED.items()} | variables
     with (directory / "log").open("w") as log:
         parent = subprocess.Popen(
             [sys.executable, "-m", "tests.processes"],
