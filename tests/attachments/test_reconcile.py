@@ -53,7 +53,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Yard:
+class World:
     """A tenant with a conversation and a run, a stranger, and the store they share."""
 
     database: Database
@@ -170,7 +170,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-async def yard(database_url: str, settings: Settings) -> AsyncGenerator[Yard]:
+async def world(database_url: str, settings: Settings) -> AsyncGenerator[World]:
     database, store = Database(database_url, pool_size=10), open_store(settings)
     await store.prepare(create_bucket=True)
     origins = [Origin(uuid7(), uuid7(), uuid7(), uuid7()) for _ in range(2)]
@@ -178,7 +178,7 @@ async def yard(database_url: str, settings: Settings) -> AsyncGenerator[Yard]:
         for row in (row for origin in origins for row in people_of(origin)):
             session.add(row)
             await session.flush()
-    yield Yard(database, store, settings, *origins)
+    yield World(database, store, settings, *origins)
     await store.close()
     await database.close()
 
@@ -225,49 +225,49 @@ def counts(report: Report) -> dict[Kind, tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("settings", ["memory", "files", "minio", "gcs"], indirect=True)
-async def test_what_was_planted_is_found_and_nothing_else(yard: Yard) -> None:
-    live = [await yard.draw(origin) for origin in (yard.origin, yard.stranger) for _ in range(8)]
+async def test_what_was_planted_is_found_and_nothing_else(world: World) -> None:
+    live = [await world.draw(origin) for origin in (world.origin, world.stranger) for _ in range(8)]
     copies = [keys.variant_key(row.tenant_id, row.id, 512) for row in live[::3]]
-    await yard.put(*copies)
-    lost = [await yard.draw() for _ in range(5)] + [await yard.upload() for _ in range(5)]
+    await world.put(*copies)
+    lost = [await world.draw() for _ in range(5)] + [await world.upload() for _ in range(5)]
     for row in lost[:5]:
-        await yard.store.delete(row.storage_key)
-    inserted = orphans_of(yard.origin.tenant_id, 7) + orphans_of(yard.stranger.tenant_id, 3)
-    await yard.put(*inserted)
-    objects, rows = await yard.objects(), await yard.rows()
+        await world.store.delete(row.storage_key)
+    inserted = orphans_of(world.origin.tenant_id, 7) + orphans_of(world.stranger.tenant_id, 3)
+    await world.put(*inserted)
+    objects, rows = await world.objects(), await world.rows()
 
-    found = counts(await yard.look(apply=False))
+    found = counts(await world.look(apply=False))
     assert found == {Kind.ORPHAN: (10, 0, 0), Kind.MISSING: (10, 0, 0)}
-    assert (await yard.objects(), await yard.rows(), await yard.candidates()) == (objects, rows, 0)
+    assert (await world.objects(), await world.rows(), await world.candidates()) == (objects, rows, 0)
 
-    assert counts(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 10, 0), Kind.MISSING: (10, 0, 10)}
-    assert await yard.objects() == objects
+    assert counts(await world.look(apply=True)) == {Kind.ORPHAN: (10, 10, 0), Kind.MISSING: (10, 0, 10)}
+    assert await world.objects() == objects
     missing = (AttachmentStatus.FAILED, "object_missing")
-    assert await yard.rows() == rows | {row.id: missing for row in lost}
+    assert await world.rows() == rows | {row.id: missing for row in lost}
 
-    assert counts(await yard.look(apply=True)) == {Kind.ORPHAN: (10, 0, 10)}
-    assert await yard.objects() == {row.storage_key for row in live} | set(copies)
-    assert (counts(await yard.look(apply=True)), await yard.candidates()) == ({}, 0)
+    assert counts(await world.look(apply=True)) == {Kind.ORPHAN: (10, 0, 10)}
+    assert await world.objects() == {row.storage_key for row in live} | set(copies)
+    assert (counts(await world.look(apply=True)), await world.candidates()) == ({}, 0)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("settings", ["memory", "minio"], indirect=True)
 @pytest.mark.parametrize(("ingests", "sweeps"), [(100, 5), pytest.param(1_000, 20, marks=pytest.mark.prove)])
-async def test_no_sweep_touches_what_is_being_stored(yard: Yard, ingests: int, sweeps: int, results: Results) -> None:
-    inserted = orphans_of(yard.origin.tenant_id, 10)
-    await yard.put(*inserted)
+async def test_no_sweep_touches_what_is_being_stored(world: World, ingests: int, sweeps: int, results: Results) -> None:
+    inserted = orphans_of(world.origin.tenant_id, 10)
+    await world.put(*inserted)
     drawn: list[Attachment] = []
     reports: list[Report] = []
     for _ in range(sweeps):
-        drawing = asyncio.gather(*(yard.draw() for _ in range(ingests // sweeps)))
-        reports.append(await yard.look(apply=True))
+        drawing = asyncio.gather(*(world.draw() for _ in range(ingests // sweeps)))
+        reports.append(await world.look(apply=True))
         drawn += await drawing
-    objects, rows = await yard.objects(), await yard.rows()
+    objects, rows = await world.objects(), await world.rows()
     deleted = {row.storage_key for row in drawn} - objects
     tried = f"{len(drawn)} ingests during {sweeps} sweeps"
     results(
         20,
-        f"reconcile and ingest, {type(yard.store).__name__}",
+        f"reconcile and ingest, {type(world.store).__name__}",
         tried=tried,
         kept=f"{len(deleted)} live objects deleted",
     )
@@ -277,123 +277,123 @@ async def test_no_sweep_touches_what_is_being_stored(yard: Yard, ingests: int, s
     assert [counts(report) for report in reports[2:]] == [{}] * (sweeps - 2)
 
 
-async def test_what_is_young_is_left_alone(yard: Yard) -> None:
-    await yard.put(*orphans_of(yard.origin.tenant_id, 3))
-    await yard.upload()
-    assert counts(await yard.look(apply=True, grace=timedelta(hours=1))) == {}
+async def test_what_is_young_is_left_alone(world: World) -> None:
+    await world.put(*orphans_of(world.origin.tenant_id, 3))
+    await world.upload()
+    assert counts(await world.look(apply=True, grace=timedelta(hours=1))) == {}
 
 
-async def test_an_object_of_nobody_is_deleted_a_grace_period_after_it_was_noted(yard: Yard) -> None:
+async def test_an_object_of_nobody_is_deleted_a_grace_period_after_it_was_noted(world: World) -> None:
     hour = timedelta(hours=1)
-    (orphan,) = orphans_of(yard.origin.tenant_id, 1)
-    await yard.put(orphan)
-    yard.age(orphan)
-    assert counts(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 1, 0)}
-    assert counts(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
-    await yard.age_candidates()
-    assert counts(await yard.look(apply=False, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
-    assert await yard.objects() == {orphan}
-    assert counts(await yard.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 1)}
-    assert await yard.objects() == set()
+    (orphan,) = orphans_of(world.origin.tenant_id, 1)
+    await world.put(orphan)
+    world.age(orphan)
+    assert counts(await world.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 1, 0)}
+    assert counts(await world.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
+    await world.age_candidates()
+    assert counts(await world.look(apply=False, grace=hour)) == {Kind.ORPHAN: (1, 0, 0)}
+    assert await world.objects() == {orphan}
+    assert counts(await world.look(apply=True, grace=hour)) == {Kind.ORPHAN: (1, 0, 1)}
+    assert await world.objects() == set()
 
 
-async def test_what_was_noted_and_then_belongs_to_somebody_is_forgotten(yard: Yard) -> None:
-    row = await yard.draw()
-    async with yard.database.engine.begin() as connection:
+async def test_what_was_noted_and_then_belongs_to_somebody_is_forgotten(world: World) -> None:
+    row = await world.draw()
+    async with world.database.engine.begin() as connection:
         await connection.execute(text("UPDATE attachments SET storage_key = storage_key || 'x'"))
-    assert counts(await yard.look(apply=True))[Kind.ORPHAN] == (1, 1, 0)
-    async with yard.database.engine.begin() as connection:
+    assert counts(await world.look(apply=True))[Kind.ORPHAN] == (1, 1, 0)
+    async with world.database.engine.begin() as connection:
         await connection.execute(text("UPDATE attachments SET storage_key = rtrim(storage_key, 'x')"))
-    await yard.look(apply=True)
-    assert (await yard.objects(), await yard.candidates()) == ({row.storage_key}, 0)
+    await world.look(apply=True)
+    assert (await world.objects(), await world.candidates()) == ({row.storage_key}, 0)
 
 
-async def test_a_strangers_row_keeps_no_object_of_mine(yard: Yard) -> None:
-    theirs = await yard.draw(yard.stranger)
-    mine = keys.image_key(yard.origin.tenant_id, theirs.id, "png")
+async def test_a_strangers_row_keeps_no_object_of_mine(world: World) -> None:
+    theirs = await world.draw(world.stranger)
+    mine = keys.image_key(world.origin.tenant_id, theirs.id, "png")
     unknown = keys.image_key(uuid7(), uuid7(), "png")
-    await yard.put(mine, unknown)
-    await yard.look(apply=True)
-    assert counts(await yard.look(apply=True)) == {Kind.ORPHAN: (1, 0, 1)}
+    await world.put(mine, unknown)
+    await world.look(apply=True)
+    assert counts(await world.look(apply=True)) == {Kind.ORPHAN: (1, 0, 1)}
     # The tenant of another installation, which shares the bucket, is no business of this one.
-    assert await yard.objects() == {theirs.storage_key, unknown}
+    assert await world.objects() == {theirs.storage_key, unknown}
 
 
-async def test_an_image_whose_object_comes_back_is_shown_again(yard: Yard) -> None:
-    row = await yard.draw()
-    data = await yard.store.get(row.storage_key)
-    await yard.store.delete(row.storage_key)
-    assert counts(await yard.look(apply=True)) == {Kind.MISSING: (1, 0, 1)}
-    assert counts(await yard.look(apply=True)) == {}
-    await yard.store.put(row.storage_key, data, mime_type="image/png")
-    assert counts(await yard.look(apply=True)) == {Kind.RETURNED: (1, 0, 1)}
-    again = await yard.row(row.id)
+async def test_an_image_whose_object_comes_back_is_shown_again(world: World) -> None:
+    row = await world.draw()
+    data = await world.store.get(row.storage_key)
+    await world.store.delete(row.storage_key)
+    assert counts(await world.look(apply=True)) == {Kind.MISSING: (1, 0, 1)}
+    assert counts(await world.look(apply=True)) == {}
+    await world.store.put(row.storage_key, data, mime_type="image/png")
+    assert counts(await world.look(apply=True)) == {Kind.RETURNED: (1, 0, 1)}
+    again = await world.row(row.id)
     assert (again.status, again.error) == (AttachmentStatus.STORED, None)
 
 
-async def test_an_upload_whose_process_died_ends(yard: Yard) -> None:
+async def test_an_upload_whose_process_died_ends(world: World) -> None:
     pending = AttachmentStatus.PENDING
-    without, stored = [await yard.upload(pending, created_at=now() - OLD) for _ in range(2)]
-    young = await yard.upload(pending)
-    await yard.put(stored.storage_key)
-    assert counts(await yard.look(apply=True)) == {Kind.UPLOAD: (1, 0, 1), Kind.RETURNED: (1, 0, 1)}
-    assert await yard.rows() == {
+    without, stored = [await world.upload(pending, created_at=now() - OLD) for _ in range(2)]
+    young = await world.upload(pending)
+    await world.put(stored.storage_key)
+    assert counts(await world.look(apply=True)) == {Kind.UPLOAD: (1, 0, 1), Kind.RETURNED: (1, 0, 1)}
+    assert await world.rows() == {
         without.id: (AttachmentStatus.FAILED, "lost"),
         stored.id: (AttachmentStatus.STORED, None),
         young.id: (pending, None),
     }
 
 
-async def test_a_drawn_image_that_waits_is_reported_and_never_given_up(yard: Yard) -> None:
-    waiting, spooled = await yard.draw(), await yard.draw()
+async def test_a_drawn_image_that_waits_is_reported_and_never_given_up(world: World) -> None:
+    waiting, spooled = await world.draw(), await world.draw()
     for row in (waiting, spooled):
-        await yard.store.delete(row.storage_key)
-    async with yard.database.tenant(yard.origin.tenant_id) as session:
+        await world.store.delete(row.storage_key)
+    async with world.database.tenant(world.origin.tenant_id) as session:
         await session.execute(text("UPDATE attachments SET status = 'pending', created_at = now() - interval '2 days'"))
-    await yard.spool.keep(yard.origin.tenant_id, spooled.id, b"bytes")
-    assert counts(await yard.look(apply=True)) == {Kind.WAITING: (1, 0, 0)}
-    assert {status for status, _ in (await yard.rows()).values()} == {AttachmentStatus.PENDING}
+    await world.spool.keep(world.origin.tenant_id, spooled.id, b"bytes")
+    assert counts(await world.look(apply=True)) == {Kind.WAITING: (1, 0, 0)}
+    assert {status for status, _ in (await world.rows()).values()} == {AttachmentStatus.PENDING}
 
 
-async def test_previews_go_once_no_stream_shows_them(yard: Yard) -> None:
-    shown, expired = (keys.preview_key(yard.origin.tenant_id, yard.origin.run_id, "ig_1", n, "png") for n in (0, 1))
-    await yard.put(shown, expired)
-    yard.age(expired, by=OLD)
-    assert counts(await yard.look(apply=True)) == {Kind.PREVIEW: (1, 1, 0)}
-    assert counts(await yard.look(apply=True)) == {Kind.PREVIEW: (1, 0, 1)}
-    assert await yard.objects() == {shown}
+async def test_previews_go_once_no_stream_shows_them(world: World) -> None:
+    shown, expired = (keys.preview_key(world.origin.tenant_id, world.origin.run_id, "ig_1", n, "png") for n in (0, 1))
+    await world.put(shown, expired)
+    world.age(expired, by=OLD)
+    assert counts(await world.look(apply=True)) == {Kind.PREVIEW: (1, 1, 0)}
+    assert counts(await world.look(apply=True)) == {Kind.PREVIEW: (1, 0, 1)}
+    assert await world.objects() == {shown}
 
 
-async def test_temporary_files_of_killed_processes_are_deleted(yard: Yard) -> None:
-    files = yard.settings.data_dir / "objects" / "tmp"
+async def test_temporary_files_of_killed_processes_are_deleted(world: World) -> None:
+    files = world.settings.data_dir / "objects" / "tmp"
     (files / "left").write_bytes(b"half")
     (files / "fresh").write_bytes(b"half")
-    yard.age("tmp/left", by=OLD)
-    assert counts(await yard.look(apply=False, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 0)}
-    assert counts(await yard.look(apply=True, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 1)}
+    world.age("tmp/left", by=OLD)
+    assert counts(await world.look(apply=False, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 0)}
+    assert counts(await world.look(apply=True, grace=timedelta(hours=1))) == {Kind.TEMPORARY: (1, 0, 1)}
     assert [path.name for path in files.iterdir()] == ["fresh"]
 
 
-async def test_there_is_one_reconcile_at_a_time(yard: Yard) -> None:
-    async with yard.database.engine.connect() as connection:
+async def test_there_is_one_reconcile_at_a_time(world: World) -> None:
+    async with world.database.engine.connect() as connection:
         await connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK_KEY})
         with pytest.raises(Conflict, match="Another reconcile is at work"):
-            await yard.look(apply=True)
+            await world.look(apply=True)
         await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
-    assert counts(await yard.look(apply=True)) == {}
+    assert counts(await world.look(apply=True)) == {}
 
 
-async def test_a_store_that_is_away_is_said_and_changes_nothing(database_url: str, s3: S3Server, yard: Yard) -> None:
-    await yard.upload()
+async def test_a_store_that_is_away_is_said_and_changes_nothing(database_url: str, s3: S3Server, world: World) -> None:
+    await world.upload()
     with Proxy(s3.endpoint) as proxy:
         store = open_store(Settings.model_validate(s3_settings(s3, proxy.endpoint)))
         await store.prepare(create_bucket=True)
         proxy.mode = "refuse"
         with pytest.raises(StorageError):
-            await reconcile(yard.database, store, yard.spool, yard.settings, apply=True, grace=NO_GRACE)
+            await reconcile(world.database, store, world.spool, world.settings, apply=True, grace=NO_GRACE)
         await store.close()
-    assert set((await yard.rows()).values()) == {(AttachmentStatus.STORED, None)}
-    assert counts(await yard.look(apply=False)) == {Kind.MISSING: (1, 0, 0)}
+    assert set((await world.rows()).values()) == {(AttachmentStatus.STORED, None)}
+    assert counts(await world.look(apply=False)) == {Kind.MISSING: (1, 0, 0)}
 
 
 async def test_the_owner_reads_that_an_image_is_gone(server: AppServer, ada: ApiUser) -> None:
@@ -413,17 +413,17 @@ async def test_the_owner_reads_that_an_image_is_gone(server: AppServer, ada: Api
     assert ada.http.get(f"/v1/attachments/{drawn['object_id']}/content").status_code == 409
 
 
-async def test_the_command_tells_what_it_found(yard: Yard, database_url: str, s3: S3Server, tmp_path: Path) -> None:
+async def test_the_command_tells_what_it_found(world: World, database_url: str, s3: S3Server, tmp_path: Path) -> None:
     chosen = s3_settings(s3)
     store = open_store(Settings.model_validate(chosen))
     await store.prepare(create_bucket=True)
     await store.close()
-    row = await yard.upload(created_at=now() - OLD)
+    row = await world.upload(created_at=now() - OLD)
     variables = {name.upper(): str(value) for name, value in chosen.items()} | {"DATABASE_URL": database_url}
     done = await easel(tmp_path, "--apply", **variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{Kind.MISSING:32}{1:8}{0:8}{1:8}\n" in done.stdout
-    assert (await yard.rows())[row.id] == (AttachmentStatus.FAILED, "object_missing")
+    assert (await world.rows())[row.id] == (AttachmentStatus.FAILED, "object_missing")
 
 
 async def test_a_store_that_another_process_holds_in_memory_is_refused(database_url: str) -> None:
