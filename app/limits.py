@@ -10,8 +10,8 @@ from app.errors import LimitExceeded, LimitScope
 from app.settings import Settings
 
 
-class AtOnce:
-    """At most `allowed` of each owner; `sentence` says to a user what they are."""
+class InFlightLimit:
+    """At most `allowed` of each owner at a time; `sentence` tells a user which limit was reached."""
 
     def __init__(self, limit: str, scope: LimitScope, allowed: int, sentence: str, *, retry_after: float) -> None:
         self._limit: str = limit
@@ -26,7 +26,7 @@ class AtOnce:
         """How many are open, of all owners."""
         return sum(self._taken.values())
 
-    def take(self, owner: Hashable = None, amount: int = 1) -> "Place":
+    def acquire(self, owner: Hashable = None, amount: int = 1) -> "Permit":
         """Raises LimitExceeded. An owner who has nothing open may take any amount."""
         taken = self._taken[owner]
         if taken and taken + amount > self._allowed:
@@ -38,10 +38,10 @@ class AtOnce:
                 retry_after=self._retry_after,
             )
         self._taken[owner] += amount
-        return Place(self._taken, owner, amount)
+        return Permit(self._taken, owner, amount)
 
 
-class Place:
+class Permit:
     """Given back at the end of a `with` block, or with its last reference: a reply may be dropped before it begins."""
 
     def __init__(self, taken: Counter[Hashable], owner: Hashable, amount: int) -> None:
@@ -69,28 +69,28 @@ class Place:
 class Limits:
     """Those of one API process."""
 
-    streams: AtOnce
-    uploads: AtOnce
-    upload_bytes: AtOnce
+    streams: InFlightLimit
+    uploads: InFlightLimit
+    upload_bytes: InFlightLimit
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         return cls(
-            streams=AtOnce(
+            streams=InFlightLimit(
                 "user_streams",
                 "user",
                 settings.user_streams,
                 "You follow as many runs at once as you may: close a stream, then open the next.",
                 retry_after=5,
             ),
-            uploads=AtOnce(
+            uploads=InFlightLimit(
                 "tenant_uploads",
                 "tenant",
                 settings.tenant_uploads,
                 "Your organisation sends as many images at once as it may: wait until one of them is stored.",
                 retry_after=2,
             ),
-            upload_bytes=AtOnce(
+            upload_bytes=InFlightLimit(
                 "tenant_upload_bytes",
                 "tenant",
                 settings.tenant_upload_bytes,

@@ -30,7 +30,12 @@ from tests.tables import rows
 
 Event = dict[str, Any]
 # Hundreds sign up from this one address, and one user of a test does what many would.
-UNLIMITED = {"anonymous_requests_per_minute": 100_000, "user_streams": 1_000, "tenant_queued_runs": 10_000}
+UNLIMITED = {
+    "anonymous_requests_per_minute": 1_000_000,
+    "user_streams": 10_000,
+    "tenant_queued_runs": 10_000,
+    "tenant_uploads": 1_000,
+}
 PASSWORD = "correct horse battery"
 
 
@@ -217,10 +222,10 @@ def starting_easel(
     directory: Path,
     settings: Mapping[str, Any],
 ) -> Generator[EaselProcess]:
-    """`easel serve` or `easel worker` with these settings alone, not waited for."""
+    """`easel serve` or `easel worker` with these settings and UNLIMITED alone, not waited for."""
     directory.mkdir(parents=True)
     port = free_port()
-    environment = {name.upper(): str(value) for name, value in settings.items()}
+    environment = {name.upper(): str(value) for name, value in {**UNLIMITED, **settings}.items()}
     environment |= {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DATABASE_URL": database_url}
     environment |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
     options = ["--port", str(port)] if command == "serve" else []

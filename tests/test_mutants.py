@@ -161,10 +161,10 @@ MUTANTS = [
         "tests/test_limits.py::test_so_many_runs_of_a_tenant_wait",
     ),
     Mutant(
-        "a stream gives its place back",
+        "a stream releases its permit",
         "app/runs/reader.py",
-        "    with place:",
-        "    if place:",
+        "    with permit:",
+        "    if permit:",
         "tests/test_limits.py::test_a_user_follows_so_many_runs_at_once",
     ),
     Mutant(

@@ -14,7 +14,7 @@ from app.settings import Settings
 from app.storage.store import Store
 
 # About 10 MB.
-CACHED_LINKS = 20_000
+CACHED_LINKS = 10_000
 
 
 @dataclass(frozen=True)

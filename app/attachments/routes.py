@@ -64,7 +64,7 @@ async def upload_attachment(
 
     It is decoded, set upright and encoded anew, so that nothing but its pixels is stored.
     """
-    with _places(request, actor, settings, limits):
+    with _upload_permits(request, actor, settings, limits):
         async with _form_of(request) as form:
             upload = _file_of(form, settings.upload_max_bytes)
             row = await uploads.store_upload(
@@ -75,11 +75,11 @@ async def upload_attachment(
 
 
 @contextmanager
-def _places(request: Request, actor: Actor, settings: Settings, limits: Limits) -> Generator[None]:
+def _upload_permits(request: Request, actor: Actor, settings: Settings, limits: Limits) -> Generator[None]:
     """One upload of the tenant's, and its bytes; one that does not say how many may have as many as are allowed."""
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdigit() else settings.upload_max_bytes
-    with limits.uploads.take(actor.tenant_id), limits.upload_bytes.take(actor.tenant_id, size):
+    with limits.uploads.acquire(actor.tenant_id), limits.upload_bytes.acquire(actor.tenant_id, size):
         yield
 
 

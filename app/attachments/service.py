@@ -124,7 +124,7 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: U
     await session.execute(delete(Attachment).where(Attachment.id == row.id))
     _drop_objects(session, store, [row])
     if row.run_id is not None:
-        after_commit(session, partial(_drop_previews, store, row.tenant_id, row.run_id, row.tool_call_id))
+        after_commit(session, partial(drop_previews, store, row.tenant_id, row.run_id, row.tool_call_id))
 
 
 async def remove_objects_of(session: AsyncSession, store: Store, conversation_id: UUID) -> None:
@@ -133,7 +133,7 @@ async def remove_objects_of(session: AsyncSession, store: Store, conversation_id
     rows = found.all()
     _drop_objects(session, store, rows)
     for tenant_id, run_id in {(row.tenant_id, row.run_id) for row in rows if row.run_id is not None}:
-        after_commit(session, partial(_drop_previews, store, tenant_id, run_id))
+        after_commit(session, partial(drop_previews, store, tenant_id, run_id))
 
 
 def _drop_objects(session: AsyncSession, store: Store, rows: Sequence[Attachment]) -> None:
@@ -142,6 +142,7 @@ def _drop_objects(session: AsyncSession, store: Store, rows: Sequence[Attachment
             after_commit(session, partial(store.delete, key))
 
 
-async def _drop_previews(store: Store, tenant_id: UUID, run_id: UUID, tool_call_id: str | None = None) -> None:
+async def drop_previews(store: Store, tenant_id: UUID, run_id: UUID, tool_call_id: str | None = None) -> None:
+    """Those of one tool call, or of the whole run. Raises StorageError."""
     async for preview in store.list(keys.preview_prefix(tenant_id, run_id, tool_call_id)):
         await store.delete(preview.key)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from pwdlib import PasswordHash
 
-from app.limits import AtOnce
+from app.limits import InFlightLimit
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ _passwords = PasswordHash.recommended()
 # Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits. They leave the
 # processor to everything else: on Linux a thread has a priority of its own.
 _hashers = ThreadPoolExecutor(2, thread_name_prefix="argon2", initializer=lambda: os.nice(10))
-_hashes = AtOnce(
+_hashes = InFlightLimit(
     "sign_ins_at_once",
     "process",
     20,
@@ -63,7 +63,7 @@ async def verify_password(password: str, stored: str | None) -> bool:
 
 
 async def _hashing(work: Callable[[], T]) -> T:
-    with _hashes.take():
+    with _hashes.acquire():
         return await asyncio.get_running_loop().run_in_executor(_hashers, work)
 
 

@@ -42,32 +42,32 @@ class SpillFile:
         self._lock = threading.RLock()
 
     def write(self, data: bytes) -> int:
-        """The place where it lies; raises OSError, also where the file is full."""
+        """The offset at which it lies; raises OSError, also where the file is full."""
         with self._lock:
             if self._end + len(data) > MAX_SPILLED_BYTES:
                 raise OSError(f"{self._end} bytes wait already")
             if self._file is None:
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - see `close`
-            place, descriptor = self._end, self._file.fileno()
+            offset, descriptor = self._end, self._file.fileno()
             self._end += len(data)
             self._needed += 1
         try:
             view = memoryview(data)
             while view:
-                view = view[os.pwrite(descriptor, view, place + len(data) - len(view)) :]
+                view = view[os.pwrite(descriptor, view, offset + len(data) - len(view)) :]
         except OSError:
             self.free()
             raise
-        return place
+        return offset
 
-    def read(self, place: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes:
         if self._file is None:
             raise ValueError("Nothing was written.")
         pieces: list[bytes] = []
         while size:
-            pieces.append(os.pread(self._file.fileno(), size, place))
-            place, size = place + len(pieces[-1]), size - len(pieces[-1])
+            pieces.append(os.pread(self._file.fileno(), size, offset))
+            offset, size = offset + len(pieces[-1]), size - len(pieces[-1])
             if not pieces[-1]:
                 raise OSError("the file is shorter than what was written")
         return b"".join(pieces)
@@ -115,9 +115,9 @@ class ImageBytes:
         data = self.data
         if data is None or self.is_spilled:
             return
-        place = file.write(data)
+        offset = file.write(data)
         weakref.finalize(self, file.free).atexit = False
-        self._spilled, self.data = (file, place), None
+        self._spilled, self.data = (file, offset), None
 
     def read(self) -> bytes | None:
         """The bytes, wherever they are; None where there are none."""

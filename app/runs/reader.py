@@ -18,7 +18,7 @@ from app.conversations.models import Message
 from app.db import Database
 from app.errors import CONNECTION_FAULTS, NotFound
 from app.event_log import Record, Subscription
-from app.limits import Place
+from app.limits import Permit
 from app.runs.events import (
     EVENT_CLASSES,
     AttachmentCreated,
@@ -85,9 +85,9 @@ async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int)
                 found = await _unless_unavailable(query)
 
 
-async def frames(events: AsyncIterator[list[Record] | Pause], links: Links, place: Place) -> AsyncIterator[bytes]:
-    """Chunks of frames: what has come while the reader was busy goes out at once. The end gives back `place`."""
-    with place:
+async def frames(events: AsyncIterator[list[Record] | Pause], links: Links, permit: Permit) -> AsyncIterator[bytes]:
+    """Chunks of frames: what has come while the reader was busy goes out at once. The end releases `permit`."""
+    with permit:
         yield CONNECTED
         async for found in events:
             yield COMMENTS[found] if isinstance(found, Pause) else b"".join([await _frame(one, links) for one in found])

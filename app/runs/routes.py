@@ -15,7 +15,7 @@ from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
 from app.errors import id_of
 from app.identity.actor import ChatReader, ChatWriter, CurrentLimits, CurrentSettings, TenantSession
-from app.limits import Place
+from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, reader, service
 from app.runs.events import RunEvent
@@ -91,11 +91,11 @@ async def start_run(
     same reply, or the same run's events.
     """
     # Refused before it is started: who cannot follow a run should not pay for it.
-    place = limits.streams.take(actor.owner) if reader.MEDIA_TYPE in accept else None
+    permit = limits.streams.acquire(actor.owner) if reader.MEDIA_TYPE in accept else None
     answer = await service.start(session, source.broker, settings, registry, actor, body, idempotency_key)
-    if place is not None:
+    if permit is not None:
         run = answer.run or await service.get(session, actor, answer.run_id)
-        return _events(source, links, place, run, last_event_id or 0, answer.headers)
+        return _events(source, links, permit, run, last_event_id or 0, answer.headers)
     return Response(answer.body, answer.status, answer.headers, media_type="application/json")
 
 
@@ -131,16 +131,16 @@ async def follow_run(
     """
     run = await service.get(session, actor, run_id)
     position = after if last_event_id is None else last_event_id
-    place = limits.streams.take(actor.owner)
-    return _events(source, links, place, run, position, {"X-Run-Id": str(run.id)})
+    permit = limits.streams.acquire(actor.owner)
+    return _events(source, links, permit, run, position, {"X-Run-Id": str(run.id)})
 
 
 def _events(
-    source: EventSource, links: Links, place: Place, run: Run, position: int, headers: dict[str, str]
+    source: EventSource, links: Links, permit: Permit, run: Run, position: int, headers: dict[str, str]
 ) -> Response:
     if run.status.ended and position >= run.last_seq > 0:
         return Response(status_code=204, headers=headers)
-    events = reader.frames(follow(source, run.tenant_id, run.id, position), links, place)
+    events = reader.frames(follow(source, run.tenant_id, run.id, position), links, permit)
     return StreamingResponse(events, media_type=reader.MEDIA_TYPE, headers={**reader.HEADERS, **headers})
 
 

@@ -77,7 +77,7 @@ async def _prepare(
     conversation = None
     if request.conversation_id is not None:
         conversation = await conversations.touch(session, actor, request.conversation_id)
-    waiting, open_runs = await _look_at_queues(session, settings, request.conversation_id)
+    waiting, open_runs = await _look_at_queues(session, settings, actor.tenant_id, request.conversation_id)
     if open_runs:
         await _resolve_busy(session, broker, settings, open_runs, request.if_busy)
     _check_room("tenant", settings.tenant_queued_runs, waiting)
@@ -93,13 +93,18 @@ async def _prepare(
 
 
 async def _look_at_queues(
-    session: AsyncSession, settings: Settings, conversation_id: UUID | None
+    session: AsyncSession, settings: Settings, tenant_id: UUID, conversation_id: UUID | None
 ) -> tuple[int, list[Run]]:
     """How many runs of the tenant wait, counted to the limit, and the conversation's open runs: in one statement."""
-    queued = select(Run.id).where(Run.status == RunStatus.QUEUED).limit(settings.tenant_queued_runs)
-    waiting = select(func.count().label("waiting")).select_from(queued.subquery()).subquery()
-    of_conversation = (Run.conversation_id == conversation_id) & Run.status.in_(OPEN)
-    found = await session.execute(select(waiting.c.waiting, Run).outerjoin(Run, of_conversation).order_by(Run.id))
+    # The tenant as a value, though row security names it as well: Postgres then knows how few runs it has.
+    queued = select(Run.id).where(Run.tenant_id == tenant_id, Run.status == RunStatus.QUEUED)
+    limited = queued.limit(settings.tenant_queued_runs).subquery()
+    waiting = select(func.count().label("waiting")).select_from(limited)
+    if conversation_id is None:
+        return await session.scalar(waiting) or 0, []
+    count = waiting.subquery()
+    of_conversation = (Run.tenant_id == tenant_id) & (Run.conversation_id == conversation_id) & Run.status.in_(OPEN)
+    found = await session.execute(select(count.c.waiting, Run).outerjoin(Run, of_conversation).order_by(Run.id))
     rows = found.all()
     return rows[0].waiting, [row.Run for row in rows if row.Run is not None]
 

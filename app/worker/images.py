@@ -52,7 +52,7 @@ class RunImages:
         self._taken: set[str] = set()
         self._stored: set[str] = set()
         self._unreadable: dict[str, str] = {}
-        self._places = ctx.intake.images.of_run()
+        self._slots = ctx.intake.images.of_run()
 
     def on_partial(self, partial: PartialImage) -> None:
         self._previews.on_partial(partial)
@@ -97,7 +97,7 @@ class RunImages:
             self.emit_failure(tool_call_id, ErrorCode.IMAGE_TOO_LARGE, self._too_large(content.size), retryable=False)
             return
         try:
-            async with self._places.admit(content) as data:
+            async with self._slots.admit(content) as data:
                 key, row = await self._ingest_once(image, await examine(data))
         except UnreadableImage as error:
             log.warning("image.unreadable", extra={"tool_call_id": tool_call_id, "error": str(error)})

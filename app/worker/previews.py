@@ -25,7 +25,7 @@ class RunPreviews:
         self._run = run
         self._events = events
         self._by_call: dict[str, list[asyncio.Task[None]]] = {}
-        self._places = ctx.intake.previews.of_run()
+        self._slots = ctx.intake.previews.of_run()
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -46,7 +46,7 @@ class RunPreviews:
         """If a preview cannot be stored, the reader only misses it."""
         run = self._run
         try:
-            async with self._places.admit(partial.content) as data:
+            async with self._slots.admit(partial.content) as data:
                 facts = await facts_of(data)
                 key = keys.preview_key(run.tenant_id, run.id, partial.tool_call_id, partial.index, facts.extension)
                 async with self._ctx.intake.preview_outage.watching(PREVIEW_SECONDS):

@@ -106,7 +106,10 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
     images = RunImages(ctx, run, events, image_options_of(ctx.settings, ctx.registry, run))
     images.prompt, images.parent_object_id = request.message.text, request.parent_object_id
     unrecorded = set(run.unrecorded_images)
+    wanted = {row.tool_call_id for row in rows} | unrecorded
     async for image in ctx.provider.images_of(run.response_id):
+        if image.tool_call_id not in wanted:
+            continue
         decoded = await _examined(image)
         for row in [row for row in rows if row.tool_call_id == image.tool_call_id]:
             if decoded is not None and await _store(ctx, row, decoded):

@@ -9,11 +9,11 @@ from uuid import UUID
 
 from docket import ConcurrencyLimit, Worker
 
+from app.attachments import service as attachments
 from app.attachments import variants
 from app.db import now
 from app.runs import service as runs
 from app.runs.models import Run
-from app.storage import keys
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
 from app.worker.executor import RunReleased, execute
@@ -121,7 +121,6 @@ async def _find_waiting(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> UU
 
 async def _drop_previews(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> None:
     try:
-        async for stored in ctx.store.list(keys.preview_prefix(tenant_id, run_id)):
-            await ctx.store.delete(stored.key)
+        await attachments.drop_previews(ctx.store, tenant_id, run_id)
     except StorageError as error:
         log.warning("previews.not_dropped", extra={"run_id": str(run_id), "error": str(error)})

@@ -296,7 +296,11 @@ def create_runs() -> None:
     )
     op.create_index("ix_runs_conversation", "runs", ["tenant_id", "conversation_id", "id"], unique=False)
     op.create_index(
-        "ix_runs_open", "runs", ["status"], unique=False, postgresql_where=sa.text("status IN ('queued', 'running')")
+        "ix_runs_open",
+        "runs",
+        ["tenant_id", "status"],
+        unique=False,
+        postgresql_where=sa.text("status IN ('queued', 'running')"),
     )
     op.create_index(
         "ix_runs_unrecorded",

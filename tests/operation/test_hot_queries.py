@@ -16,6 +16,7 @@ from app.db import Database
 from app.runs import idempotency
 from tests.app_server import ApiUser, AppServer, kinds, running_server
 from tests.round_trips import called_from
+from tests.servers import redis_server
 from tests.tables import rows
 from tests.volume import MESSAGES_OF_A_CONVERSATION, Volume, insert_volume
 
@@ -32,6 +33,11 @@ SELECT conname FROM pg_constraint c WHERE contype = 'f' AND confdeltype = 'c'
 AND confrelid IN ('conversations'::regclass, 'runs'::regclass, 'attachments'::regclass) AND NOT EXISTS (
   SELECT FROM pg_index WHERE indrelid = conrelid AND indpred IS NULL
   AND (indkey::int2[])[0:cardinality(conkey) - 1] @> conkey)
+"""
+THREE_THOUSAND_LIKE_IT = """
+INSERT INTO runs SELECT (jsonb_populate_record(
+  run, jsonb_build_object('id', gen_random_uuid(), 'status', CAST(:status AS text)))).*
+FROM runs AS run, generate_series(1, 3000) WHERE run.id = :id
 """
 DEPTH = [
     pytest.param(Volume(messages=10_000, users=10), id="small"),
@@ -73,6 +79,27 @@ def test_no_hot_query_reads_a_whole_table(
     asyncio.run(delete_expired_keys(database_url, recorded))
     plans = asyncio.run(explain(database_url, recorded))
     assert {name for name in TABLES if any(f" {name}" in sql for sql in plans)} == set(TABLES)
+    assert [(found, sql) for sql, plan in plans.items() if (found := faults(plan))] == []
+
+
+def test_a_start_reads_neither_the_queues_of_others_nor_all_runs_of_its_tenant(
+    database_url: str, provider_url: str, tmp_path: Path
+) -> None:
+    with (
+        redis_server(tmp_path / "redis") as broker,
+        # Without a worker all runs stay in the queue.
+        running_server(database_url, provider_url, tmp_path, redis_url=broker.url, embedded_worker=False) as server,
+    ):
+        ada, stranger = server.sign_up("Ada's"), server.sign_up("Stranger's")
+        for user, status in ((stranger, "queued"), (ada, "completed")):
+            rows(database_url, THREE_THOUSAND_LIKE_IT, {"id": user.start("Hello")["id"], "status": status})
+        rows(database_url, "ANALYZE runs")
+        recorded = Recorded()
+        with recording(server.uvicorn.app.state.database, recorded):
+            first = ada.start("Hello")
+            ada.start("Hello", conversation_id=first["conversation_id"], if_busy="queue")
+        plans = asyncio.run(explain(database_url, recorded))
+    assert any("count(*)" in sql for sql in plans)
     assert [(found, sql) for sql, plan in plans.items() if (found := faults(plan))] == []
 
 

@@ -10,7 +10,7 @@ import pytest
 from app.images.inspect import UnreadableImage
 from app.provider import image_bytes
 from app.provider.image_bytes import ImageBytes, SpillFile
-from app.worker.image_intake import AT_ONCE, OF_ONE_RUN, ImageIntake, RunPlaces
+from app.worker.image_intake import AT_ONCE, OF_ONE_RUN, ImageIntake, RunSlots
 
 IMAGES = [os.urandom(1_000) for _ in range(40)]
 
@@ -24,8 +24,8 @@ class Storing:
         self.most = 0
         self._now = 0
 
-    async def store(self, places: RunPlaces, content: ImageBytes) -> None:
-        async with places.admit(content) as data:
+    async def store(self, slots: RunSlots, content: ImageBytes) -> None:
+        async with slots.admit(content) as data:
             self.admitted.append(data)
             self._now += 1
             self.most = max(self.most, self._now)
@@ -79,11 +79,11 @@ async def test_the_file_is_emptied_when_nothing_in_it_is_needed(
 
 
 async def _store_all(intake: ImageIntake) -> None:
-    storing, places = Storing(), intake.images.of_run()
+    storing, slots = Storing(), intake.images.of_run()
     contents = [image(data) for data in IMAGES]
     async with asyncio.TaskGroup() as group:
         for content in contents:
-            group.create_task(storing.store(places, content))
+            group.create_task(storing.store(slots, content))
         await until(lambda: sum(content.is_spilled for content in contents) == len(contents) - OF_ONE_RUN)
         storing.go_on.set()
     assert sorted(storing.admitted) == sorted(IMAGES)
@@ -94,11 +94,11 @@ async def test_what_the_file_does_not_accept_waits_in_memory(
     intake: ImageIntake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_bytes, "MAX_SPILLED_BYTES", 5_500)
-    storing, places = Storing(), intake.images.of_run()
+    storing, slots = Storing(), intake.images.of_run()
     storing.go_on.set()
     async with asyncio.TaskGroup() as group:
         for data in IMAGES:
-            group.create_task(storing.store(places, image(data)))
+            group.create_task(storing.store(slots, image(data)))
     assert sorted(storing.admitted) == sorted(IMAGES)
 
 
