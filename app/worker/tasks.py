@@ -24,9 +24,9 @@ VARIANTS_AT_ONCE = 4
 DROP_PREVIEWS = "drop_previews"
 # A task whose worker died is delivered again after this share of a run's lease.
 REDELIVERY_SHARE = 0.75
-# A new task wakes an idle worker at once. This long a freed place may stay empty while all were taken: a tenant's long
-# queue passes through one place, a task at a time, before the run of another tenant behind it starts.
-PLACES_CHECK = timedelta(milliseconds=5)
+# A new task wakes an idle worker at once. This long a freed slot may stay empty while all were taken: a tenant's long
+# queue passes through one slot, a task at a time, before the run of another tenant behind it starts.
+SLOT_CHECK = timedelta(milliseconds=5)
 # Of tasks that wait for a time, such as dropping previews hours later.
 SCHEDULE_CHECK = timedelta(seconds=1)
 RECONNECTION_DELAY = timedelta(seconds=1)
@@ -43,7 +43,7 @@ async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
         ctx.broker.docket,
         concurrency=ctx.settings.worker_concurrency,
         redelivery_timeout=timedelta(seconds=ctx.settings.run_lease_seconds * REDELIVERY_SHARE),
-        minimum_check_interval=PLACES_CHECK,
+        minimum_check_interval=SLOT_CHECK,
         scheduling_resolution=SCHEDULE_CHECK,
         reconnection_delay=RECONNECTION_DELAY,
     ) as worker:

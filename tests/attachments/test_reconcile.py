@@ -221,7 +221,7 @@ def orphans_of(tenant_id: UUID, count: int) -> list[str]:
 
 def counts(report: Report) -> dict[Kind, tuple[int, int, int]]:
     """What was found, noted and done, where it was anything."""
-    return {kind: (tally.found, tally.marked, tally.done) for kind, tally in report.items() if tally.found}
+    return {kind: (count.found, count.marked, count.done) for kind, count in report.items() if count.found}
 
 
 @pytest.mark.parametrize("settings", ["memory", "files", "minio", "gcs"], indirect=True)

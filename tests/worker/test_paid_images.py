@@ -78,10 +78,10 @@ def test_an_image_whose_row_could_not_be_written_is_fetched_again(
         failed = one(events, "attachment.failed")
         assert (failed["code"], failed["retryable"]) == ("ingest_failed", True)
         assert one(events, "message.completed")["message"]["attachments"] == []
-        healed = wait_for_attachments(ada, 1)
+        recovered = wait_for_attachments(ada, 1)
         (shown,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
         assert hashlib.sha256(httpx.get(shown["url"]).content).hexdigest() == shown["sha256"]
-    assert [made["object_id"] for made in healed] == [shown["object_id"]]
+    assert [made["object_id"] for made in recovered] == [shown["object_id"]]
     assert (shown["tool_call_id"], shown["agent_key"]) == (failed["tool_call_id"], "designer")
     assert shown["options"]["quality"] == "low"
     assert posts_with(provider_url, word) == 1

@@ -142,9 +142,9 @@ def test_many_images_survive_an_outage(
         depot.outage.begin(mode)
         word, drawn, slowest = draw_many(depot.server.sign_up("Ada's"), count)
         depot.outage.end()
-        seconds = assert_healed(drawn)
+        seconds = assert_recovered(drawn)
     assert posts_with(provider_url, word) == count
-    kept = f"{len(drawn)}, the text {slowest:.1f} s late, healed after {seconds:.1f} s"
+    kept = f"{len(drawn)}, the text {slowest:.1f} s late, recovered after {seconds:.1f} s"
     results(8, f"storage: {mode}", tried=f"{count} images", kept=kept)
 
 
@@ -157,9 +157,11 @@ def test_a_full_disk_loses_no_image(
         word, drawn, _ = draw_many(depot.server.sign_up("Ada's"), count)
         assert not list((tmp_path / "spool").iterdir()), "a disk of 64 KiB took an image"
         depot.outage.end()
-        seconds = assert_healed(drawn)
+        seconds = assert_recovered(drawn)
     assert posts_with(provider_url, word) == count
-    results(8, "storage away, disk full", tried=f"{count} images", kept=f"{len(drawn)}, healed after {seconds:.1f} s")
+    results(
+        8, "storage away, disk full", tried=f"{count} images", kept=f"{len(drawn)}, recovered after {seconds:.1f} s"
+    )
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=prove)])
@@ -180,9 +182,9 @@ def test_a_worker_that_dies_with_its_spool_loses_no_image(
             # The first house has closed the client that she had.
             httpx.Client(base_url=server.base_url, headers=ada.http.headers, timeout=30) as ada.http,
         ):
-            seconds = assert_healed(drawn)
+            seconds = assert_recovered(drawn)
     assert posts_with(provider_url, word) == count
-    kept = f"{len(drawn)}, healed after {seconds:.1f} s"
+    kept = f"{len(drawn)}, recovered after {seconds:.1f} s"
     results(8, "storage away, worker and spool lost", tried=f"{count} images", kept=kept)
 
 
@@ -306,7 +308,7 @@ def draw_many(ada: ApiUser, count: int) -> tuple[str, list[Drawn], float]:
     return word, [Drawn(ada, assert_reported_as_waiting(ada, events)) for events, _ in received], slowest
 
 
-def assert_healed(drawn: list[Drawn]) -> float:
+def assert_recovered(drawn: list[Drawn]) -> float:
     """Every image is stored as it was paid for, shown in its message, and gets its variants; seconds till stored."""
     seconds = wait_until(lambda: all(one.read()["status"] == "stored" for one in drawn))
     for image in drawn:
