@@ -1,8 +1,8 @@
 """What every JSON body of a request has in common."""
 
-from typing import cast
+from typing import Annotated, cast
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 MAX_FIELDS = 100
 
@@ -33,3 +33,11 @@ def storable(text: str) -> str:
     if "\0" in text:
         raise ValueError("leave out the character U+0000")
     return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
+
+
+def example(fields: dict[str, JsonValue]) -> ConfigDict:
+    """For `model_config` of a body: one that is accepted."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})

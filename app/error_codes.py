@@ -18,16 +18,23 @@ class ErrorCode(StrEnum):
 
     UNREADABLE_BODY = "http_400", 400, "The body cannot be read as JSON, or the request not as HTTP."
     UNAUTHENTICATED = "unauthenticated", 401, "The credential is missing, wrong, expired or revoked."
-    FORBIDDEN = "forbidden", 403, "The caller's role or the key's scopes do not allow this."
+    SIGN_IN_REQUIRED = "sign_in_required", 401, "The address has an account: sign in with it, and send this again."
+    FORBIDDEN = "forbidden", 403, "The role or the key's scopes do not allow this: see `needs_role`, `needs_scope`."
     NO_TENANT = "no_tenant", 403, "The caller is not a member of any tenant."
     SIGNUP_CLOSED = "signup_closed", 403, "Nobody can sign up here without an invitation."
+    TENANT_SUSPENDED = "tenant_suspended", 403, "The tenant is suspended by whoever runs the service."
+    USER_REQUIRED = "user_required", 403, "No API key may do this: sign in."
+    WRONG_ACCOUNT = "wrong_account", 403, "The invitation is for another address."
+    WRONG_PASSWORD = "wrong_password", 403, "The current password is wrong."  # pragma: allowlist secret
     NOT_FOUND = "not_found", 404, "There is no such thing, or not for this caller; a malformed id answers alike."
     METHOD_NOT_ALLOWED = "http_405", 405, "This path has no such method."
     REQUEST_TIMEOUT = "http_408", 408, "The request's head or body arrived too slowly; the connection is closed."
+    ALREADY_MEMBER = "already_member", 409, "The address is a member's."
     ATTACHMENT_NOT_STORED = "not_stored", 409, "The attachment is not stored; its `status` and `error` say why."
     CONVERSATION_BUSY = "conversation_busy", 409, "A run of this conversation, named by `run_id`, has not ended yet."
     EMAIL_TAKEN = "email_taken", 409, "This e-mail address has an account already."
     IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight", 409, "A request with this key is being answered; send it again."
+    LAST_OWNER = "last_owner", 409, "The tenant would have no owner: make another one first."
     RECONCILE_RUNNING = "reconcile_running", 409, "Another reconcile run has not ended yet."
     TOO_LARGE = "too_large", 413, "The body is larger than a setting allows."
     UNSUPPORTED_TYPE = "unsupported_type", 415, "The body is no form, or its file is no PNG, JPEG or WebP."
@@ -43,8 +50,10 @@ class ErrorCode(StrEnum):
         429,
         "Too much at once: `limit` names what, `Retry-After` says when to try again.",
     )
+    TOO_MANY_ATTEMPTS = "too_many_attempts", 429, "Too many passwords or tokens were tried; `Retry-After` says when to."
     HEAD_TOO_LARGE = "http_431", 431, "The request's line and headers are larger than 64 KiB."
     INTERNAL_ERROR = "internal_error", 500, "Easel failed; its log has the reason under the `request_id`."
+    MAIL_UNAVAILABLE = "mail_unavailable", 503, "This service is set up without mail."
     SCHEMA_BEHIND = "schema_behind", 503, "The database's schema is older than the program."
     TOO_MANY_CONNECTIONS = "too_many_connections", 503, "The process serves `CONNECTIONS_MAX` connections already."
     UNAVAILABLE = "unavailable", 503, "A dependency (database, Redis or storage) is unavailable; try again."

@@ -84,13 +84,32 @@ class Unauthenticated(AppError):
     title = "Not signed in"
     code = ErrorCode.UNAUTHENTICATED
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+    def __init__(self, detail: str, *, code: ErrorCode | None = None) -> None:
+        super().__init__(detail, code=code, headers={"WWW-Authenticate": "Bearer"})
 
 
 class Forbidden(AppError):
+    """`needs_role` or `needs_scope` is what the caller lacks."""
+
     title = "Not allowed"
     code = ErrorCode.FORBIDDEN
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: ErrorCode | None = None,
+        needs_role: str | None = None,
+        needs_scope: str | None = None,
+    ) -> None:
+        super().__init__(detail, code=code)
+        self.needs_role = needs_role
+        self.needs_scope = needs_scope
+
+
+class UserRequired(Forbidden):
+    def __init__(self) -> None:
+        super().__init__("No API key may do this: sign in, and send the access token.", code=ErrorCode.USER_REQUIRED)
 
 
 class NotFound(AppError):
@@ -138,6 +157,18 @@ class LimitExceeded(AppError):
         self.limit = limit
         self.scope: LimitScope = scope
         self.allowed = allowed
+
+
+class TooManyAttempts(AppError):
+    """Too many passwords or tokens were tried, right or wrong; the next one counts after `retry_after` seconds."""
+
+    title = "Too many attempts"
+    code = ErrorCode.TOO_MANY_ATTEMPTS
+
+    def __init__(self, retry_after: float) -> None:
+        seconds = max(math.ceil(retry_after), 1)
+        detail = f"There were too many attempts: try again in {seconds} seconds."
+        super().__init__(detail, headers={"Retry-After": str(seconds)})
 
 
 class Unavailable(AppError):

@@ -38,6 +38,7 @@ from app.runs import routes as runs
 from app.settings import Settings, SettingsError
 from app.storage.service import open_store
 from app.storage.store import StorageError
+from app.tenants import routes as tenants
 
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
@@ -81,7 +82,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
             allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    for feature in (accounts, agents, conversations, runs, attachments, content):
+    for feature in (accounts, tenants, agents, conversations, runs, attachments, content):
         app.include_router(feature.router)
     app.include_router(probes)
     if settings.api_docs_shown:

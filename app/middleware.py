@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.db import uuid7
 from app.errors import FieldError, TooLarge
 from app.logs import tagged
+from app.origin import Origin, coming_from
 from app.problems import problem
 from app.settings import Settings
 
@@ -68,7 +69,8 @@ class RequestMiddleware:
                 message["headers"] = complete_headers(message.get("headers", []), request_id)
             await send(message)
 
-        with tagged(request_id=request_id):
+        client = scope.get("client")
+        with tagged(request_id=request_id), coming_from(Origin(request_id, client[0] if client else None)):
             limit = self._limit_of(scope)
             # A route that wants a credential says so before it reads a body.
             if limit is not self._anonymous and (declared := self._declared(scope)) > limit.max_bytes:

@@ -23,6 +23,8 @@ Responses = dict[int | str, Json]
 PROBLEM_TYPE = "application/problem+json"
 EVENT_STREAM = "text/event-stream"
 _DECLARED = "x-codes"
+NEEDS = "needs"
+"""The attribute of a dependency that says what the caller needs."""
 
 DESCRIPTION = (
     "The backend of a multi-tenant agents SaaS whose agents draw. An error is a `Problem` (RFC 9457): its `code` says"
@@ -30,7 +32,8 @@ DESCRIPTION = (
     " 400 (no valid HTTP), 408, 431 or 503 (`too_many_connections`)."
 )
 TAGS = [
-    {"name": "accounts", "description": "Sign up, sign in, and the API keys of the signed-in user."},
+    {"name": "accounts", "description": "Sign up, sign in, passwords, and the caller's own page."},
+    {"name": "tenants", "description": "The tenant's own affairs: members, invitations, API keys, the audit log."},
     {"name": "agents", "description": "The agents that a run can name."},
     {"name": "conversations", "description": "The user's conversations and their messages."},
     {"name": "runs", "description": "One turn of an agent: start it, follow its events, stop it."},
@@ -52,10 +55,13 @@ HEADERS = {
 }
 _SENT_WITH = {
     ErrorCode.UNAUTHENTICATED: "WWW-Authenticate",
+    ErrorCode.SIGN_IN_REQUIRED: "WWW-Authenticate",
     ErrorCode.IDEMPOTENCY_IN_FLIGHT: "Retry-After",
     ErrorCode.LIMIT_EXCEEDED: "Retry-After",
     ErrorCode.RANGE_NOT_SATISFIABLE: "Content-Range",
+    ErrorCode.MAIL_UNAVAILABLE: "Retry-After",
     ErrorCode.SCHEMA_BEHIND: "Retry-After",
+    ErrorCode.TOO_MANY_ATTEMPTS: "Retry-After",
     ErrorCode.UNAVAILABLE: "Retry-After",
 }
 
@@ -81,25 +87,25 @@ def describe(app: FastAPI) -> Json:
         document = get_openapi(
             title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes, tags=TAGS
         )
-        _complete(document, _scopes(app))
+        _complete(document, _needs(app))
         app.openapi_schema = document
     return app.openapi_schema
 
 
-def _scopes(app: FastAPI) -> dict[str, list[str]]:
-    """Operation id -> the scopes that the route's dependencies require.
+def _needs(app: FastAPI) -> dict[str, Json]:
+    """Operation id -> `{role, scope, user}`: what its caller needs, as the route's dependencies tell.
 
     Not by FastAPI's `Security`, which would authenticate once for each set of scopes in a request.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[str, Json] = {}
     for context in iter_route_contexts(app.routes):
         if isinstance(route := context.original_route, APIRoute):
-            scopes = [getattr(dependency.call, "scope", None) for dependency in route.dependant.dependencies]
-            found[route.name] = [scope for scope in scopes if scope]
+            needs: list[Json] = [getattr(dependency.call, NEEDS, {}) for dependency in route.dependant.dependencies]
+            found[route.name] = next((one for one in needs if one), Json())
     return found
 
 
-def _complete(document: Json, scopes: Mapping[str, list[str]]) -> None:
+def _complete(document: Json, needs: Mapping[str, Json]) -> None:
     components = document["components"]
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
@@ -116,11 +122,22 @@ def _complete(document: Json, scopes: Mapping[str, list[str]]) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             _split_docstring(operation)
-            for credential in operation.get("security", ()):
-                credential["bearer"] = scopes[operation["operationId"]]
+            if "security" in operation:
+                _add_needs(operation, needs[operation["operationId"]])
             _add_problems(operation, components["responses"])
             for status, response in operation["responses"].items():
                 _complete_response(int(status), response)
+
+
+def _add_needs(operation: Json, needs: Json) -> None:
+    """`x-role`: the least role, where one is needed; `x-user-only`: no API key may do it."""
+    if not needs:
+        operation["security"] = [{}, {"bearer": []}]  # with or without a credential
+        return
+    operation["security"] = [{"bearer": [needs["scope"]] if needs["scope"] else []}]
+    operation["x-user-only"] = needs["scope"] is None
+    if needs["role"]:
+        operation["x-role"] = needs["role"]
 
 
 def _split_docstring(operation: Json) -> None:
@@ -156,11 +173,13 @@ def _general_codes(operation: Json) -> Iterator[ErrorCode]:
         yield from (ErrorCode.REQUEST_TIMEOUT, ErrorCode.TOO_LARGE, ErrorCode.INVALID_REQUEST)
         if "application/json" in body["content"]:
             yield ErrorCode.UNREADABLE_BODY
-    for scopes in operation.get("security", ()):
-        # NOT_FOUND is the answer to a tenant in `X-Tenant-Id` that is not the caller's.
-        yield from (ErrorCode.UNAUTHENTICATED, ErrorCode.NO_TENANT, ErrorCode.NOT_FOUND, ErrorCode.TENANT_REQUIRED)
-        if any(scopes.values()):
-            yield ErrorCode.FORBIDDEN
+    if "x-user-only" in operation:
+        yield ErrorCode.UNAUTHENTICATED
+        yield ErrorCode.USER_REQUIRED if operation["x-user-only"] else ErrorCode.FORBIDDEN
+    if "x-role" in operation:
+        yield from (ErrorCode.NO_TENANT, ErrorCode.TENANT_REQUIRED, ErrorCode.FORBIDDEN)
+    if any(parameter["name"] == "X-Tenant-Id" for parameter in parameters):
+        yield from (ErrorCode.NOT_FOUND, ErrorCode.TENANT_SUSPENDED)
     for parameter in parameters:
         if parameter["in"] == "path":
             yield ErrorCode.NOT_FOUND

@@ -19,6 +19,7 @@ from app.error_codes import ErrorCode
 from app.errors import (
     AppError,
     FieldError,
+    Forbidden,
     Invalid,
     LimitExceeded,
     LimitScope,
@@ -42,7 +43,8 @@ class Problem(TypedDict):
     """RFC 9457: what went wrong with a request. `code` is for programs, `detail` for users.
 
     `errors` names faulty fields; `run_id` is the run that keeps a conversation busy; `limit` is the limit that was
-    reached, `scope` whose it is and `allowed` how many it allows.
+    reached, `scope` whose it is and `allowed` how many it allows; `needs_role` or `needs_scope` is what the caller
+    lacks.
     """
 
     type: str
@@ -56,6 +58,8 @@ class Problem(TypedDict):
     limit: NotRequired[str]
     scope: NotRequired[LimitScope]
     allowed: NotRequired[int]
+    needs_role: NotRequired[str]
+    needs_scope: NotRequired[str]
 
 
 def problem(request: Request, error: AppError) -> JSONResponse:
@@ -77,6 +81,11 @@ def to_response(error: AppError, request_id: str) -> JSONResponse:
         body["run_id"] = error.run_id
     if isinstance(error, LimitExceeded):
         body["limit"], body["scope"], body["allowed"] = error.limit, error.scope, error.allowed
+    if isinstance(error, Forbidden):
+        if error.needs_role:
+            body["needs_role"] = error.needs_role
+        if error.needs_scope:
+            body["needs_scope"] = error.needs_scope
     return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
 
 

@@ -6,6 +6,7 @@ import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -110,6 +111,9 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     trusted_proxies: Annotated[list[str], NoDecode] = []
     signup: Literal["open", "invite", "closed"] | None = None
     api_docs: bool | None = None
+    smtp_url: SecretStr | None = None
+    mail_from: str = "Easel <no-reply@localhost>"
+    front_end_url: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # The model provider
@@ -151,7 +155,14 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
             ipaddress.ip_network(network)  # its ValueError names the fault
         return value
 
-    @field_validator("public_url", "openai_base_url")
+    @field_validator("smtp_url")
+    @classmethod
+    def _is_smtp(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("smtp", "smtps"):
+            raise ValueError("give smtp://user:password@host:587 or smtps://user:password@host:465")
+        return value
+
+    @field_validator("public_url", "front_end_url", "openai_base_url")
     @classmethod
     def _without_trailing_slash(cls, value: str | None) -> str | None:
         return value.rstrip("/") if value else value
@@ -187,7 +198,22 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
 
     @property
     def signup_open(self) -> bool:
-        return (self.signup or ("closed" if self.production else "open")) == "open"
+        """Whether anybody may sign up."""
+        return self._signup == "open"
+
+    @property
+    def signup_closed(self) -> bool:
+        """Whether even who is invited gets no new account."""
+        return self._signup == "closed"
+
+    @property
+    def _signup(self) -> Literal["open", "invite", "closed"]:
+        return self.signup or ("closed" if self.production else "open")
+
+    @property
+    def mail_configured(self) -> bool:
+        """Whether mail is sent: by SMTP, in development into files."""
+        return self.smtp_url is not None or not self.production
 
     @property
     def api_docs_shown(self) -> bool:

@@ -1,4 +1,4 @@
-"""Writes openapi.json, docs/api.md and docs/events.md from the code: `./just openapi`."""
+"""Writes openapi.json, docs/api.md, docs/permissions.md and docs/events.md from the code: `./just openapi`."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import Any
 
 from app.embedded import Parts
 from app.error_codes import ErrorCode
+from app.identity.permissions import Permission
 from app.main import create_app
 from app.openapi import PROBLEM_TYPE
 from app.settings import Settings
@@ -66,10 +67,32 @@ def generated() -> dict[str, str]:
     app = create_app(Settings(), Parts("postgresql://", None, "none"))
     document = app.openapi()
     return {
+        "docs/permissions.md": "\n".join(_permissions(document)) + "\n",
         "openapi.json": json.dumps(document, indent=2) + "\n",
         "docs/api.md": "\n".join(_api(document)) + "\n",
         "docs/events.md": "\n".join(_events(document)) + "\n",
     }
+
+
+def _permissions(document: Json) -> Iterator[str]:
+    yield from ("# Who may do what", "", GENERATED, "")
+    yield (
+        "A member has a role in each of their tenants: `viewer` < `member` < `admin` < `owner`. An API key acts as the"
+        " member who made it, as far as its scopes go: it never does what has no scope. Routes refer to the table in"
+        " `app/identity/permissions.py`."
+    )
+    yield from ("", "| may | least role | scope of a key |", "|---|---|---|")
+    for permission in Permission:
+        scope = f"`{permission.scope}`" if permission.scope else "a signed-in user only"
+        yield f"| {permission.allows} | `{permission.role}` | {scope} |"
+    yield "| Do what concerns oneself: name, password, sign-ins, new tenants. | any signed-in user | none |"
+    yield from ("", "| operation | least role | scope of a key |", "|---|---|---|")
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if "x-user-only" in operation:
+                role = f"`{operation['x-role']}`" if "x-role" in operation else "any"
+                scopes = [f"`{scope}`" for scope in operation["security"][0]["bearer"]]
+                yield f"| `{method.upper()} {path}` | {role} | {', '.join(scopes) or 'none'} |"
 
 
 def _api(document: Json) -> Iterator[str]:
@@ -96,11 +119,7 @@ def _api(document: Json) -> Iterator[str]:
 def _operation(document: Json, title: str, operation: Json) -> Iterator[str]:
     yield from ("", f"### {operation['summary']}", "", f"`{title}` (`{operation['operationId']}`)", "")
     yield operation["description"]
-    scopes = [scope for credential in operation.get("security", ()) for scope in credential["bearer"]]
-    if "security" not in operation:
-        yield from ("", "Needs no credential.")
-    elif scopes:
-        yield from ("", f"Needs the scope {' and '.join(f'`{scope}`' for scope in scopes)}.")
+    yield from ("", _needs(operation))
     if parameters := operation.get("parameters"):
         yield from ("", "| parameter | in | type | |", "|---|---|---|---|")
         for one in parameters:
@@ -111,6 +130,18 @@ def _operation(document: Json, title: str, operation: Json) -> Iterator[str]:
     yield from ("", "| reply | |", "|---|---|")
     for status, reply in operation["responses"].items():
         yield f"| {status} | {_reply(document, reply)} |"
+
+
+def _needs(operation: Json) -> str:
+    if "security" not in operation:
+        return "Needs no credential."
+    if "x-user-only" not in operation:
+        return "A credential is optional."
+    role = f"the role `{operation['x-role']}` or a higher one" if "x-role" in operation else "a signed-in user"
+    if operation["x-user-only"]:
+        return f"Needs {role}; no API key may do it."
+    (scope,) = operation["security"][0]["bearer"]
+    return f"Needs {role}; of an API key the scope `{scope}`."
 
 
 def _reply(document: Json, reply: Json) -> str:

@@ -26,7 +26,6 @@ from offline.routes import SERVED
 from offline.routes import create_app as create_offline
 from tests import replies, timeouts
 from tests.servers import free_port, redis_server, s3_server
-from tests.tables import rows
 
 Event = dict[str, Any]
 # Hundreds sign up from this one address, and one user of a test does what many would.
@@ -40,17 +39,47 @@ PASSWORD = "correct horse battery"
 
 
 class ApiUser:
-    """A signed-up user, with a tenant of their own."""
+    """A signed-up user: of a tenant of their own, or of the one that `invited_by` invites them to, as `role`."""
 
-    def __init__(self, base_url: str, tenant_name: str = "Acme") -> None:
+    def __init__(
+        self, base_url: str, tenant_name: str = "Acme", *, invited_by: "ApiUser | None" = None, role: str = "admin"
+    ) -> None:
         self.base_url = base_url
         self.http = httpx.Client(base_url=base_url, timeout=30)
         self.email = f"{secrets.token_hex(6)}@example.com"
-        body = {"email": self.email, "password": PASSWORD, "tenant_name": tenant_name}
-        answer = self.http.post("/v1/signup", json=body)
+        if invited_by is None:
+            path, body = "/v1/signup", {"email": self.email, "password": PASSWORD, "tenant_name": tenant_name}
+        else:
+            token = invited_by.invite(self.email, role)["token"]
+            path, body = "/v1/invitations/acceptance", {"token": token, "password": PASSWORD}
+        answer = self.http.post(path, json=body)
         assert answer.status_code == 201, answer.text
         self.signed_up = cast(dict[str, Any], answer.json())
         self.http.headers["Authorization"] = f"Bearer {self.signed_up['access_token']}"
+        self.role = cast(str, self.signed_up.get("role", "owner"))
+        self.signed_up.setdefault("user", self.http.get("/v1/me").json()["user"])
+
+    @property
+    def id(self) -> str:
+        return cast(str, self.signed_up["user"]["id"])
+
+    def invite(self, email: str, role: str = "member") -> dict[str, Any]:
+        answer = self.http.post("/v1/invitations", json={"email": email, "role": role})
+        assert answer.status_code == 201, answer.text
+        return cast(dict[str, Any], answer.json())
+
+    def sign_in(self, password: str = PASSWORD) -> dict[str, Any]:
+        """Another sign-in, whose token is used from now on."""
+        answer = httpx.post(f"{self.base_url}/v1/tokens", json={"email": self.email, "password": password})
+        assert answer.status_code == 201, answer.text
+        tokens = cast(dict[str, Any], answer.json())
+        self.http.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+        return tokens
+
+    def sign_ins(self) -> list[dict[str, Any]]:
+        answer = self.http.get("/v1/tokens")
+        assert answer.status_code == 200, answer.text
+        return cast(list[dict[str, Any]], answer.json()["data"])
 
     def ask(self, text: str, **fields: Any) -> list[Event]:
         """All events of a new run, to its end."""
@@ -87,14 +116,6 @@ class ApiUser:
         assert answer.status_code == 200, answer.text
         return cast(list[dict[str, Any]], answer.json()["data"])
 
-    def join(self, server: "AppServer", other: "ApiUser") -> None:
-        """Become an admin of the other's tenant, and of no other; in the database, as nobody can invite yet."""
-        assert server.settings.database_url
-        move = "UPDATE memberships SET tenant_id = :tenant, role = 'admin' WHERE user_id = :user"
-        values = {"tenant": other.signed_up["tenant"]["id"], "user": self.signed_up["user"]["id"]}
-        rows(server.settings.database_url.get_secret_value(), move, values)
-        self.signed_up["tenant"] = other.signed_up["tenant"]
-
 
 def events_of(answer: httpx.Response) -> Iterator[Event]:
     for line in answer.iter_lines():
@@ -125,6 +146,12 @@ class AppServer:
 
     def sign_up(self, tenant_name: str = "Acme") -> ApiUser:
         user = ApiUser(self.base_url, tenant_name)
+        self._clients.append(user.http)
+        return user
+
+    def sign_up_invited(self, by: ApiUser, role: str = "member") -> ApiUser:
+        """A new user of the tenant of `by`."""
+        user = ApiUser(self.base_url, invited_by=by, role=role)
         self._clients.append(user.http)
         return user
 

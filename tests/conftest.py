@@ -206,7 +206,6 @@ def stranger(server: AppServer) -> Generator[ApiUser]:
 @pytest.fixture
 def colleague(server: AppServer, ada: ApiUser) -> Generator[ApiUser]:
     """A user of Ada's tenant, who may see nothing of hers either; row security does not tell the two apart."""
-    user = server.sign_up("Colleague's")
-    user.join(server, ada)
+    user = server.sign_up_invited(ada, "member")
     yield user
     user.http.close()

@@ -1,42 +1,48 @@
-"""Sign-up, sign-in, the caller's own page, API keys."""
+"""Sign-up, sign-ins, passwords, invitations accepted, the caller's own page."""
 
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Response
-from sqlalchemy import select
+from fastapi import APIRouter, Depends, Header, Response
+from sqlalchemy import update
 
+from app.accounts import acceptance, passwords, sign_in, sign_ins
+from app.accounts.acceptance import NewAccount
 from app.accounts.schemas import (
-    ApiKeyMade,
-    ApiKeyPage,
-    ApiKeyView,
+    Acceptance,
+    Joined,
+    JoinedAndSignedIn,
     Me,
-    NewApiKey,
+    NewPassword,
+    PasswordChange,
+    PasswordResetRequest,
     Refresh,
     SignedUp,
     SignIn,
+    SignInPage,
     SignUp,
-    TenantView,
     TokensView,
+    UserChange,
     UserView,
 )
-from app.db import CurrentDatabase, IdentitySession
+from app.broker import Broker
+from app.db import CurrentDatabase, IdentitySession, from_state
 from app.error_codes import ErrorCode
-from app.errors import Invalid, id_of
-from app.identity import service as identity
-from app.identity.actor import (
-    AccountReader,
-    AccountWriter,
-    ActorApart,
-    CurrentSettings,
-    TenantSession,
-)
+from app.errors import id_of
+from app.identity.actor import Bearer, CurrentSettings, SignedInUser, TenantHeader, may_anywhere, require_user
 from app.identity.anonymous import LimitedByAddress
-from app.identity.models import ApiKey, Tenant, User
+from app.identity.models import User
+from app.identity.permissions import Permission
+from app.identity.service import Caller
 from app.openapi import problems
-from app.paging import PageQuery, fetch_page
+from app.paging import PageQuery
+from app.tenants.schemas import TenantView
 
 router = APIRouter(prefix="/v1", tags=["accounts"])
+
+SignInId = Annotated[UUID, id_of("sign-in")]
+UserAgent = Annotated[str | None, Header(include_in_schema=False)]
+GUESSED = (ErrorCode.LIMIT_EXCEEDED, ErrorCode.TOO_MANY_ATTEMPTS)
 
 
 @router.post(
@@ -45,20 +51,22 @@ router = APIRouter(prefix="/v1", tags=["accounts"])
     dependencies=[LimitedByAddress],
     responses=problems(ErrorCode.EMAIL_TAKEN, ErrorCode.SIGNUP_CLOSED, ErrorCode.LIMIT_EXCEEDED),
 )
-async def sign_up(body: SignUp, database: CurrentDatabase, settings: CurrentSettings) -> SignedUp:
+async def sign_up(
+    body: SignUp, database: CurrentDatabase, settings: CurrentSettings, user_agent: UserAgent = None
+) -> SignedUp:
     """Sign up a user with a new tenant.
 
     The user becomes the tenant's owner and is signed in.
     """
-    user, tenant, pair = await identity.sign_up(
-        database,
-        settings,
-        email=body.email,
-        password=body.password.get_secret_value(),
-        tenant_name=body.tenant_name,
+    password = body.password.get_secret_value()
+    await passwords.check_new(password, body.email)
+    made = await sign_in.sign_up(
+        database, settings, email=body.email, password=password, tenant_name=body.tenant_name, user_agent=user_agent
     )
     return SignedUp(
-        user=UserView.model_validate(user), tenant=TenantView.model_validate(tenant), **_tokens(pair).model_dump()
+        user=UserView.model_validate(made.user),
+        tenant=TenantView.model_validate(made.tenant),
+        **vars(made.tokens),
     )
 
 
@@ -66,15 +74,20 @@ async def sign_up(body: SignUp, database: CurrentDatabase, settings: CurrentSett
     "/tokens",
     status_code=201,
     dependencies=[LimitedByAddress],
-    responses=problems(ErrorCode.UNAUTHENTICATED, ErrorCode.LIMIT_EXCEEDED),
+    responses=problems(ErrorCode.UNAUTHENTICATED, *GUESSED),
 )
-async def sign_in(body: SignIn, database: CurrentDatabase, settings: CurrentSettings) -> TokensView:
+async def sign_in_user(
+    body: SignIn, database: CurrentDatabase, settings: CurrentSettings, user_agent: UserAgent = None
+) -> TokensView:
     """Sign in by e-mail address and password.
 
-    Send the access token as `Authorization: Bearer`; before it ends, trade the refresh token for new ones.
+    Send the access token as `Authorization: Bearer`; before it ends, trade the refresh token for new ones. After ten
+    failures within a minute even the right password is refused for the rest of it.
     """
-    pair = await identity.sign_in(database, settings, email=body.email, password=body.password.get_secret_value())
-    return _tokens(pair)
+    pair = await sign_in.sign_in(
+        database, settings, email=body.email, password=body.password.get_secret_value(), user_agent=user_agent
+    )
+    return TokensView(**vars(pair))
 
 
 @router.post(
@@ -91,76 +104,156 @@ async def refresh_tokens(body: Refresh, settings: CurrentSettings, database: Cur
     """
     # Not the request's session: a theft must be committed although the answer is an error.
     async with database.identity() as session:
-        pair = await identity.rotate(session, settings, body.refresh_token)
-    if isinstance(pair, identity.Stolen):
-        raise identity.refresh_rejected()
-    return _tokens(pair)
+        pair = await sign_in.rotate(session, settings, body.refresh_token)
+    if isinstance(pair, sign_in.Stolen):
+        raise sign_in.refresh_rejected()
+    return TokensView(**vars(pair))
 
 
-@router.delete(
-    "/tokens/current", status_code=204, response_class=Response, responses=problems(ErrorCode.INVALID_REQUEST)
-)
-async def sign_out(actor: ActorApart, session: IdentitySession) -> None:
+@router.get("/tokens")
+async def list_sign_ins(
+    caller: SignedInUser, session: IdentitySession, query: Annotated[PageQuery, Depends()]
+) -> SignInPage:
+    """List the user's sign-ins.
+
+    Newest first: those that have not ended, each with the program that it was made with.
+    """
+    return await sign_ins.listed(session, caller, query)
+
+
+@router.delete("/tokens/current", status_code=204, response_class=Response)
+async def sign_out(caller: SignedInUser, session: IdentitySession) -> None:
     """Sign out.
 
-    The access token in use stops working, and every other token of the same sign-in. An API key cannot: revoke it.
+    The access token in use stops working, and every other token of the same sign-in.
     """
-    if actor.token_family is None:
-        raise Invalid("An API key does not sign out: revoke it with DELETE /v1/api-keys/{id}.")
-    await identity.revoke_family(session, actor.token_family)
+    await sign_ins.end(session, caller.user_id, caller.sign_in_id)
+
+
+@router.delete("/tokens/{sign_in_id}", status_code=204, response_class=Response)
+async def end_sign_in(sign_in_id: SignInId, caller: SignedInUser, session: IdentitySession) -> None:
+    """End a sign-in.
+
+    On a device that was lost, for example: its tokens stop working with the next request.
+    """
+    await sign_ins.end(session, caller.user_id, sign_in_id)
+
+
+@router.delete("/tokens", status_code=204, response_class=Response)
+async def end_sign_ins(caller: SignedInUser, session: IdentitySession) -> None:
+    """End all sign-ins.
+
+    This one, too.
+    """
+    await sign_ins.end_all(session, caller.user_id)
 
 
 @router.get("/me")
-async def get_me(actor: AccountReader, session: TenantSession) -> Me:
-    """Get the caller's user, tenant and rights.
+async def get_me(
+    caller: Annotated[Caller, may_anywhere(Permission.READ_ACCOUNT)], x_tenant_id: TenantHeader = None
+) -> Me:
+    """Get the caller's user, tenant, rights, and all their tenants.
 
     `scopes` is null where the role alone decides.
     """
-    user = (await session.execute(select(User.id, User.email).where(User.id == actor.user_id))).one()
-    tenant = (await session.execute(select(Tenant.id, Tenant.name).where(Tenant.id == actor.tenant_id))).one()
-    return Me(
-        user=UserView.model_validate(user),
-        tenant=TenantView.model_validate(tenant),
-        role=actor.role,
-        scopes=None if actor.scopes is None else sorted(actor.scopes),
+    return Me.of(caller, x_tenant_id)
+
+
+@router.patch("/me")
+async def update_me(body: UserChange, caller: SignedInUser, session: IdentitySession) -> UserView:
+    """Change the user's name.
+
+    The other members of their tenants see it.
+    """
+    await session.execute(update(User).where(User.id == caller.user_id).values(name=body.name))
+    return UserView(id=caller.user_id, email=caller.email, name=body.name)
+
+
+@router.put(
+    "/me/password",
+    status_code=204,
+    response_class=Response,
+    responses=problems(ErrorCode.WRONG_PASSWORD, *GUESSED),
+)
+async def change_password(body: PasswordChange, caller: SignedInUser, database: CurrentDatabase) -> None:
+    """Change the password.
+
+    Every other sign-in of the user ends.
+    """
+    await passwords.change(
+        database,
+        caller,
+        current=body.current_password.get_secret_value(),
+        new=body.new_password.get_secret_value(),
     )
 
 
-@router.post("/api-keys", status_code=201)
-async def create_api_key(body: NewApiKey, actor: AccountWriter, session: TenantSession) -> ApiKeyMade:
-    """Create an API key.
-
-    It has the caller's rights, or only the given `scopes` of them. `key` is shown this once.
-    """
-    key, secret = await identity.make_api_key(
-        session, actor, name=body.name, scopes=body.scopes, expires_at=body.expires_at
-    )
-    return ApiKeyMade(key=secret, **ApiKeyView.model_validate(key).model_dump())
-
-
-@router.get("/api-keys")
-async def list_api_keys(
-    actor: AccountReader, session: TenantSession, query: Annotated[PageQuery, Depends()]
-) -> ApiKeyPage:
-    """List the caller's API keys.
-
-    Newest first, without the revoked ones and without the secrets.
-    """
-    statement = select(ApiKey).where(ApiKey.user_id == actor.user_id, ApiKey.revoked_at.is_(None))
-    keys, cursor = await fetch_page(session, statement, ApiKey.id, query)
-    return ApiKeyPage(data=[ApiKeyView.model_validate(key) for key in keys], next_cursor=cursor)
-
-
-@router.delete("/api-keys/{key_id}", status_code=204, response_class=Response)
-async def revoke_api_key(
-    key_id: Annotated[UUID, id_of("API key")], actor: AccountWriter, session: TenantSession
+@router.post(
+    "/password-resets",
+    status_code=202,
+    response_class=Response,
+    dependencies=[LimitedByAddress],
+    responses=problems(ErrorCode.MAIL_UNAVAILABLE, *GUESSED),
+)
+async def request_password_reset(
+    body: PasswordResetRequest,
+    database: CurrentDatabase,
+    settings: CurrentSettings,
+    broker: Annotated[Broker, from_state("broker")],
 ) -> None:
-    """Revoke an API key.
+    """Ask for a mail with a token that sets a new password.
 
-    It stops working with the next request.
+    The answer is the same whether or not the address has an account.
     """
-    await identity.revoke_api_key(session, actor, key_id)
+    await passwords.request_reset(database, settings, broker, body.email)
 
 
-def _tokens(pair: identity.TokenPair) -> TokensView:
-    return TokensView(access_token=pair.access_token, refresh_token=pair.refresh_token, expires_in=pair.expires_in)
+@router.put(
+    "/password-resets",
+    status_code=204,
+    response_class=Response,
+    dependencies=[LimitedByAddress],
+    responses=problems(ErrorCode.NOT_FOUND, *GUESSED),
+)
+async def reset_password(body: NewPassword, database: CurrentDatabase) -> None:
+    """Set a new password with the token of a mail.
+
+    The token is good for one use within an hour; every sign-in of the user ends.
+    """
+    await passwords.reset(database, body.token, new=body.new_password.get_secret_value())
+
+
+@router.post(
+    "/invitations/acceptance",
+    status_code=201,
+    dependencies=[LimitedByAddress],
+    responses=problems(
+        ErrorCode.NOT_FOUND,
+        ErrorCode.SIGN_IN_REQUIRED,
+        ErrorCode.SIGNUP_CLOSED,
+        ErrorCode.UNAUTHENTICATED,
+        ErrorCode.USER_REQUIRED,
+        ErrorCode.WRONG_ACCOUNT,
+        *GUESSED,
+    ),
+)
+async def accept_invitation(
+    body: Acceptance,
+    bearer: Bearer,
+    database: CurrentDatabase,
+    settings: CurrentSettings,
+    user_agent: UserAgent = None,
+) -> JoinedAndSignedIn | Joined:
+    """Accept an invitation.
+
+    Without a credential it makes an account for the invited address, which is signed in at once; where the address has
+    an account, sign in and send the same with the access token.
+    """
+    if bearer is None:
+        password = body.password.get_secret_value() if body.password else None
+        account = NewAccount(password, body.name, user_agent)
+        invited, tokens = await acceptance.accept_anew(database, settings, body.token, account)
+        return JoinedAndSignedIn(tenant=invited.tenant, role=invited.role, **vars(tokens))
+    caller = await require_user(database, bearer)
+    invited = await acceptance.accept(database, body.token, caller)
+    return Joined(tenant=invited.tenant, role=invited.role)

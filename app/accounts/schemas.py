@@ -1,32 +1,25 @@
-"""Sign-up, tokens, keys and the caller's own page, on the wire."""
+"""Sign-up, sign-ins, passwords and the caller's own page, on the wire."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, EmailStr, Field, JsonValue, SecretStr
+from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr
 
-from app.bodies import Body, not_blank
+from app.bodies import Body, Name, example
 from app.identity.models import Role
-from app.identity.service import SCOPES
+from app.identity.service import Caller
 from app.paging import Page
+from app.tenants.schemas import TenantView
 
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 Password = Annotated[SecretStr, Field(min_length=10, max_length=1000)]
-
-
-def _known_scope(scope: str) -> str:
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope; allowed are {', '.join(SCOPES)}")
-    return scope
-
-
-def _example(fields: dict[str, JsonValue]) -> ConfigDict:
-    return ConfigDict(json_schema_extra={"examples": [fields]})
+# One that was accepted when other rules held must still be accepted here.
+KnownPassword = Annotated[SecretStr, Field(max_length=1000)]
+Token = Annotated[str, Field(max_length=200)]
 
 
 class SignUp(Body):
-    model_config = _example({"email": "ada@example.com", "password": "a long password", "tenant_name": "Acme"})
+    model_config = example({"email": "ada@example.com", "password": "a long password", "tenant_name": "Acme"})
 
     email: EmailStr
     password: Password
@@ -34,16 +27,16 @@ class SignUp(Body):
 
 
 class SignIn(Body):
-    model_config = _example({"email": "ada@example.com", "password": "a long password"})
+    model_config = example({"email": "ada@example.com", "password": "a long password"})
 
     email: EmailStr
     password: Password
 
 
 class Refresh(Body):
-    model_config = _example({"refresh_token": "easel_rt_…"})
+    model_config = example({"refresh_token": "easel_rt_…"})
 
-    refresh_token: Annotated[str, Field(max_length=200)]
+    refresh_token: Token
 
 
 class TokensView(BaseModel):
@@ -59,13 +52,7 @@ class UserView(BaseModel):
 
     id: UUID
     email: str
-
-
-class TenantView(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    id: UUID
-    name: str
+    name: str | None
 
 
 class SignedUp(TokensView):
@@ -73,37 +60,89 @@ class SignedUp(TokensView):
     tenant: TenantView
 
 
-class Me(BaseModel):
-    user: UserView
-    tenant: TenantView
+class TenantRole(TenantView):
+    """A tenant of the caller's, and their role in it."""
+
     role: Role
+
+
+class Me(BaseModel):
+    """`tenant` and `role` are null where the caller belongs to several tenants and `X-Tenant-Id` names none."""
+
+    user: UserView
+    tenant: TenantView | None
+    role: Role | None
     scopes: list[str] | None
+    tenants: list[TenantRole]
+
+    @classmethod
+    def of(cls, caller: Caller, tenant_id: UUID | None) -> Self:
+        """Raises NotFound where the tenant is none of the caller's, Forbidden where it is suspended."""
+        place = caller.find_place(tenant_id)
+        actor = place and caller.actor(place)
+        return cls(
+            user=UserView(id=caller.user_id, email=caller.email, name=caller.name),
+            tenant=place and TenantView(id=place.tenant_id, name=place.name),
+            role=actor and actor.role,
+            scopes=None if caller.scopes is None else sorted(caller.scopes),
+            tenants=[TenantRole(id=one.tenant_id, name=one.name, role=one.role) for one in caller.places],
+        )
 
 
-class NewApiKey(Body):
-    model_config = _example({"name": "Gallery", "scopes": ["attachments:read"]})
+class UserChange(Body):
+    model_config = example({"name": "Ada Lovelace"})
 
     name: Name
-    scopes: Annotated[list[Annotated[str, AfterValidator(_known_scope)]], Field(max_length=len(SCOPES))] | None = None
-    expires_at: AwareDatetime | None = None
 
 
-class ApiKeyView(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
+class PasswordChange(Body):
+    model_config = example({"current_password": "a long password", "new_password": "a longer password"})
+
+    current_password: KnownPassword
+    new_password: Password
+
+
+class PasswordResetRequest(Body):
+    model_config = example({"email": "ada@example.com"})
+
+    email: EmailStr
+
+
+class NewPassword(Body):
+    model_config = example({"token": "easel_pr_…", "new_password": "a longer password"})
+
+    token: Token
+    new_password: Password
+
+
+class SignInView(BaseModel):
+    """`current`: the one whose token makes this request."""
 
     id: UUID
-    name: str
-    scopes: list[str] | None
     created_at: datetime
-    expires_at: datetime | None
     last_used_at: datetime | None
+    user_agent: str | None
+    current: bool
 
 
-class ApiKeyPage(Page[ApiKeyView]):
+class SignInPage(Page[SignInView]):
     pass
 
 
-class ApiKeyMade(ApiKeyView):
-    """`key` is shown this once."""
+class Acceptance(Body):
+    """`password` and `name` are for a new account."""
 
-    key: str
+    model_config = example({"token": "easel_iv_…", "password": "a long password", "name": "Grace Hopper"})
+
+    token: Token
+    password: Password | None = None
+    name: Name | None = None
+
+
+class Joined(BaseModel):
+    tenant: TenantView
+    role: Role
+
+
+class JoinedAndSignedIn(Joined, TokensView):
+    """A new account is signed in at once."""

@@ -8,14 +8,18 @@ from app.agents._shared.registry import Registry, image_options
 from app.agents._shared.tools import IMAGE_TOOL
 from app.agents.schemas import AgentList, AgentView, ImageOptions
 from app.db import from_state
-from app.identity.actor import ChatReaderApart, CurrentSettings
+from app.identity.actor import CurrentSettings, may_apart
+from app.identity.permissions import Permission
+from app.identity.service import Actor
 
 router = APIRouter(prefix="/v1/agents", tags=["agents"])
 
 
 @router.get("")
 async def list_agents(
-    actor: ChatReaderApart, settings: CurrentSettings, registry: Annotated[Registry, from_state("registry")]
+    actor: Annotated[Actor, may_apart(Permission.READ_CHAT)],
+    settings: CurrentSettings,
+    registry: Annotated[Registry, from_state("registry")],
 ) -> AgentList:
     """List the agents.
 

@@ -15,7 +15,9 @@ from app.attachments.models import AttachmentStatus
 from app.db import CurrentDatabase
 from app.error_codes import ErrorCode
 from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
-from app.identity.actor import AttachmentReaderApart, CurrentSettings
+from app.identity.actor import CurrentSettings, may_apart
+from app.identity.permissions import Permission
+from app.identity.service import Actor
 from app.openapi import Json, Responses, problems, sends
 from app.storage.keys import content_disposition
 from app.storage.store import ObjectMissing, StorageError, Store
@@ -61,7 +63,7 @@ class RangeNotSatisfiable(AppError):
 async def get_content(
     request: Request,
     object_id: Annotated[UUID, id_of("attachment")],
-    actor: AttachmentReaderApart,
+    actor: Annotated[Actor, may_apart(Permission.READ_ATTACHMENTS)],
     database: CurrentDatabase,
     links: ReaderLinks,
 ) -> Response:

@@ -19,15 +19,8 @@ from app.broker import Broker
 from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
 from app.errors import Invalid, TooLarge, id_of
-from app.identity.actor import (
-    AttachmentReader,
-    AttachmentReaderApart,
-    AttachmentWriter,
-    AttachmentWriterApart,
-    CurrentLimits,
-    CurrentSettings,
-    TenantSession,
-)
+from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, may, may_apart
+from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Limits
 from app.openapi import problems, sends
@@ -53,7 +46,7 @@ MAX_PARTS = 8
 async def upload_attachment(
     request: Request,
     response: Response,
-    actor: AttachmentWriterApart,
+    actor: Annotated[Actor, may_apart(Permission.WRITE_ATTACHMENTS)],
     database: CurrentDatabase,
     broker: Annotated[Broker, from_state("broker")],
     settings: CurrentSettings,
@@ -129,7 +122,7 @@ def _invalid(message: str, given: str, field: str = FIELD) -> Invalid:
 
 @router.get("/attachments")
 async def list_attachments(
-    actor: AttachmentReaderApart,
+    actor: Annotated[Actor, may_apart(Permission.READ_ATTACHMENTS)],
     database: CurrentDatabase,
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
@@ -150,7 +143,10 @@ async def list_attachments(
 
 @router.get("/attachments/{object_id}")
 async def get_attachment(
-    object_id: ObjectId, actor: AttachmentReader, session: TenantSession, links: ReaderLinks
+    object_id: ObjectId,
+    actor: Annotated[Actor, may(Permission.READ_ATTACHMENTS)],
+    session: TenantSession,
+    links: ReaderLinks,
 ) -> AttachmentView:
     """Get an attachment.
 
@@ -161,7 +157,10 @@ async def get_attachment(
 
 @router.delete("/attachments/{object_id}", status_code=204, response_class=Response)
 async def delete_attachment(
-    object_id: ObjectId, actor: AttachmentWriter, session: TenantSession, store: CurrentStore
+    object_id: ObjectId,
+    actor: Annotated[Actor, may(Permission.WRITE_ATTACHMENTS)],
+    session: TenantSession,
+    store: CurrentStore,
 ) -> None:
     """Delete an attachment.
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, Uuid
+from sqlalchemy import ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint, Uuid, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -16,6 +16,13 @@ class MessageRole(StrEnum):
     ASSISTANT = "assistant"
 
 
+class Visibility(StrEnum):
+    """Who may read a conversation besides its user: nobody, or every member of the tenant."""
+
+    PRIVATE = "private"
+    TENANT = "tenant"
+
+
 class Conversation(Identified, Base):
     """One user's chat with an agent; `title` is the first 60 characters of the first input."""
 
@@ -23,12 +30,16 @@ class Conversation(Identified, Base):
     __table_args__ = (
         UniqueConstraint("tenant_id", "id"),
         Index("ix_conversations_owner", "tenant_id", "user_id", "id"),
+        Index("ix_conversations_shared", "tenant_id", "id", postgresql_where=text("visibility = 'tenant'")),
     )
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     agent_key: Mapped[str]
     title: Mapped[str]
+    visibility: Mapped[Visibility] = mapped_column(
+        EnumText(Visibility), default=Visibility.PRIVATE, server_default=Visibility.PRIVATE
+    )
     updated_at: Mapped[datetime] = mapped_column(default=now, onupdate=now)
 
 

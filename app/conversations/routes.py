@@ -15,7 +15,9 @@ from app.conversations import service
 from app.conversations.models import Conversation, Message
 from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
 from app.errors import id_of
-from app.identity.actor import ChatReader, ChatWriter, TenantSession
+from app.identity.actor import TenantSession, may
+from app.identity.permissions import Permission
+from app.identity.service import Actor
 from app.paging import PageQuery, fetch_page
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
@@ -27,7 +29,7 @@ Title = Annotated[str, AfterValidator(storable)]
 
 @router.get("")
 async def list_conversations(
-    actor: ChatReader,
+    actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
     query: Annotated[PageQuery, Depends()],
     q: Annotated[Title | None, Query(max_length=200, description="Finds the titles that contain it.")] = None,
@@ -45,7 +47,7 @@ async def list_conversations(
 
 @router.get("/{conversation_id}")
 async def get_conversation(
-    conversation_id: ConversationId, actor: ChatReader, session: TenantSession
+    conversation_id: ConversationId, actor: Annotated[Actor, may(Permission.READ_CHAT)], session: TenantSession
 ) -> ConversationView:
     """Get a conversation.
 
@@ -56,7 +58,10 @@ async def get_conversation(
 
 @router.patch("/{conversation_id}")
 async def rename_conversation(
-    conversation_id: ConversationId, body: ConversationChange, actor: ChatWriter, session: TenantSession
+    conversation_id: ConversationId,
+    body: ConversationChange,
+    actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
+    session: TenantSession,
 ) -> ConversationView:
     """Rename a conversation.
 
@@ -70,7 +75,10 @@ async def rename_conversation(
 
 @router.delete("/{conversation_id}", status_code=204, response_class=Response)
 async def delete_conversation(
-    conversation_id: ConversationId, actor: ChatWriter, session: TenantSession, store: CurrentStore
+    conversation_id: ConversationId,
+    actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
+    session: TenantSession,
+    store: CurrentStore,
 ) -> None:
     """Delete a conversation.
 
@@ -82,7 +90,7 @@ async def delete_conversation(
 @router.get("/{conversation_id}/messages")
 async def list_messages(
     conversation_id: ConversationId,
-    actor: ChatReader,
+    actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],
@@ -103,7 +111,7 @@ async def list_messages(
 async def list_message_attachments(
     conversation_id: ConversationId,
     message_id: MessageId,
-    actor: ChatReader,
+    actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
     links: ReaderLinks,
     query: Annotated[PageQuery, Depends()],

@@ -1,8 +1,8 @@
-"""The actor of a request, and what a route may ask of them."""
+"""The caller and the actor of a request, and what a route may ask of them."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
 from fastapi import Depends, Header
@@ -10,10 +10,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import CurrentDatabase, enter_tenant, from_state
-from app.errors import Forbidden, Unauthenticated, id_of
+from app.errors import Unauthenticated, UserRequired, id_of
 from app.identity import service
-from app.identity.models import Role
-from app.identity.service import Actor
+from app.identity.permissions import Permission
+from app.identity.service import Actor, Caller, SignedIn
 from app.limits import Limits
 from app.settings import Settings
 
@@ -43,7 +43,8 @@ async def authenticate(
 ) -> AsyncIterator[Authenticated]:
     """Identify the actor and do the request's work in one transaction, committed before the reply."""
     async with database.identity() as session:
-        actor = await _identify(session, bearer, x_tenant_id)
+        caller = await identify(session, bearer)
+        actor = caller.actor(caller.require_place(x_tenant_id))
         await enter_tenant(session, actor.tenant_id)
         yield Authenticated(actor, session)
 
@@ -51,15 +52,27 @@ async def authenticate(
 async def authenticate_apart(database: CurrentDatabase, bearer: Bearer, x_tenant_id: TenantHeader = None) -> Actor:
     """Identify the actor in a transaction that ends before the route begins, for one that waits for other parts."""
     async with database.identity() as session:
-        return await _identify(session, bearer, x_tenant_id)
+        caller = await identify(session, bearer)
+    return caller.actor(caller.require_place(x_tenant_id))
 
 
-async def _identify(
-    session: AsyncSession, bearer: HTTPAuthorizationCredentials | None, tenant_id: UUID | None
-) -> Actor:
+async def identify(session: AsyncSession, bearer: HTTPAuthorizationCredentials | None) -> Caller:
     if bearer is None:
         raise Unauthenticated(service.NOT_SIGNED_IN)
-    return await service.identify(session, bearer.credentials, tenant_id)
+    return await service.identify(session, bearer.credentials)
+
+
+async def require_user(database: CurrentDatabase, bearer: Bearer) -> SignedIn:
+    """A signed-in user, whatever their tenants; raises UserRequired where the credential is an API key."""
+    caller = await identify_apart(database, bearer)
+    if not isinstance(caller, SignedIn):
+        raise UserRequired
+    return caller
+
+
+async def identify_apart(database: CurrentDatabase, bearer: Bearer) -> Caller:
+    async with database.identity() as session:
+        return await identify(session, bearer)
 
 
 CurrentAuthenticated = Annotated[Authenticated, Depends(authenticate, scope="function")]
@@ -67,28 +80,62 @@ ActorApart = Annotated[Actor, Depends(authenticate_apart)]
 
 
 @dataclass(frozen=True)
-class _Requirement:
-    role: Role
-    scope: str
+class _Needs:
+    permission: Permission
 
-    def check(self, actor: Actor) -> Actor:
-        if not actor.allows(self.role, self.scope):
-            raise Forbidden(f"This needs the scope {self.scope} and the role {self.role} or higher.")
+    @property
+    def needs(self) -> dict[str, str | None]:
+        """For the OpenAPI document."""
+        return {"role": self.permission.role, "scope": self.permission.scope}
+
+
+class _May(_Needs):
+    async def __call__(self, authenticated: CurrentAuthenticated) -> Actor:
+        authenticated.actor.require(self.permission)
+        return authenticated.actor
+
+
+class _MayApart(_Needs):
+    async def __call__(self, actor: ActorApart) -> Actor:
+        actor.require(self.permission)
         return actor
 
 
-class Require(_Requirement):
-    """For `Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]`: the actor, or Forbidden."""
+class _MayAnywhere(_Needs):
+    @property
+    def needs(self) -> dict[str, str | None]:
+        return {"role": None, "scope": self.permission.scope}
 
-    async def __call__(self, authenticated: CurrentAuthenticated) -> Actor:
-        return self.check(authenticated.actor)
+    async def __call__(self, database: CurrentDatabase, bearer: Bearer) -> Caller:
+        caller = await identify_apart(database, bearer)
+        caller.require(self.permission)
+        return caller
 
 
-class RequireApart(_Requirement):
+class _UserOnly:
+    needs: ClassVar[dict[str, str | None]] = {"role": None, "scope": None}
+
+    async def __call__(self, database: CurrentDatabase, bearer: Bearer) -> SignedIn:
+        return await require_user(database, bearer)
+
+
+SignedInUser = Annotated[SignedIn, Depends(_UserOnly())]
+"""A signed-in user, in whichever tenant: no API key."""
+
+
+def may(permission: Permission) -> Any:
+    """For `actor: Annotated[Actor, may(READ_CHAT)]`: the actor, who has the permission; else the request is refused."""
+    return Depends(_May(permission))
+
+
+def may_apart(permission: Permission) -> Any:
     """The same for a route that holds no transaction."""
+    return Depends(_MayApart(permission))
 
-    async def __call__(self, actor: ActorApart) -> Actor:
-        return self.check(actor)
+
+def may_anywhere(permission: Permission) -> Any:
+    """For `caller: Annotated[Caller, may_anywhere(READ_ACCOUNT)]`: the caller, in whichever tenant."""
+    return Depends(_MayAnywhere(permission))
 
 
 async def _session_of(authenticated: CurrentAuthenticated) -> AsyncSession:
@@ -96,12 +143,3 @@ async def _session_of(authenticated: CurrentAuthenticated) -> AsyncSession:
 
 
 TenantSession = Annotated[AsyncSession, Depends(_session_of)]
-ChatReader = Annotated[Actor, Depends(Require(Role.MEMBER, "chat:read"))]
-ChatReaderApart = Annotated[Actor, Depends(RequireApart(Role.MEMBER, "chat:read"))]
-ChatWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "chat:write"))]
-AttachmentReader = Annotated[Actor, Depends(Require(Role.MEMBER, "attachments:read"))]
-AttachmentReaderApart = Annotated[Actor, Depends(RequireApart(Role.MEMBER, "attachments:read"))]
-AttachmentWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "attachments:write"))]
-AttachmentWriterApart = Annotated[Actor, Depends(RequireApart(Role.MEMBER, "attachments:write"))]
-AccountReader = Annotated[Actor, Depends(Require(Role.MEMBER, "account:read"))]
-AccountWriter = Annotated[Actor, Depends(Require(Role.MEMBER, "account:write"))]

@@ -20,6 +20,8 @@ T = TypeVar("T")
 ACCESS_PREFIX = "easel_at_"
 REFRESH_PREFIX = "easel_rt_"
 KEY_PREFIX = "easel_sk_"
+INVITATION_PREFIX = "easel_iv_"
+RESET_PREFIX = "easel_pr_"
 
 _passwords = PasswordHash.recommended()
 # Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits. They leave the
@@ -39,8 +41,8 @@ def new_secret(prefix: str) -> str:
     return prefix + secrets.token_urlsafe(32)
 
 
-def successor(signing_key: str, prefix: str, parent: str) -> str:
-    """The secret that follows a refresh token: derived, so that a retry gets the same one without storing it."""
+def derived(signing_key: str, prefix: str, parent: str) -> str:
+    """The secret that belongs to a refresh token or to a row's id: whoever has both gets it again, unstored."""
     digest = hmac.new(signing_key.encode(), f"{prefix}{parent}".encode(), hashlib.sha256).digest()
     return prefix + urlsafe_b64encode(digest).decode().rstrip("=")
 

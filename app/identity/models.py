@@ -12,6 +12,9 @@ from app.db import Base, EnumText, Identified, now
 
 
 class Role(StrEnum):
+    """What a member may do, least first."""
+
+    VIEWER = "viewer"
     MEMBER = "member"
     ADMIN = "admin"
     OWNER = "owner"
@@ -30,14 +33,18 @@ class Tenant(Identified, Base):
     __tablename__ = "tenants"
 
     name: Mapped[str]
+    plan: Mapped[str] = mapped_column(default="unlimited", server_default="unlimited")
+    retention_days: Mapped[int | None]
+    suspended_at: Mapped[datetime | None]
 
 
 class User(Identified, Base):
-    """A user; `email` is kept in lower case."""
+    """A user; `email` is kept in lower case, `name` is what other members see."""
 
     __tablename__ = "users"
 
     email: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str | None]
     password_hash: Mapped[str]
     disabled_at: Mapped[datetime | None]
 
@@ -52,7 +59,10 @@ class Membership(Base):
 
 
 class ApiKey(Identified, Base):
-    """A tenant's key; it acts as the user who made it. Null `scopes` means all of that user's rights."""
+    """A tenant's key; it acts as the user who made it. Null `scopes` means all of that user's rights.
+
+    `hint` is the last four characters of its secret.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -66,21 +76,64 @@ class ApiKey(Identified, Base):
     user_id: Mapped[UUID]
     name: Mapped[str]
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    hint: Mapped[str]
     scopes: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
 
 
+class SignIn(Identified, Base):
+    """One sign-in of a user, on one device; no token of it is good once it has ended."""
+
+    __tablename__ = "sign_ins"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    user_agent: Mapped[str | None]
+    last_used_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
 class Token(Identified, Base):
-    """An access or refresh token of a user; all that follow from one sign-in share `family_id`."""
+    """An access or refresh token; all that follow from one sign-in share `sign_in_id`."""
 
     __tablename__ = "tokens"
 
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
-    family_id: Mapped[UUID] = mapped_column(index=True)
+    sign_in_id: Mapped[UUID] = mapped_column(ForeignKey("sign_ins.id", ondelete="CASCADE"), index=True)
     kind: Mapped[TokenKind] = mapped_column(EnumText(TokenKind))
     secret_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     expires_at: Mapped[datetime] = mapped_column(index=True)
     used_at: Mapped[datetime | None]
-    revoked_at: Mapped[datetime | None]
+
+
+class Invitation(Identified, Base):
+    """An address that may join a tenant; accepted or revoked, the row is gone."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (UniqueConstraint("tenant_id", "id"), UniqueConstraint("tenant_id", "email"))
+
+    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    email: Mapped[str]
+    role: Mapped[Role] = mapped_column(EnumText(Role))
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    expires_at: Mapped[datetime]
+
+
+class PasswordReset(Identified, Base):
+    """A user's last request for a new password; used, the row is gone."""
+
+    __tablename__ = "password_resets"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), unique=True)
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
+    expires_at: Mapped[datetime]
+
+
+class AttemptCount(Base):
+    """How often a secret was guessed; `subject` is a hash of whose, and of where the guesses came from."""
+
+    __tablename__ = "attempt_counts"
+
+    subject: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    count: Mapped[int]
+    expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -14,7 +14,9 @@ from app.broker import Broker
 from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
 from app.errors import id_of
-from app.identity.actor import ChatReader, ChatWriter, CurrentLimits, CurrentSettings, TenantSession
+from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, may
+from app.identity.permissions import Permission
+from app.identity.service import Actor
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, reader, service
@@ -73,7 +75,7 @@ CurrentSource = Annotated[EventSource, Depends(event_source_of)]
 @router.post("", status_code=202, response_model=RunView, responses=START)
 async def start_run(
     body: NewRun,
-    actor: ChatWriter,
+    actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
     session: TenantSession,
     settings: CurrentSettings,
     registry: CurrentRegistry,
@@ -100,7 +102,7 @@ async def start_run(
 
 
 @router.get("/{run_id}")
-async def get_run(run_id: RunId, actor: ChatReader, session: TenantSession) -> RunView:
+async def get_run(run_id: RunId, actor: Annotated[Actor, may(Permission.READ_CHAT)], session: TenantSession) -> RunView:
     """Get a run.
 
     `error` is set where it failed, `usage` once it has ended.
@@ -115,7 +117,7 @@ async def get_run(run_id: RunId, actor: ChatReader, session: TenantSession) -> R
 )
 async def follow_run(
     run_id: RunId,
-    actor: ChatReader,
+    actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
     source: CurrentSource,
     links: ReaderLinks,
@@ -145,7 +147,9 @@ def _events(
 
 
 @router.put("/{run_id}/cancellation", status_code=202)
-async def cancel_run(run_id: RunId, actor: ChatWriter, session: TenantSession, broker: CurrentBroker) -> RunView:
+async def cancel_run(
+    run_id: RunId, actor: Annotated[Actor, may(Permission.WRITE_CHAT)], session: TenantSession, broker: CurrentBroker
+) -> RunView:
     """Stop a run.
 
     Images that are finished stay. A run that has ended stays as it is.

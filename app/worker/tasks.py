@@ -17,6 +17,7 @@ from app.runs.models import Run
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
 from app.worker.executor import RunReleased, execute
+from app.worker.mail_tasks import mail_tasks
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _register(ctx: WorkerContext) -> None:
         except StorageError as error:
             log.warning("variants.postponed", extra={"object_id": object_id, "error": str(error)})
 
-    for task in (execute_run, drop_previews, make_variants):
+    for task in (execute_run, drop_previews, make_variants, *mail_tasks(ctx)):
         ctx.broker.docket.register(task)
 
 

@@ -23,7 +23,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from app.attachments.models import Attachment, AttachmentKind, OrphanCandidate
 from app.conversations.models import Conversation, Message
 from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
-from app.identity.models import ApiKey, Membership, Role, Tenant, Token, TokenKind, User
+from app.identity.audit import Action, ActorType, AuditEntry, TargetType
+from app.identity.models import (
+    ApiKey,
+    AttemptCount,
+    Invitation,
+    Membership,
+    PasswordReset,
+    Role,
+    SignIn,
+    Tenant,
+    Token,
+    TokenKind,
+    User,
+)
 from app.runs.idempotency import IdempotencyKey
 from app.runs.models import Run
 from app.usage.models import UsageEntry
@@ -126,19 +139,36 @@ async def world(database_url: str) -> AsyncGenerator[World]:
 
 def rows_of(tenant: UUID) -> list[Base]:
     """One row for every table, parents first."""
-    user, conversation, message, run = (uuid7() for _ in range(4))
+    user, sign_in, conversation, message, run = (uuid7() for _ in range(5))
     owned: dict[str, Any] = {"tenant_id": tenant, "user_id": user}
     return [
         Tenant(id=tenant, name="A tenant"),
         User(id=user, email=f"{user}@example.org", password_hash="-"),
         Membership(**owned, role=Role.OWNER),
-        ApiKey(**owned, name="A key", secret_hash=secrets.token_bytes(32)),
+        ApiKey(**owned, name="A key", secret_hash=secrets.token_bytes(32), hint="abcd"),
+        SignIn(id=sign_in, user_id=user),
         Token(
-            user_id=user,
-            family_id=uuid7(),
+            sign_in_id=sign_in,
             kind=TokenKind.ACCESS,
             secret_hash=secrets.token_bytes(32),
             expires_at=text("now()"),
+        ),
+        PasswordReset(user_id=user, secret_hash=secrets.token_bytes(32), expires_at=text("now()")),
+        AttemptCount(subject=secrets.token_bytes(32), count=1, expires_at=text("now()")),
+        Invitation(
+            tenant_id=tenant,
+            email="grace@example.org",
+            role=Role.MEMBER,
+            secret_hash=secrets.token_bytes(32),
+            expires_at=text("now()"),
+        ),
+        AuditEntry(
+            **owned,
+            actor_type=ActorType.USER,
+            actor_id=user,
+            action=Action.TENANT_CREATED,
+            target_type=TargetType.TENANT,
+            target_id=tenant,
         ),
         Conversation(**owned, id=conversation, agent_key="designer", title="A cat"),
         Message(tenant_id=tenant, id=message, conversation_id=conversation, role="user", text="A cat"),
@@ -321,7 +351,7 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
         query = "SELECT user_id::text FROM memberships WHERE tenant_id = :ours"
         return {"user_id": cast(str, await world.connection.scalar(text(query), {"ours": world.ours}))}
     fresh = {"id": str(uuid7()), "key": "twice", "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
-    fresh["word"] = "dog"
+    fresh |= {"word": "dog", "email": "hopper@example.org"}
     if cell.table == "usage_entries":
         fresh["kind"] = "output_tokens"
     return {name: value for name, value in fresh.items() if name in row}
@@ -338,8 +368,12 @@ def _columns(table: str, right: str, names: str) -> set[str]:
 EXPECTED_RIGHTS = {
     APP_ROLE: {
         *_rights("tenants", "select"),
-        *_columns("users", "select", "id email created_at"),
-        *_rights("memberships", "select"),
+        *_columns("tenants", "update", "name retention_days"),
+        *_columns("users", "select", "id email name created_at"),
+        *_rights("memberships", "select", "insert", "delete"),
+        *_columns("memberships", "update", "role"),
+        *_rights("invitations", "select", "insert", "update", "delete"),
+        *_rights("audit_entries", "select", "insert"),
         *_rights("api_keys", "select", "insert"),
         *_columns("api_keys", "update", "name expires_at revoked_at"),
         *_rights("conversations", "select", "insert", "update", "delete"),
@@ -354,8 +388,14 @@ EXPECTED_RIGHTS = {
     },
     IDENTITY_ROLE: {
         *_rights("tenants", "select", "insert"),
+        *_columns("tenants", "update", "plan suspended_at"),
         *_rights("users", "select", "insert"),
-        *_columns("users", "update", "password_hash disabled_at"),
+        *_columns("users", "update", "name password_hash disabled_at"),
+        *_rights("sign_ins", "select", "insert", "delete"),
+        *_columns("sign_ins", "update", "last_used_at ended_at"),
+        *_rights("invitations", "select", "delete"),
+        *_rights("password_resets", "select", "insert", "delete"),
+        *_rights("attempt_counts", "select", "insert", "update", "delete"),
         *_rights("memberships", "select", "insert"),
         *_rights("api_keys", "select"),
         *_columns("api_keys", "update", "last_used_at"),

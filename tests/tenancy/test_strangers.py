@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.app_server import ApiUser, AppServer, one
+from tests.app_server import PASSWORD, ApiUser, AppServer, one
 
 Schema = dict[str, Any]
 Operation = tuple[str, str]
@@ -42,11 +42,23 @@ MATRIX: dict[Operation, Call] = {
     ("POST", "/v1/signup"): Call(public=True),
     ("POST", "/v1/tokens"): Call(public=True),
     ("POST", "/v1/tokens/refresh"): Call(public=True),
+    ("POST", "/v1/password-resets"): Call(public=True),
+    ("PUT", "/v1/password-resets"): Call(public=True),
+    ("POST", "/v1/invitations/acceptance"): Call(public=True),
     ("GET", "/livez"): Call(public=True),
     ("GET", "/readyz"): Call(public=True),
     ("GET", "/metrics"): Call(public=True),
     ("GET", "/v1/files/{token}"): Call(public=True),
     ("GET", "/v1/me"): Call(),
+    ("PATCH", "/v1/me"): Call(body=(("name", "A name"),)),
+    ("GET", "/v1/tokens"): Call(),
+    ("GET", "/v1/tenants/current"): Call(),
+    ("PATCH", "/v1/tenants/current"): Call(body=(("name", "A tenant"),)),
+    ("GET", "/v1/members"): Call(),
+    ("PATCH", "/v1/members/{user_id}"): Call(body=(("role", "viewer"),)),
+    ("GET", "/v1/invitations"): Call(),
+    ("POST", "/v1/invitations"): Call(body=(("email", "grace@example.com"), ("role", "member"))),
+    ("GET", "/v1/audit"): Call(),
     ("GET", "/v1/agents"): Call(),
     ("GET", "/v1/api-keys"): Call(),
     ("POST", "/v1/api-keys"): Call(body=(("name", "A key"),)),
@@ -74,18 +86,32 @@ MATRIX: dict[Operation, Call] = {
     ("DELETE", "/v1/attachments/{object_id}"): Call(),
     ("DELETE", "/v1/conversations/{conversation_id}"): Call(),
     ("DELETE", "/v1/api-keys/{key_id}"): Call(),
+    ("DELETE", "/v1/invitations/{invitation_id}"): Call(),
+    ("DELETE", "/v1/members/{user_id}"): Call(),
+    ("DELETE", "/v1/tokens/{sign_in_id}"): Call(),
+    ("PUT", "/v1/me/password"): Call(body=(("current_password", PASSWORD), ("new_password", PASSWORD))),
     ("DELETE", "/v1/tokens/current"): Call(),
+    ("POST", "/v1/tenants"): Call(body=(("name", "Another"),)),
+    ("DELETE", "/v1/tokens"): Call(),
 }
 
 # Everything that lists rows, in each of the ways that have a query of their own.
 LISTS: dict[str, list[dict[str, str]]] = {
+    "/v1/tokens": [{}],
     "/v1/conversations": [{}, {"q": "red house"}],
     "/v1/attachments": [{}, {"q": "red"}, {"kind": "upload"}, {"kind": "generated", "agent_key": "designer"}],
     "/v1/api-keys": [{}],
 }
+# What a colleague may see, too, as far as their role goes: tests/tenants has that.
+TENANTS_LISTS: dict[str, list[dict[str, str]]] = {
+    "/v1/members": [{}],
+    "/v1/invitations": [{}],
+    "/v1/audit": [{}, {"action": "api_key.created"}],
+}
+TENANTS_IDS = {"user_id", "invitation_id"}
 
 # Ids that name nothing: positions of pages, and the tenant, which has tests of its own.
-NOT_IDS = {"cursor", "x-tenant-id"}
+NOT_IDS = {"cursor", "x-tenant-id", "actor_id", "target_id"}
 MALFORMED = ("not-an-id", "0", f"{uuid.UUID(int=7)}x", "null")
 
 
@@ -95,7 +121,7 @@ def test_every_operation_is_in_the_matrix_with_every_id_it_takes(server: AppServ
         call = MATRIX.get((method, path))
         assert call is not None, f"{method} {path} has no line in MATRIX"
         assert ids_of(path, call) == ids_in(schema, method, path), f"MATRIX names other ids than {method} {path} takes"
-    assert {path for method, path in MATRIX if is_list(schema, method, path)} == LISTS.keys()
+    assert {path for method, path in MATRIX if is_list(schema, method, path)} == LISTS.keys() | TENANTS_LISTS
     assert MATRIX.keys() == set(operations(schema)), "MATRIX has a line for an operation that is gone"
 
 
@@ -104,12 +130,17 @@ def other(request: pytest.FixtureRequest) -> ApiUser:
     return cast(ApiUser, request.getfixturevalue(request.param))
 
 
+@pytest.fixture
+def other_tenant(ada: ApiUser, other: ApiUser) -> bool:
+    return other.signed_up["tenant"] != ada.signed_up["tenant"]
+
+
 def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
-    ada: ApiUser, other: ApiUser
+    ada: ApiUser, other: ApiUser, other_tenant: bool
 ) -> None:
     own, theirs = belongings_of(ada), belongings_of(other)
     for (method, path), call in MATRIX.items():
-        for name in sorted(ids_of(path, call)):
+        for name in sorted(ids_of(path, call) - (set() if other_tenant else TENANTS_IDS)):
             refused = send(other.http, method, path, call, {**theirs, name: own[name]})
             assert refused.status_code == 404, f"{method} {path} with {name}: {refused.status_code} {refused.text}"
             for unknown in (str(uuid.uuid4()), *MALFORMED):
@@ -118,10 +149,12 @@ def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_ne
     assert_untouched(ada, own)
 
 
-def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other: ApiUser) -> None:
+def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other: ApiUser, other_tenant: bool) -> None:
     own, theirs = belongings_of(ada), belongings_of(other)
+    if not other_tenant:
+        own = {name: value for name, value in own.items() if name not in TENANTS_IDS}
     seen: set[str] = set()
-    for path, queries in LISTS.items():
+    for path, queries in (LISTS | (TENANTS_LISTS if other_tenant else {})).items():
         for query in queries:
             hers, others = (user.http.get(path, params=query) for user in (ada, other))
             assert (hers.status_code, others.status_code) == (200, 200)
@@ -131,7 +164,7 @@ def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other
             seen |= found
     assert seen == own.keys() - {"token"}, seen
     for (method, path), call in MATRIX.items():
-        if not call.public and not ids_of(path, call):
+        if not call.public and not ids_of(path, call) and (other_tenant or path not in TENANTS_LISTS):
             text = send(other.http, method, path, call, theirs).text
             assert not [name for name, value in own.items() if value in text], f"{method} {path}"
 
@@ -141,6 +174,8 @@ def test_ada_herself_is_not_refused(ada: ApiUser) -> None:
     for (method, path), call in MATRIX.items():
         if not call.public:
             answer = send(ada.http, method, path, call, own)
+            if (method, path) == ("DELETE", "/v1/tokens/current"):
+                ada.sign_in()
             assert answer.is_success or answer.is_redirect, f"{method} {path}: {answer.status_code} {answer.text}"
 
 
@@ -158,12 +193,12 @@ def test_nobody_is_let_in_but_where_the_door_is_public(server: AppServer, ada: A
     assert_untouched(ada, own)
 
 
-def test_another_tenants_name_in_the_header_opens_nothing(ada: ApiUser, stranger: ApiUser) -> None:
-    own = belongings_of(ada)
+def test_another_tenants_name_in_the_header_opens_nothing(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
+    own, schema = belongings_of(ada), server.uvicorn.app.openapi()
     key = stranger.http.post("/v1/api-keys", json={"name": "Mine"}).json()["key"]
     for bearer in (stranger.signed_up["access_token"], key):
         for (method, path), call in MATRIX.items():
-            if call.public:
+            if call.public or not names_tenant(schema, method, path):
                 continue
             answers = [
                 send(
@@ -237,6 +272,11 @@ def is_list(schema: Schema, method: str, path: str) -> bool:
     return "{" not in path and "cursor" in {given["name"] for given in parameters}
 
 
+def names_tenant(schema: Schema, method: str, path: str) -> bool:
+    parameters = schema["paths"][path][method.lower()].get("parameters", [])
+    return "X-Tenant-Id" in {given["name"] for given in parameters}
+
+
 def _holds_id(schema: Schema, part: Schema) -> bool:
     part = _resolved(schema, part)
     inner: list[Schema] = [*part.get("anyOf", []), *([part["items"]] if "items" in part else [])]
@@ -262,8 +302,27 @@ def belongings_of(user: ApiUser) -> dict[str, str]:
         "attachments": sent(user, image()),
         "mask": sent(user, image("RGBA", (drawn["width"], drawn["height"]))),
         "key_id": make_key(user)["id"],
+        "sign_in_id": other_sign_in(user),
+        **invited_by(user),
         "token": "not-a-link",
     }
+
+
+def invited_by(user: ApiUser) -> dict[str, str]:
+    """A member and an open invitation of the user's tenant; where they may not invite, ids that never were."""
+    if user.role not in ("owner", "admin"):
+        return {name: str(uuid.uuid4()) for name in TENANTS_IDS}
+    invited = user.invite(f"{secrets.token_hex(6)}@example.com")
+    member = ApiUser(user.base_url, invited_by=user, role="member")
+    member.http.close()
+    return {"user_id": member.id, "invitation_id": invited["id"]}
+
+
+def other_sign_in(user: ApiUser) -> str:
+    before = {one["id"] for one in user.sign_ins()}
+    httpx.post(f"{user.base_url}/v1/tokens", json={"email": user.email, "password": PASSWORD}).raise_for_status()
+    (made,) = {one["id"] for one in user.sign_ins()} - before
+    return cast(str, made)
 
 
 def make_key(user: ApiUser) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Where the request at hand comes from: its id and its client's address, for what is written down about it."""
+
+import ipaddress
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+# What one customer of a network operator usually gets.
+IPV6_PREFIX = 64
+
+
+@dataclass(frozen=True)
+class Origin:
+    """`ip` is the peer's address, behind `TRUSTED_PROXIES` the client's; both are None outside of requests."""
+
+    request_id: str | None = None
+    ip: str | None = None
+
+    @property
+    def network(self) -> str:
+        """The address, of IPv6 its network: what limits are counted by."""
+        try:
+            address = ipaddress.ip_address(self.ip or "")
+        except ValueError:
+            return self.ip or ""
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or ipaddress.ip_network((address, IPV6_PREFIX), strict=False)
+        return str(address)
+
+
+_origin: ContextVar[Origin] = ContextVar("origin", default=Origin())  # noqa: B039 - frozen
+
+
+@contextmanager
+def coming_from(origin: Origin) -> Generator[None]:
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+def current_origin() -> Origin:
+    return _origin.get()

@@ -1,0 +1,122 @@
+"""Mail by SMTP: sent after the commit, again where the server does not take it, and never in the way of a request."""
+
+import secrets
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Message as MessageHandler
+
+from app.logins import EMBEDDED_LOGIN
+from tests import timeouts
+from tests.app_server import AppServer, running_server, shared_parts
+from tests.servers import free_port
+
+ADDRESS = "grace@example.com"
+AT_ONCE = 1.0
+
+
+class Mailbox(MessageHandler):
+    """An SMTP server's letters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters: list[Message] = []
+
+    def handle_message(self, message: Message) -> None:
+        self.letters.append(message)
+
+    def wait(self, address: str = ADDRESS) -> Message:
+        deadline = time.monotonic() + timeouts.PATIENCE
+        while not (found := [letter for letter in self.letters if letter["To"] == address]):
+            assert time.monotonic() < deadline, "no mail came"
+            time.sleep(0.05)
+        return found[-1]
+
+
+def text_of(letter: Message) -> str:
+    text = letter.get_payload(decode=True)
+    assert isinstance(text, bytes)
+    return text.decode()
+
+
+@contextmanager
+def mail_server(port: int) -> Generator[Mailbox]:
+    mailbox = Mailbox()
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+    controller.start()
+    try:
+        yield mailbox
+    finally:
+        controller.stop()
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def server(database_url: str, provider_url: str, tmp_path: Path, port: int) -> Generator[AppServer]:
+    settings: dict[str, Any] = {
+        "smtp_url": f"smtp://127.0.0.1:{port}",
+        "mail_from": "Easel <hello@example.com>",
+        "front_end_url": "https://chat.example.com/",
+    }
+    with running_server(database_url, provider_url, tmp_path, **settings) as server:
+        yield server
+
+
+def test_an_invitation_goes_to_its_address_by_smtp(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    with mail_server(port) as mailbox:
+        token = ada.invite(ADDRESS)["token"]
+        letter = mailbox.wait()
+    assert (letter["To"], letter["From"]) == (ADDRESS, "Easel <hello@example.com>")
+    assert f"https://chat.example.com/invitation#token={token}" in text_of(letter)
+
+
+def test_a_mail_server_that_is_away_delays_no_request_and_gets_the_mail_later(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    began = time.monotonic()
+    token = ada.invite(ADDRESS)["token"]
+    assert server.anyone().post("/v1/password-resets", json={"email": ada.email}).status_code == 202
+    assert time.monotonic() - began < AT_ONCE * timeouts.SCALE
+    time.sleep(0.5)
+    with mail_server(port) as mailbox:
+        assert token in text_of(mailbox.wait())
+
+
+def test_an_invitation_that_is_revoked_in_the_meantime_is_not_mailed(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    revoked, kept = ada.invite(ADDRESS), ada.invite("hopper@example.com")
+    assert ada.http.delete(f"/v1/invitations/{revoked['id']}").status_code == 204
+    with mail_server(port) as mailbox:
+        assert kept["token"] in text_of(mailbox.wait("hopper@example.com"))
+    assert [letter["To"] for letter in mailbox.letters] == ["hopper@example.com"]
+
+
+def test_production_without_smtp_resets_no_passwords_and_invites_by_token(
+    database_url: str, provider_url: str, tmp_path: Path
+) -> None:
+    with shared_parts(tmp_path / "parts") as parts:
+        (tmp_path / "parts" / "s3" / "easel").mkdir()  # production makes no bucket
+        settings: dict[str, Any] = {
+            **parts,
+            "environment": "production",
+            "signup": "open",
+            "openai_api_key": "sk-test",
+            "public_url": "https://api.example.com",
+            "secret_key": secrets.token_hex(32),
+        }
+        with running_server(database_url, provider_url, tmp_path, login=EMBEDDED_LOGIN, **settings) as server:
+            ada = server.sign_up()
+            answer = server.anyone().post("/v1/password-resets", json={"email": ada.email})
+            assert (answer.status_code, answer.json()["code"]) == (503, "mail_unavailable")
+            body = {"token": ada.invite(ADDRESS)["token"], "password": "a long password"}
+            assert server.anyone().post("/v1/invitations/acceptance", json=body).status_code == 201
