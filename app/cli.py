@@ -4,6 +4,7 @@ import signal
 import sys
 from types import FrameType
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -16,6 +17,8 @@ DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
 Port = Annotated[int, typer.Option(help="The port to listen on.")]
 
 
@@ -33,10 +36,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
     sys.exit(0)
 
 
-def _run(command: str, **options: object) -> None:
+def _run(command: str, function: str = "run", **options: object) -> None:
     return_freed_memory()
     # With every command's imports `easel --help` would take seconds.
-    load(f"app.commands.{command}").run(**options)
+    getattr(load(f"app.commands.{command}"), function)(**options)
 
 
 @cli.command()
@@ -91,6 +94,80 @@ def offline(port: Port = 8001) -> None:
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     _run("openapi")
+
+
+tenants = typer.Typer(no_args_is_help=True, help="Look at tenants, suspend them, change their plan.")
+users = typer.Typer(no_args_is_help=True, help="Look at users, disable them, help with a forgotten password.")
+keys = typer.Typer(no_args_is_help=True, help="Look at the API keys of a tenant, and revoke them.")
+cli.add_typer(tenants, name="tenants")
+cli.add_typer(users, name="users")
+cli.add_typer(keys, name="keys")
+
+
+@tenants.command("list")
+def list_tenants(as_json: AsJson = False) -> None:
+    """List all tenants."""
+    _run("tenants", "list_all", as_json=as_json)
+
+
+@tenants.command("show")
+def show_tenant(tenant: TenantId, as_json: AsJson = False) -> None:
+    """Show a tenant and its members."""
+    _run("tenants", "show_one", tenant_id=tenant, as_json=as_json)
+
+
+@tenants.command("suspend")
+def suspend_tenant(tenant: TenantId, as_json: AsJson = False) -> None:
+    """Close a tenant to its members and keys, from their next request on."""
+    _run("tenants", "suspend", tenant_id=tenant, suspended=True, as_json=as_json)
+
+
+@tenants.command("resume")
+def resume_tenant(tenant: TenantId, as_json: AsJson = False) -> None:
+    """Open a suspended tenant again."""
+    _run("tenants", "suspend", tenant_id=tenant, suspended=False, as_json=as_json)
+
+
+@tenants.command("plan")
+def change_plan(tenant: TenantId, name: str, as_json: AsJson = False) -> None:
+    """Change a tenant's plan."""
+    _run("tenants", "plan", tenant_id=tenant, name=name, as_json=as_json)
+
+
+@users.command("list")
+def list_users(as_json: AsJson = False) -> None:
+    """List all users."""
+    _run("users", "list_all", as_json=as_json)
+
+
+@users.command("disable")
+def disable_user(email: str, as_json: AsJson = False) -> None:
+    """Refuse everything that a user is signed in with, from the next request on."""
+    _run("users", "disable", email=email, disabled=True, as_json=as_json)
+
+
+@users.command("enable")
+def enable_user(email: str, as_json: AsJson = False) -> None:
+    """Let a disabled user in again."""
+    _run("users", "disable", email=email, disabled=False, as_json=as_json)
+
+
+@users.command("reset-password")
+def reset_password(email: str, as_json: AsJson = False) -> None:
+    """Print a link that sets a new password, good once for an hour."""
+    _run("users", "reset_password", email=email, as_json=as_json)
+
+
+@keys.command("list")
+def list_keys(tenant: TenantId, as_json: AsJson = False) -> None:
+    """List a tenant's API keys."""
+    _run("keys", "list_all", tenant_id=tenant, as_json=as_json)
+
+
+@keys.command("revoke")
+def revoke_key(key: Annotated[UUID, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Revoke an API key, from the next request on."""
+    _run("keys", "revoke", key_id=key, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The mails that Easel sends: invitations and password resets. Their tokens are in no task and no log."""
 
 import logging
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from email.message import EmailMessage
 from uuid import UUID
 
 from sqlalchemy import delete, select
 
+from app import EaselError
 from app.db import Database, now
 from app.identity import credentials
 from app.identity.models import Invitation, PasswordReset, Tenant, User
@@ -19,6 +21,13 @@ SEND_INVITATION = "send_invitation"
 SEND_RESET = "send_password_reset"
 """The worker's tasks."""
 RESET_LIFETIME = timedelta(hours=1)
+# Of the front end.
+INVITATION_PAGE = "invitation"
+RESET_PAGE = "password-reset"
+
+
+class NoAccount(EaselError):
+    """No enabled user has the address."""
 
 
 async def send_invitation(
@@ -36,30 +45,45 @@ async def send_invitation(
         log.warning("mail.dropped", extra={"reason": "its SECRET_KEY is gone", "invitation_id": str(row.id)})
         return
     text = f"You are invited to join {_one_line(tenant_name or '')} as {row.role}. The invitation is good for 7 days."
-    await mailer.send(_letter(settings, row.email, "You are invited", text, "invitation", token))
+    await mailer.send(_letter(settings, row.email, "You are invited", text, INVITATION_PAGE, token))
     log.info("mail.sent", extra={"kind": "invitation", "invitation_id": str(row.id)})
+
+
+@dataclass(frozen=True)
+class Reset:
+    """The token of a password reset; `link` is None where no address of a front end is known."""
+
+    email: str
+    expires_at: datetime
+    token: str
+    link: str | None
+
+
+async def make_reset(database: Database, settings: Settings, email: str) -> Reset:
+    """It replaces an earlier one. Raises NoAccount."""
+    token, expires_at = credentials.new_secret(credentials.RESET_PREFIX), now() + RESET_LIFETIME
+    async with database.identity() as session:
+        enabled = select(User.id).where(User.email == email.lower(), User.disabled_at.is_(None))
+        user_id = await session.scalar(enabled)
+        if user_id is None:
+            raise NoAccount(f"There is no user {email}, or they are disabled.")
+        await session.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id))
+        session.add(PasswordReset(user_id=user_id, secret_hash=credentials.fingerprint(token), expires_at=expires_at))
+    return Reset(email.lower(), expires_at, token, _link(settings, RESET_PAGE, token))
 
 
 async def send_reset(database: Database, mailer: Mailer, settings: Settings, email: str) -> None:
     """Make the reset and mail its token, where the address has an account. Raises MailError."""
-    async with database.identity() as session:
-        enabled = select(User.id).where(User.email == email, User.disabled_at.is_(None))
-        user_id = await session.scalar(enabled)
-        if user_id is None:
-            return
-        token = credentials.new_secret(credentials.RESET_PREFIX)
-        await session.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id))
-        session.add(
-            PasswordReset(
-                user_id=user_id, secret_hash=credentials.fingerprint(token), expires_at=now() + RESET_LIFETIME
-            )
-        )
+    try:
+        reset = await make_reset(database, settings, email)
+    except NoAccount:
+        return
     text = "Somebody, probably you, asked for a new password. If it was not you, there is nothing to do."
-    await mailer.send(_letter(settings, email, "Your new password", text, "password-reset", token))
-    log.info("mail.sent", extra={"kind": "password_reset", "user_id": str(user_id)})
+    await mailer.send(_letter(settings, email, "Your new password", text, RESET_PAGE, reset.token))
+    log.info("mail.sent", extra={"kind": "password_reset"})
 
 
-def link(settings: Settings, page: str, token: str) -> str | None:
+def _link(settings: Settings, page: str, token: str) -> str | None:
     """To a page of the front end; the token is in the fragment, which no server's log gets to see."""
     base = settings.front_end_url or settings.public_url
     return f"{base}/{page}#token={token}" if base else None
@@ -68,7 +92,7 @@ def link(settings: Settings, page: str, token: str) -> str | None:
 def _letter(settings: Settings, to: str, subject: str, text: str, page: str, token: str) -> EmailMessage:
     message = EmailMessage()
     message["From"], message["To"], message["Subject"] = settings.mail_from, to, subject
-    message.set_content(f"{text}\n\n{link(settings, page, token) or ''}\n\nThe token alone: {token}\n")
+    message.set_content(f"{text}\n\n{_link(settings, page, token) or ''}\n\nThe token alone: {token}\n")
     return message
 
 

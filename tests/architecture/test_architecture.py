@@ -60,6 +60,9 @@ ROOT_ARROWS = {
     "worker": {"worker"},
     "doctor": {"worker"},
     "demo": {"runs", "attachments"},
+    "tenants": {"tenants"},
+    "users": {"identity", "tenants"},
+    "keys": {"tenants"},
 }
 
 # Inside a feature a file may import files on its left, never on its right. Other names (store, options, ...) may be
@@ -145,7 +148,8 @@ def commands_and_extras_are_loaded_by_name(sources: Sources) -> list[str]:
     return [
         str(found)
         for found in _imports(sources)
-        if found.target == "app.embedded_postgres" or found.target.startswith("app.commands.")
+        if found.target == "app.embedded_postgres"
+        or (found.target.startswith("app.commands.") and not found.importer.startswith("app.commands."))
     ]
 
 
