@@ -298,7 +298,7 @@ def create_runs() -> None:
     op.create_index(
         "ix_runs_open",
         "runs",
-        ["tenant_id", "status"],
+        ["tenant_id", "status", "id"],
         unique=False,
         postgresql_where=sa.text("status IN ('queued', 'running')"),
     )
