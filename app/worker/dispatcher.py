@@ -6,6 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.errors import CONNECTION_FAULTS
 from app.runs.models import Run
 from app.worker import lease, model_input
 from app.worker.context import WorkerContext
@@ -83,7 +87,7 @@ class Dispatcher:
         await asyncio.gather(getting, return_exceptions=True)
         return None
 
-    async def _claim(self, tenant_id: UUID) -> tuple[Run, RunInput, bool] | None:
+    async def _claim(self, tenant_id: UUID) -> tuple[Run, RunInput | Exception, bool] | None:
         ctx = self._ctx
         async with ctx.database.tenant(tenant_id) as session:
             claimed = await lease.claim(
@@ -94,10 +98,10 @@ class Dispatcher:
             run = claimed.run
             loaded = ctx.registry.specs.get(run.agent_key)
             stores, already_sent = loaded is not None and loaded.spec.store, resumed_response(run) is not None
-            request = await model_input.load(session, run, stores=stores, already_sent=already_sent)
+            request = await _load(session, run, stores=stores, already_sent=already_sent)
         return run, request, claimed.more
 
-    async def _execute(self, run: Run, request: RunInput) -> None:
+    async def _execute(self, run: Run, request: RunInput | Exception) -> None:
         """To the end, or the loss, of the lease; then the tenant's next run may begin."""
         waiting = True
         try:
@@ -113,3 +117,13 @@ class Dispatcher:
                 await self._ctx.broker.ready.put(run.tenant_id)
             except Exception:
                 log.warning("tenant.not_ready", exc_info=True)
+
+
+async def _load(session: AsyncSession, run: Run, *, stores: bool, already_sent: bool) -> RunInput | Exception:
+    """A fault is returned and fails this run: raised, it would undo the claim and hold up the tenant's other runs."""
+    try:
+        return await model_input.load(session, run, stores=stores, already_sent=already_sent)
+    except (*CONNECTION_FAULTS, SQLAlchemyError):
+        raise
+    except Exception as error:
+        return error

@@ -50,7 +50,7 @@ class RunReleased(Exception):
     """This worker is stopping: another may claim the run."""
 
 
-async def execute(ctx: WorkerContext, run: Run, request: RunInput) -> Ended | None:
+async def execute(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> Ended | None:
     """Execute a run that was just claimed, to its end; None where another worker holds it now.
 
     A run that a worker lost resumes the response that was already requested. Raises RunReleased.
@@ -69,7 +69,7 @@ def resumed_response(run: Run) -> str | None:
     return run.response_id if run.background else None
 
 
-async def _open(ctx: WorkerContext, run: Run, request: RunInput) -> "Execution":
+async def _open(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> "Execution":
     resumed = resumed_response(run)
     written = await ctx.broker.events.fence(run.id, run.attempt)
     events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
