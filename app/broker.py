@@ -1,4 +1,4 @@
-"""The broker between processes: docket tasks, the event log and token buckets, on Redis or in process."""
+"""The broker between processes: tasks, ready tenants, the event log, token buckets, on Redis or in process."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -10,6 +10,7 @@ from uuid import uuid4
 from docket import Docket
 
 from app.event_log import EventLog, MemoryEventLog
+from app.ready_queue import MemoryReadyQueue, ReadyQueue, RedisReadyQueue
 from app.redis_event_log import REDIS_TIMEOUT_SECONDS, RedisEventLog
 from app.redis_streams import BROKER_UNAVAILABLE
 from app.settings import Settings
@@ -21,10 +22,14 @@ REDIS_CONNECTIONS = 500
 
 
 class Broker:
-    """Tasks, the events of runs, token buckets. Methods raise BROKER_UNAVAILABLE while Redis does not answer."""
+    """Tasks, ready tenants, the events of runs, token buckets.
 
-    def __init__(self, docket: Docket, events: EventLog, buckets: TokenBuckets) -> None:
+    Methods raise BROKER_UNAVAILABLE while Redis does not answer.
+    """
+
+    def __init__(self, docket: Docket, ready: ReadyQueue, events: EventLog, buckets: TokenBuckets) -> None:
         self.docket = docket
+        self.ready = ready
         self.events = events
         self.buckets = buckets
 
@@ -62,7 +67,8 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
     async with AsyncExitStack() as stack:
         if settings.redis_url is None:
             docket = await stack.enter_async_context(Docket(name=name, url=f"memory://{uuid4()}"))
-            yield Broker(docket, MemoryEventLog(ttl_seconds=settings.stream_ttl_seconds), MemoryTokenBuckets())
+            events = MemoryEventLog(ttl_seconds=settings.stream_ttl_seconds)
+            yield Broker(docket, MemoryReadyQueue(), events, MemoryTokenBuckets())
             return
         given = settings.redis_url.get_secret_value()
         joint = "&" if "?" in given else "?"
@@ -70,4 +76,9 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
         docket = await stack.enter_async_context(Docket(name=name, url=url))
         events = RedisEventLog(docket.redis, ttl_seconds=settings.stream_ttl_seconds)
         await stack.enter_async_context(events.running())
-        yield Broker(docket, events, RedisTokenBuckets(docket.redis, REDIS_TIMEOUT_SECONDS))
+        yield Broker(
+            docket,
+            RedisReadyQueue(docket.redis, REDIS_TIMEOUT_SECONDS),
+            events,
+            RedisTokenBuckets(docket.redis, REDIS_TIMEOUT_SECONDS),
+        )

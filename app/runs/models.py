@@ -55,7 +55,7 @@ class RunError(BaseModel):
 
 
 class Run(Identified, Base):
-    """The run row is the outbox of its task and the fence of its workers.
+    """The run row is the outbox of its start and the fence of its workers.
 
     `attempt` counts the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent`
     and `background` are committed before a paid request, `response_id` as soon as the provider has named its response
@@ -71,7 +71,7 @@ class Run(Identified, Base):
             ["tenant_id", "conversation_id"], ["conversations.tenant_id", "conversations.id"], ondelete="CASCADE"
         ),
         Index("ix_runs_conversation", "tenant_id", "conversation_id", "id"),
-        Index("ix_runs_open", "tenant_id", "status", postgresql_where=text("status IN ('queued', 'running')")),
+        Index("ix_runs_open", "tenant_id", "status", "id", postgresql_where=text("status IN ('queued', 'running')")),
         Index("ix_runs_unrecorded", "created_at", postgresql_where=text("unrecorded_images <> '{}'")),
     )
 

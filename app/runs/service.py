@@ -25,8 +25,6 @@ from app.runs.validation import check_images, check_options
 from app.settings import Settings
 
 DEFAULT_AGENT = "assistant"
-EXECUTE = "execute_run"
-"""The worker's task."""
 QUEUE_RETRY_SECONDS = 5.0
 START = "POST /v1/runs"
 """The scope of idempotency keys: the same for every way to start a run."""
@@ -41,7 +39,7 @@ async def start(
     request: NewRun,
     idempotency_key: str | None,
 ) -> Answer:
-    """Create the run and enqueue it after the commit; a repeated `idempotency_key` gives the first answer again."""
+    """Create the run; a worker hears of it after the commit. A repeated `idempotency_key` gives the first answer."""
     if answer := await idempotency.recall(session, actor, START, idempotency_key, request):
         return answer
     rows, run = await _prepare(session, broker, settings, registry, actor, request)
@@ -56,18 +54,9 @@ async def start(
 
 
 async def launch(broker: Broker, tenant_id: UUID, run: RunView) -> None:
-    """After the commit: the first event, and the task."""
+    """After the commit: the first event, and the tenant is ready."""
     await broker.events.append(run.id, [to_record(RunCreated(run=run), run.id, 1)])
-    await enqueue(broker, tenant_id, run.id)
-
-
-async def enqueue(
-    broker: Broker, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None, *, behind: UUID | None = None
-) -> None:
-    """`behind` is the run that had to end first."""
-    # The run's first key may still be in use: by the lost attempt's own task, or by one that came before its turn.
-    key = ":".join(str(part) for part in ("run", run_id, behind, lost_attempt) if part is not None)
-    await broker.enqueue(EXECUTE, str(tenant_id), str(run_id), lost_attempt, key=key)
+    await broker.ready.put(tenant_id)
 
 
 async def _prepare(
@@ -98,7 +87,8 @@ async def _look_at_queues(
     """How many runs of the tenant wait, counted to the limit, and the conversation's open runs: in one statement."""
     # The tenant as a value, though row security names it as well: Postgres then knows how few runs it has.
     queued = select(Run.id).where(Run.tenant_id == tenant_id, Run.status == RunStatus.QUEUED)
-    limited = queued.limit(settings.tenant_queued_runs).subquery()
+    # In the order of their index, so that Postgres takes it: few of all queued runs may be this tenant's.
+    limited = queued.order_by(Run.id).limit(settings.tenant_queued_runs).subquery()
     waiting = select(func.count().label("waiting")).select_from(limited)
     if conversation_id is None:
         return await session.scalar(waiting) or 0, []
@@ -208,13 +198,3 @@ async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
     )
     after_commit(session, lambda: broker.events.signal(run.id))
-
-
-async def next_queued(session: AsyncSession, ended: Run) -> UUID | None:
-    """The run that waits for this one to end."""
-    return await session.scalar(
-        select(Run.id)
-        .where(Run.conversation_id == ended.conversation_id, Run.status == RunStatus.QUEUED, Run.id > ended.id)
-        .order_by(Run.id)
-        .limit(1)
-    )

@@ -46,7 +46,7 @@ class AgentLoop:
         self,
         ctx: WorkerContext,
         run: Run,
-        request: RunInput,
+        request: RunInput | Exception,
         calls: ProviderCalls,
         images: RunImages,
         options: ImageOptions,
@@ -65,19 +65,21 @@ class AgentLoop:
     async def run(self) -> None:
         """To the end of the turn; raises what the SDKs raise."""
         request = self._request
+        if isinstance(request, Exception):
+            raise request
         if request.missing:
             raise NotFound("attachment")
         self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
         try:
-            await self._try_strategies(ImageInputs(self._ctx.store, self._ctx.provider))
+            await self._try_strategies(request, ImageInputs(self._ctx.store, self._ctx.provider))
         except ProviderOverfull:
             if self._calls.already_sent:
                 raise
             log.warning("run.request_too_large")
-            await self._try_strategies(ImageInputs(self._ctx.store, self._ctx.provider, reduced=True))
+            await self._try_strategies(request, ImageInputs(self._ctx.store, self._ctx.provider, reduced=True))
 
-    async def _try_strategies(self, inputs: ImageInputs) -> None:
-        request, already_sent = self._request, self._calls.already_sent
+    async def _try_strategies(self, request: RunInput, inputs: ImageInputs) -> None:
+        already_sent = self._calls.already_sent
         stores = self._ctx.registry.specs[self._run.agent_key].spec.store
         mask = await model_input.mask_option(inputs, request)
         forgot: ProviderForgot | None = None

@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -19,7 +18,7 @@ from app.provider import errors as provider
 from app.runs.events import MessageCompleted, RunCreated, RunStarted, run_ended
 from app.runs.models import Run, RunError, RunStatus
 from app.runs.schemas import RunView
-from app.worker import lease, model_input
+from app.worker import lease, previews
 from app.worker.agent_loop import AgentLoop
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
@@ -47,49 +46,31 @@ class Outcome:
     error: RunError | None = None
 
 
-@dataclass(frozen=True)
-class Executed:
-    """`ended` is None where the lease was lost on the way."""
-
-    ended: Ended | None
-
-
 class RunReleased(Exception):
-    """This worker is stopping: another may claim the run, as the successor of this `attempt`."""
-
-    def __init__(self, attempt: int) -> None:
-        super().__init__(f"attempt {attempt}")
-        self.attempt = attempt
+    """This worker is stopping: another may claim the run."""
 
 
-async def execute(
-    ctx: WorkerContext, tenant_id: UUID, run_id: UUID, lost_attempt: int | None = None
-) -> Executed | None:
-    """Claim the run and execute it to its end; None, at once, where another worker has it.
+async def execute(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> Ended | None:
+    """Execute a run that was just claimed, to its end; None where another worker holds it now.
 
     A run that a worker lost resumes the response that was already requested. Raises RunReleased.
     """
-    async with ctx.database.tenant(tenant_id) as session:
-        run = await lease.claim(
-            session, run_id, lease_seconds=ctx.settings.run_lease_seconds, lost_attempt=lost_attempt
-        )
-        if run is None:
-            return None
-        loaded = ctx.registry.specs.get(run.agent_key)
-        stores, already_sent = loaded is not None and loaded.spec.store, _resumed(run) is not None
-        request = await model_input.load(session, run, stores=stores, already_sent=already_sent)
-    with tagged(tenant_id=tenant_id, run_id=run_id):
+    with tagged(tenant_id=run.tenant_id, run_id=run.id):
         execution = await _open(ctx, run, request)
-        return Executed(await execution.execute())
+        ended = await execution.execute()
+        # An earlier attempt may have shown previews.
+        if execution.images.previews.tasks or run.attempt > 1:
+            await previews.drop_later(ctx, run)
+        return ended
 
 
-def _resumed(run: Run) -> str | None:
+def resumed_response(run: Run) -> str | None:
     """The response that an earlier attempt requested and the provider completes without a listener."""
     return run.response_id if run.background else None
 
 
-async def _open(ctx: WorkerContext, run: Run, request: RunInput) -> "Execution":
-    resumed = _resumed(run)
+async def _open(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> "Execution":
+    resumed = resumed_response(run)
     written = await ctx.broker.events.fence(run.id, run.attempt)
     events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
     calls = ProviderCalls(ctx.database, ctx.provider, ctx.registry, run, resumed)
@@ -179,7 +160,7 @@ class Execution:
             if stop.done():
                 return Outcome(RunStatus.CANCELLED)
             if drain.done():
-                raise RunReleased(self.run.attempt)
+                raise RunReleased
             return Outcome(RunStatus.FAILED, to_run_error(provider.timed_out()))
         finally:
             for task in watched:

@@ -20,7 +20,6 @@ from app.attachments.reconcile import reconcile
 from app.db import now
 from app.errors import Conflict
 from app.runs import idempotency
-from app.runs import service as runs
 from app.runs.models import Run, RunStatus
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
@@ -28,15 +27,15 @@ from app.worker.recovery import recover_images
 
 log = logging.getLogger(__name__)
 
-SWEEP_EVERY = timedelta(seconds=5)
+SWEEP_EVERY = timedelta(seconds=2)
 REPAIR_EVERY = timedelta(seconds=5)
 VARIANTS_EVERY = timedelta(seconds=30)
 DAILY = timedelta(days=1)
 FIRST_AFTER = timedelta(seconds=1)
 # How often a worker asks whether it is its turn to do work that one worker does for all.
 TURN_EVERY = timedelta(seconds=30)
-# A run that is queued for longer has lost its task, or its task waits behind others: a second task does no harm.
-UNCLAIMED_AFTER = timedelta(seconds=5)
+# A run that is queued for longer waits behind others, or what should have started it is lost.
+UNCLAIMED_AFTER = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -88,20 +87,21 @@ async def _repeat(ctx: WorkerContext, job: Job) -> None:
 
 
 async def _sweep(ctx: WorkerContext) -> None:
-    """Enqueue runs that have no task, and those whose worker is lost."""
+    """Tenants are ready that have runs which nobody has started, or whose worker is lost."""
     async with ctx.database.identity() as session:
-        found = await session.execute(
-            select(Run.id, Run.tenant_id, Run.status, Run.attempt).where(
+        found = await session.scalars(
+            select(Run.tenant_id)
+            .distinct()
+            .where(
                 or_(
                     (Run.status == RunStatus.QUEUED) & (Run.created_at < now() - UNCLAIMED_AFTER),
-                    (Run.status == RunStatus.RUNNING) & (Run.lease_until < func.now()),
+                    (Run.status == RunStatus.RUNNING) & (Run.lease_until <= func.now()),
                 )
             )
         )
-        rows = found.all()
-    for row in rows:
-        lost_attempt = row.attempt if row.status == RunStatus.RUNNING else None
-        await runs.enqueue(ctx.broker, row.tenant_id, row.id, lost_attempt)
+        tenants = found.all()
+    for tenant_id in tenants:
+        await ctx.broker.ready.put(tenant_id)
 
 
 async def _store_spooled(ctx: WorkerContext) -> None:

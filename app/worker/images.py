@@ -46,7 +46,7 @@ class RunImages:
         self._run = run
         self._events = events
         self._options = options
-        self._previews = RunPreviews(ctx, run, events)
+        self.previews = RunPreviews(ctx, run, events)
         self._images: list[asyncio.Task[None]] = []
         # The event keys of images that are stored, spooled or rejected by their size, or about to be.
         self._taken: set[str] = set()
@@ -55,7 +55,7 @@ class RunImages:
         self._slots = ctx.intake.images.of_run()
 
     def on_partial(self, partial: PartialImage) -> None:
-        self._previews.on_partial(partial)
+        self.previews.on_partial(partial)
 
     def on_image(self, image: GeneratedImage) -> None:
         self.received.add(image.tool_call_id)
@@ -88,7 +88,7 @@ class RunImages:
         self._events.emit(event, f"{event.type}:{object_id or tool_call_id}:{code}")
 
     def _tasks(self) -> list[asyncio.Task[None]]:
-        return [*self._images, *self._previews.tasks]
+        return [*self._images, *self.previews.tasks]
 
     async def _store(self, image: GeneratedImage) -> None:
         tool_call_id, content = image.tool_call_id, image.content
@@ -117,7 +117,7 @@ class RunImages:
         self._stored.add(tool_call_id)
         if row is None:
             return
-        await self._previews.wait_for(tool_call_id)
+        await self.previews.wait_for(tool_call_id)
         self._announce(key, row)
         if row.status == AttachmentStatus.STORED:
             await variants.request(self._ctx.broker, row.tenant_id, row.id)

@@ -11,14 +11,28 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Update, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    DateTime,
+    Integer,
+    Interval,
+    Select,
+    Update,
+    Uuid,
+    bindparam,
+    exists,
+    func,
+    select,
+    union_all,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.conversations.models import Conversation, Message, MessageRole
 from app.db import Database, now, retry_while_unavailable
 from app.inserts import insert_where
-from app.runs import service as runs
 from app.runs.models import OPEN, Run, RunError, RunStatus
 from app.usage.models import UsageEntry
 
@@ -29,26 +43,66 @@ class LeaseLost(Exception):
     """Another attempt holds the run: this one must write nothing more."""
 
 
-async def claim(
-    session: AsyncSession, run_id: UUID, *, lease_seconds: float, lost_attempt: int | None = None
-) -> Run | None:
-    """Claim a queued run for this worker, or one whose `lost_attempt` has let its lease expire.
+@dataclass(frozen=True)
+class Claimed:
+    """`more` says that the tenant has further runs to claim, unless its limit or their conversations forbid it."""
 
-    None where another worker has it, it has ended, or an earlier run of the conversation is still open. A worker renews
-    its lease every third of `lease_seconds`; after that time the run counts as abandoned.
+    run: Run
+    more: bool
+
+
+async def claim(session: AsyncSession, tenant_id: UUID, *, most: int, lease_seconds: float) -> Claimed | None:
+    """Claim for this worker the tenant's oldest run whose lease has expired, or else the oldest that may start.
+
+    None where there is none: a run waits while an earlier one of its conversation is open, or while `most` of the
+    tenant are running. A worker renews its lease every third of `lease_seconds`; after that time the run counts as
+    abandoned.
     """
-    values: dict[str, Any] = {"attempt": Run.attempt + 1, "lease_until": _lease_end(lease_seconds)}
-    before = aliased(Run)
-    if lost_attempt is None:
-        values |= {"status": RunStatus.RUNNING, "started_at": now()}
-        earlier = select(before.id).where(
-            before.conversation_id == Run.conversation_id, before.id < Run.id, before.status.in_(OPEN)
+    given = {"tenant": tenant_id, "most": most, "started": now(), "lease": timedelta(seconds=lease_seconds)}
+    found = (await session.execute(_CLAIM, given)).one_or_none()
+    return Claimed(*found) if found else None
+
+
+def _is_queued(run: type[Run]) -> ColumnElement[bool]:
+    return run.status == RunStatus.QUEUED
+
+
+def _is_abandoned(run: type[Run]) -> ColumnElement[bool]:
+    return (run.status == RunStatus.RUNNING) & (run.lease_until <= func.now())
+
+
+def _claim_statement() -> ReturningUpdate[Run, bool]:
+    run, before, running, other = aliased(Run), aliased(Run), aliased(Run), aliased(Run)
+    tenant = bindparam("tenant", type_=Uuid)
+    earlier = exists().where(
+        before.tenant_id == tenant,
+        before.conversation_id == run.conversation_id,
+        before.id < run.id,
+        before.status.in_(OPEN),
+    )
+    count = select(func.count()).where(running.tenant_id == tenant, running.status == RunStatus.RUNNING)
+    # A row that another worker is just claiming is skipped, and one that it has claimed meanwhile is left out.
+    oldest = select(run.id).where(run.tenant_id == tenant).order_by(run.id).limit(1).with_for_update(skip_locked=True)
+    abandoned = oldest.where(_is_abandoned(run))
+    startable = oldest.where(_is_queued(run), ~earlier, count.scalar_subquery() < bindparam("most", type_=Integer))
+    # COALESCE is not leakproof: under row security Postgres would read all runs for it.
+    found = union_all(*(one.subquery().select() for one in (abandoned, startable))).limit(1)
+    more = exists().where(other.tenant_id == tenant, other.id != Run.id, _is_queued(other) | _is_abandoned(other))
+    return (
+        update(Run)
+        .where(Run.id == found.scalar_subquery())
+        .values(
+            status=RunStatus.RUNNING,
+            attempt=Run.attempt + 1,
+            started_at=func.coalesce(Run.started_at, bindparam("started", type_=DateTime(timezone=True))),
+            lease_until=func.clock_timestamp() + bindparam("lease", type_=Interval),
         )
-        free = (Run.status == RunStatus.QUEUED, ~earlier.exists())
-    else:
-        free = (Run.status == RunStatus.RUNNING, Run.attempt == lost_attempt, Run.lease_until <= func.now())
-    claimed = await session.scalars(update(Run).where(Run.id == run_id, *free).values(values).returning(Run))
-    return claimed.one_or_none()
+        .returning(Run, more)
+    )
+
+
+# Built once: that takes longer than to execute it.
+_CLAIM = _claim_statement()
 
 
 def _lease_end(lease_seconds: float) -> ColumnElement[datetime]:
@@ -108,10 +162,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run as it is now, and the run of its conversation that waited for its end."""
+    """The run as it is now, and whether runs of its tenant wait."""
 
     run: Run
-    waiting: UUID | None
+    waiting: bool
 
 
 async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
@@ -120,14 +174,15 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
     if ended is None:
         return None
     # A statement of its own, so that it sees the run that an API process added before this one got the lock.
-    return Ended(ended, await runs.next_queued(session, ended))
+    waiting = await session.scalar(select(exists().where(Run.tenant_id == run.tenant_id, _is_queued(Run))))
+    return Ended(ended, bool(waiting))
 
 
 def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:
     """Four writes in one round trip; those of message and usage happen only where the run is still held.
 
     The lock on the conversation keeps a new run from being added, and from finding this one open, between the look for
-    a waiting run and the commit.
+    waiting runs and the commit.
     """
     conversation = select(Conversation.id).where(Conversation.id == run.conversation_id)
     locked = conversation.with_for_update(key_share=True).cte("locked")

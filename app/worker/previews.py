@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from datetime import timedelta
 
+from app.db import now
 from app.images.inspect import UnreadableImage, facts_of
 from app.provider.model import PartialImage
 from app.runs.events import ImagePartial
@@ -15,6 +17,13 @@ from app.worker.event_writer import EventWriter
 log = logging.getLogger(__name__)
 
 PREVIEW_SECONDS = 2.0
+DROP = "drop_previews"
+
+
+async def drop_later(ctx: WorkerContext, run: Run) -> None:
+    """Schedule the end of the run's previews, for when its stream has expired."""
+    later = now() + timedelta(seconds=ctx.settings.stream_ttl_seconds)
+    await ctx.broker.enqueue(DROP, str(run.tenant_id), str(run.id), key=f"previews:{run.id}", when=later)
 
 
 class RunPreviews:

@@ -13,7 +13,7 @@ from app.loading import freeze
 from app.provider.client import Provider
 from app.provider.warm_up import warm_up
 from app.settings import Settings
-from app.worker import housekeeping, tasks
+from app.worker import dispatcher, housekeeping, tasks
 from app.worker.context import WorkerContext
 from app.worker.image_intake import ImageIntake
 
@@ -38,7 +38,7 @@ async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> Non
 async def working(
     settings: Settings, parts: Parts, registry: Registry, connections: Connections, stopping: asyncio.Event
 ) -> AsyncGenerator[None]:
-    """Execute tasks until the block ends; runs that have not ended then are released to another worker.
+    """Execute runs and tasks until the block ends; runs that have not ended then are released to another worker.
 
     `stopping`, which the end of the block sets, ends the work early.
     """
@@ -63,5 +63,6 @@ async def working(
         # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.
         await warm_up()
         await stack.enter_async_context(tasks.running(ctx))
+        await stack.enter_async_context(dispatcher.running(ctx))
         await stack.enter_async_context(housekeeping.running(ctx))
         yield

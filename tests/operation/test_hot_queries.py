@@ -88,7 +88,14 @@ def test_a_start_reads_neither_the_queues_of_others_nor_all_runs_of_its_tenant(
     with (
         redis_server(tmp_path / "redis") as broker,
         # Without a worker all runs stay in the queue.
-        running_server(database_url, provider_url, tmp_path, redis_url=broker.url, embedded_worker=False) as server,
+        running_server(
+            database_url,
+            provider_url,
+            tmp_path,
+            redis_url=broker.url,
+            embedded_worker=False,
+            tenant_queued_runs=MOST_ROWS // 2,
+        ) as server,
     ):
         ada, stranger = server.sign_up("Ada's"), server.sign_up("Stranger's")
         for user, status in ((stranger, "queued"), (ada, "completed")):

@@ -4,7 +4,9 @@ import asyncio
 import json
 import time
 import uuid
+from collections.abc import Generator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,11 +16,28 @@ from sqlalchemy import text
 from app.db import Database, uuid7
 from app.runs import reader
 from app.runs.models import Run
-from app.worker.housekeeping import UNCLAIMED_AFTER
-from tests.app_server import ApiUser, AppServer, Event, events_of, kinds, one
+from app.worker import housekeeping
+from tests import timeouts
+from tests.app_server import ApiUser, AppServer, Event, events_of, kinds, one, running_server
+from tests.tables import rows
 
-# Enough for a run that waits for nothing, and less than the time after which the sweep looks for runs without a task.
+# Enough for a run that waits for nothing.
 END_SECONDS = 1.5
+LIMIT = 4
+CONVERSATION_LIKE_IT = """
+INSERT INTO conversations SELECT (jsonb_populate_record(it, jsonb_build_object('id', CAST(:id AS uuid)))).*
+FROM conversations AS it WHERE id = :like
+"""
+MESSAGE_LIKE_IT = """
+INSERT INTO messages SELECT (jsonb_populate_record(it, jsonb_build_object(
+'id', CAST(:id AS uuid), 'run_id', gen_random_uuid(), 'conversation_id', CAST(:talk AS uuid)))).*
+FROM messages AS it WHERE run_id = :like
+"""
+QUEUED_RUN_LIKE_IT = """
+INSERT INTO runs SELECT (jsonb_populate_record(it, jsonb_build_object('id', gen_random_uuid(), 'status', 'queued',
+'attempt', 0, 'output_message_id', gen_random_uuid(), 'conversation_id', CAST(:talk AS uuid),
+'input_message_id', CAST(:message AS uuid)))).* FROM runs AS it WHERE id = :like RETURNING id
+"""
 SLOW = "Draw a house [offline: slow=1.5]"
 
 
@@ -56,15 +75,27 @@ def test_a_queued_run_sees_the_answer_that_it_waited_for(ada: ApiUser, provider_
     assert last.get("previous_response_id") or heard in json.dumps(last["input"], ensure_ascii=False)
 
 
+@pytest.fixture
+def unswept_server(
+    database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Generator[AppServer]:
+    """A service that sweeps once, a second after its start, and then long after the test."""
+    monkeypatch.setattr(housekeeping, "SWEEP_EVERY", housekeeping.DAILY)
+    with running_server(
+        database_url, provider_url, tmp_path, tenant_concurrency=LIMIT, run_lease_seconds=3600
+    ) as server:
+        yield server
+
+
 async def test_a_run_that_is_being_queued_as_the_other_ends_is_not_forgotten(
-    own_server: AppServer, database_url: str
+    unswept_server: AppServer, database_url: str
 ) -> None:
-    ada = own_server.sign_up("Ada's")
+    ada = unswept_server.sign_up("Ada's")
     first = await asyncio.to_thread(ada.start, "Draw a house", agent_key="designer")
     database = Database(database_url, pool_size=1)
     second = uuid7()
     async with database.tenant(uuid.UUID(ada.signed_up["tenant"]["id"])) as session:
-        # What the API does for a run that is queued, until its commit; its task comes too early.
+        # What the API does for a run that is queued, until its commit.
         await session.execute(text("UPDATE conversations SET updated_at = now()"))
         row = await session.get_one(Run, uuid.UUID(first["id"]))
         copied = {name: getattr(row, name) for name in ("tenant_id", "conversation_id", "user_id", "agent_key")}
@@ -74,7 +105,49 @@ async def test_a_run_that_is_being_queued_as_the_other_ends_is_not_forgotten(
     await database.close()
     began = time.monotonic()
     assert kinds(await asyncio.to_thread(ada.events, str(second)))[-1] == "run.completed"
-    assert time.monotonic() - began < UNCLAIMED_AFTER.total_seconds() - END_SECONDS
+    assert time.monotonic() - began < housekeeping.TURN_EVERY.total_seconds() / 2
+
+
+def test_a_ready_tenant_gets_all_that_its_limit_allows(unswept_server: AppServer, database_url: str) -> None:
+    ada = unswept_server.sign_up("Ada's")
+    stalled = {"text": "Draw a house [offline: stall]", "agent_key": "designer"}
+    first = ada.start(**stalled)
+    for _ in range(LIMIT - 2):
+        insert_queued(database_url, first)
+    ada.start(**stalled)
+    until = time.monotonic() + timeouts.PATIENCE / 3
+    while rows(database_url, "SELECT count(*) FROM runs WHERE status = 'running'") != [(LIMIT,)]:
+        assert time.monotonic() < until, rows(database_url, "SELECT status FROM runs")
+        time.sleep(0.05)
+
+
+def test_a_run_whose_input_cannot_be_read_fails_and_holds_up_no_other(
+    unswept_server: AppServer, database_url: str
+) -> None:
+    ada = unswept_server.sign_up("Ada's")
+    first = ada.start("Hello", agent_key="assistant")
+    assert kinds(ada.events(first["id"]))[-1] == "run.completed"
+    broken = insert_queued(database_url, first, with_message=False)
+    assert kinds(ada.ask("Hello", agent_key="assistant"))[-1] == "run.completed"
+    assert one(ada.events(broken), "run.failed")["error"]["code"] == "internal_error"
+
+
+def insert_queued(database_url: str, like: dict[str, Any], *, with_message: bool = True) -> str:
+    """A run in a conversation of its own, committed without its tenant being put into the ready queue; its id."""
+    talk, message = uuid.uuid4(), uuid.uuid4()
+    rows(database_url, CONVERSATION_LIKE_IT, {"id": talk, "like": like["conversation_id"]})
+    if with_message:
+        rows(database_url, MESSAGE_LIKE_IT, {"id": message, "talk": talk, "like": like["id"]})
+    ((run_id,),) = rows(database_url, QUEUED_RUN_LIKE_IT, {"talk": talk, "message": message, "like": like["id"]})
+    return str(run_id)
+
+
+def test_runs_beyond_the_limit_of_their_tenant_follow_as_others_end(unswept_server: AppServer) -> None:
+    ada = unswept_server.sign_up("Ada's")
+    runs = [ada.start("Hello", agent_key="assistant") for _ in range(3 * LIMIT)]
+    began = time.monotonic()
+    assert [kinds(ada.events(run["id"]))[-1] for run in runs] == ["run.completed"] * len(runs)
+    assert time.monotonic() - began < housekeeping.TURN_EVERY.total_seconds() / 2
 
 
 def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: ApiUser) -> None:

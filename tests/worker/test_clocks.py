@@ -31,22 +31,23 @@ async def test_a_wrong_clock_takes_over_no_run_and_loses_none(
     assert await claimed(database, living)
     with monkeypatch.context() as patch:
         patch.setattr("app.worker.lease.now", lambda: now() + off)
-        assert not await claimed(database, living, lost_attempt=1)
+        assert not await claimed(database, living)
         run = await claimed(database, its_own)
         assert run is not None
-    assert not await claimed(database, its_own, lost_attempt=1)
+    assert not await claimed(database, its_own)
     until, clock = await lease_of(database, run)
     assert timedelta(0) < until - clock <= timedelta(seconds=LEASE_SECONDS)
     with monkeypatch.context() as patch:
         patch.setattr("app.worker.lease.now", lambda: now() + off)
         await release(database, run)
-    assert await claimed(database, its_own, lost_attempt=1)
+    assert await claimed(database, its_own)
     assert not await write(database, run, last_seq=7)
 
 
-async def claimed(database: Database, run: Run, *, lost_attempt: int | None = None) -> Run | None:
+async def claimed(database: Database, run: Run) -> Run | None:
     async with database.tenant(run.tenant_id) as session:
-        return await claim(session, run.id, lease_seconds=LEASE_SECONDS, lost_attempt=lost_attempt)
+        found = await claim(session, run.tenant_id, most=1, lease_seconds=LEASE_SECONDS)
+        return found and found.run
 
 
 async def lease_of(database: Database, run: Run) -> tuple[datetime, datetime]:
