@@ -65,8 +65,8 @@ MUTANTS = [
     Mutant(
         "a transaction drops to the rights of a role",
         "app/db.py",
-        "    connection.execute(SET_RIGHTS, _rights(session))",
-        "    pass",
+        "connection.execute(SET_RIGHTS, _rights(session)).one().clock",
+        "now()",
         "tests/tenancy/test_tenant_sessions.py::test_each_door_has_its_role_and_leaves_it_at_the_end",
     ),
     Mutant(
@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant(
         "a link ends",
         "app/attachments/file_tokens.py",
-        "    if expires <= now().timestamp():",
+        "    if expires <= now.timestamp():",
         "    if expires <= 0:",
         "tests/attachments/test_links.py::test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_kept",
     ),

@@ -5,7 +5,7 @@
 import base64
 import json
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ import redis
 
 from app.attachments.file_tokens import SERVED_TYPES
 from app.attachments.links import LinkCache
+from app.clock import SharedClock
 from app.db import now
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.attachment_rows import insert_attachment
@@ -125,6 +126,30 @@ async def test_a_link_reads_one_object_for_minutes_and_does_nothing_else(either:
     print(f"promise 11: abuse of a link refused: {len(attempts)} of {len(attempts)}")
 
 
+@pytest.mark.parametrize("off", [-3600, -60, 60, 3600])
+async def test_a_process_whose_clock_is_wrong_makes_links_that_work_and_end_as_all_do(
+    either: AppServer, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    ada = either.sign_up()
+    monkeypatch.setattr("app.clock._now", lambda: now() + timedelta(seconds=off))
+    inserted = await insert_attachment(either, ada, DATA, mime_type="image/png", filename="a.png")
+    redirect = ada.http.get(f"/v1/attachments/{inserted['object_id']}/content")
+    for link in (inserted["url"], redirect.headers.get("Location", inserted["url"])):
+        lifetime = _end_of(link) - now()
+        assert timedelta(seconds=LONGEST_SECONDS / 2 - 5) <= lifetime <= timedelta(seconds=LONGEST_SECONDS)
+        assert httpx.get(link).content == DATA
+    assert datetime.fromisoformat(inserted["url_expires_at"]) == _end_of(inserted["url"])
+
+
+def _end_of(link: str) -> datetime:
+    """As whoever checks the link reads it."""
+    if _is_own(link):
+        return datetime.fromtimestamp(_facts(link.rpartition("/")[2].split(".")[0])[3], UTC)
+    query = parse_qs(urlsplit(link).query)
+    begin = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+    return begin + timedelta(seconds=int(query["X-Amz-Expires"][0]))
+
+
 async def test_after_a_delete_no_link_works(either: AppServer) -> None:
     ada = either.sign_up()
     inserted = await insert_attachment(either, ada, DATA, mime_type="image/png", filename="a.png")
@@ -166,8 +191,7 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
                 (timedelta(seconds=301), 404),
                 (timedelta(days=1), 404),
             ):
-                for module in ("links", "file_tokens"):
-                    monkeypatch.setattr(f"app.attachments.{module}.now", lambda later=later: now() + later)
+                let_clock_show(monkeypatch, lambda later=later: now() + later)
                 assert [httpx.get(each["url"]).status_code for each in old] == [status] * len(old)
         logged = [one(ada.events(run_id), "attachment.created")["attachment"] for run_id in run_ids]
         forget_streams(broker)
@@ -181,6 +205,13 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
                 content = ada.http.get(f"/v1/attachments/{each['object_id']}/content", follow_redirects=True)
                 assert len(content.content) == each["size_bytes"]
         print(f"promise 11: images shown a day later: {len(read)} of {len(old)}")
+
+
+def let_clock_show(monkeypatch: pytest.MonkeyPatch, read: Callable[[], datetime]) -> None:
+    def show(_: SharedClock) -> datetime:
+        return read()
+
+    monkeypatch.setattr(SharedClock, "now", show)
 
 
 def assert_no_link_lies_in(broker: RedisServer, database_url: str, attachments: list[Json]) -> None:
@@ -294,7 +325,7 @@ def test_a_link_stays_the_same_for_half_its_life(
         cache: LinkCache = server.uvicorn.app.state.link_cache
 
         def link_at(seconds: float) -> tuple[str, str]:
-            monkeypatch.setattr("app.attachments.links.now", lambda: datetime.fromtimestamp(seconds, UTC))
+            let_clock_show(monkeypatch, lambda: datetime.fromtimestamp(seconds, UTC))
             view = ada.http.get(path).json()
             return view["url"], view["url_expires_at"]
 
