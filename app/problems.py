@@ -21,6 +21,7 @@ from app.errors import (
     FieldError,
     Invalid,
     LimitExceeded,
+    LimitName,
     LimitScope,
     MethodNotAllowed,
     NoRoute,
@@ -53,7 +54,7 @@ class Problem(TypedDict):
     request_id: str
     errors: NotRequired[list[FieldError]]
     run_id: NotRequired[str]
-    limit: NotRequired[str]
+    limit: NotRequired[LimitName]
     scope: NotRequired[LimitScope]
     allowed: NotRequired[int]
 

@@ -6,14 +6,16 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import httpx
 import pytest
 from PIL import Image
 from redis.asyncio import Redis
 
-from app.limits import Limits
+from app.errors import LimitName, LimitScope
+from app.identity import credentials
+from app.limits import InFlightLimit, Limits
 from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, running_server
@@ -38,6 +40,7 @@ def limited(database_url: str, provider_url: str, tmp_path: Path) -> Generator[A
         user_streams=3,
         tenant_uploads=2,
         tenant_uploads_mb=1,
+        anonymous_requests_per_minute=40,
     ) as server:
         yield server
 
@@ -45,6 +48,90 @@ def limited(database_url: str, provider_url: str, tmp_path: Path) -> Generator[A
 @pytest.fixture
 def server(limited: AppServer) -> AppServer:
     return limited
+
+
+def test_each_refusal_names_what_is_limited_for_whom_and_when_to_come_again(server: AppServer) -> None:
+    assert REFUSALS.keys() == set(get_args(LimitName))
+    for limit, (scope, allowed, reach) in REFUSALS.items():
+        user = server.sign_up()
+        with ExitStack() as held:
+            refused = reach(user, held)
+            assert_refused(refused, limit, scope, allowed)
+            assert refused.headers["Content-Type"] == "application/problem+json"
+            assert 1 <= int(refused.headers["Retry-After"]) <= 60
+            assert len(refused.json()["detail"]) > 40
+
+
+def reach_streams(user: ApiUser, held: ExitStack) -> httpx.Response:
+    path = f"/v1/runs/{stalled(user, held)['id']}/events"
+    for _ in range(3):
+        held.enter_context(open_stream(user, path))
+    return user.http.get(path)
+
+
+def reach_waiting_runs(user: ApiUser, held: ExitStack) -> httpx.Response:
+    first = stalled(user, held)
+    until(lambda: status_of(user, first) == "running")
+    for _ in range(4):
+        stalled(user, held)
+    return user.http.post("/v1/runs", json=STALLED_RUN)
+
+
+def reach_waiting_runs_of_a_conversation(user: ApiUser, held: ExitStack) -> httpx.Response:
+    first = stalled(user, held)
+    until(lambda: status_of(user, first) == "running")
+    more = {"conversation_id": first["conversation_id"], "if_busy": "queue"}
+    for _ in range(2):
+        stalled(user, held, **more)
+    return user.http.post("/v1/runs", json={**STALLED_RUN, **more})
+
+
+def stalled(user: ApiUser, held: ExitStack, **fields: Any) -> dict[str, Any]:
+    run = user.start(**STALL, **fields)
+    held.callback(user.http.put, f"/v1/runs/{run['id']}/cancellation")
+    return run
+
+
+def reach_uploads(user: ApiUser, held: ExitStack) -> httpx.Response:
+    for _ in range(2):
+        held.enter_context(slow_upload(user))
+    return refused_soon(lambda: upload(user))
+
+
+def reach_upload_bytes(user: ApiUser, held: ExitStack) -> httpx.Response:
+    held.enter_context(slow_upload(user, declared=900_000))
+    return refused_soon(lambda: upload(user, padding=400_000))
+
+
+def reach_sign_ins(user: ApiUser, held: ExitStack) -> httpx.Response:
+    hashes: InFlightLimit = vars(credentials)["_hashes"]
+    for _ in range(20):
+        held.enter_context(hashes.acquire())
+    return user.http.post("/v1/tokens", json=SIGN_IN)
+
+
+def reach_anonymous_requests(user: ApiUser, held: ExitStack) -> httpx.Response:
+    return refused_soon(lambda: user.http.post("/v1/tokens", json=SIGN_IN))
+
+
+def refused_soon(send: Callable[[], httpx.Response]) -> httpx.Response:
+    """The first refusal; the service may not have seen yet what it is to count."""
+    deadline = time.monotonic() + timeouts.PATIENCE
+    while (answer := send()).status_code != 429:
+        assert time.monotonic() < deadline
+    return answer
+
+
+# Limit -> its scope, how many it allows, and how it is reached. The last one leaves the address without a request.
+REFUSALS: dict[LimitName, tuple[LimitScope, int, Callable[[ApiUser, ExitStack], httpx.Response]]] = {
+    "user_streams": ("user", 3, reach_streams),
+    "tenant_queued_runs": ("tenant", 4, reach_waiting_runs),
+    "conversation_queued_runs": ("conversation", 2, reach_waiting_runs_of_a_conversation),
+    "tenant_uploads": ("tenant", 2, reach_uploads),
+    "tenant_upload_bytes": ("tenant", 1024 * 1024, reach_upload_bytes),
+    "sign_ins_at_once": ("process", 20, reach_sign_ins),
+    "anonymous_requests_per_minute": ("address", 40, reach_anonymous_requests),
+}
 
 
 def test_a_user_follows_so_many_runs_at_once(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
