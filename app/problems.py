@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 MAX_FAULTS = 20
 MAX_FAULTS_BYTES = 2_000
 MAX_TEXT = 100
+# What a field with such a name was given is not repeated.
+SECRET_FIELDS = ("password", "secret", "token")
 
 
 class Problem(TypedDict):
@@ -127,7 +129,7 @@ def _field_error(fault: dict[str, Any]) -> FieldError:
     location = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
     message = str(fault["msg"]).removeprefix("Value error, ")
     given = "" if fault["type"] == "missing" else shown(fault.get("input"))
-    secret = any("password" in part or "token" in part for part in location)
+    secret = any(part == "key" or any(word in part for word in SECRET_FIELDS) for part in location)
     return {
         "field": ".".join(location)[:MAX_TEXT] or "body",
         "message": message,

@@ -22,6 +22,8 @@ from tests.app_server import ApiUser, AppServer, kinds, running_server
 from tests.servers import REDIS_SERVERS, redis_server
 from tests.tables import rows
 
+pytestmark = pytest.mark.proof(33, "limits")
+
 SIGN_IN = {"email": "ada@example.com", "password": "not the password"}
 STALL = {"text": "Draw a house [offline: stall]", "agent_key": "designer"}
 STALLED_RUN = {"input": STALL["text"], "agent_key": "designer"}

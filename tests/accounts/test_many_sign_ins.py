@@ -12,6 +12,7 @@ import pytest
 
 from tests import timeouts
 from tests.app_server import PASSWORD, ApiUser
+from tests.floods import Flood, sign_in_repeatedly
 from tests.processes import running_processes
 from tests.results import Results
 
@@ -46,11 +47,11 @@ async def test_a_hundred_sign_ins_at_once(ada: ApiUser, results: Results) -> Non
         27,
         "sign-ins and sign-ups at once",
         tried=f"100 at a time, {sum(answers.values())} in {SECONDS:.0f} s",
-        kept=f"`/v1/me` p50 {idle * 1000:.1f} -> {busy * 1000:.1f} ms, 0 x 503 on `/readyz`, {answers[429]} x 429",
+        kept=f"`/v1/me` p50 {idle * 1000:.1f} -> {busy * 1000:.1f} ms, 0 x 503 on `/readyz`, {answers['429']} x 429",
     )
 
 
-async def keep_signing_in(ada: ApiUser, at_once: int) -> tuple[float, float, Counter[int]]:
+async def keep_signing_in(ada: ApiUser, at_once: int) -> tuple[float, float, Counter[str]]:
     """The median of `/v1/me` before and meanwhile, and how the others were answered."""
     many = httpx.Limits(max_connections=None)
     async with (
@@ -58,16 +59,19 @@ async def keep_signing_in(ada: ApiUser, at_once: int) -> tuple[float, float, Cou
         httpx.AsyncClient(base_url=ada.base_url, timeout=30, limits=many) as anyone,
     ):
         idle = await time_requests(member, "/v1/me", 0.5)
-        storm = [asyncio.create_task(sign_in_repeatedly(anyone, ada.email, number)) for number in range(at_once)]
+        storm = Flood(ada.base_url, ada.email, PASSWORD, time.monotonic() + SECONDS)
+        # One in two signs up instead.
+        paths = ["/v1/signup" if number % 2 else "/v1/tokens" for number in range(at_once)]
+        tasks = [asyncio.create_task(sign_in_repeatedly(storm, anyone, path)) for path in paths]
         await asyncio.sleep(0.2)
         busy, ready = await asyncio.gather(
             time_requests(member, "/v1/me", SECONDS), time_requests(member, "/readyz", SECONDS)
         )
-        answers = sum(await asyncio.gather(*storm), Counter[int]())
-    assert set(answers) == {201, 429}
+        await asyncio.gather(*tasks)
+    assert set(storm.statuses) == {"201", "429"}
     assert statistics.median(busy) <= 3 * timeouts.SCALE * statistics.median(idle)
     assert max(ready) < timeouts.ALIVE
-    return statistics.median(idle), statistics.median(busy), answers
+    return statistics.median(idle), statistics.median(busy), storm.statuses
 
 
 async def time_requests(client: httpx.AsyncClient, path: str, seconds: float) -> list[float]:
@@ -80,22 +84,3 @@ async def time_requests(client: httpx.AsyncClient, path: str, seconds: float) ->
         assert answer.status_code == 200
         await asyncio.sleep(0.01)
     return took
-
-
-async def sign_in_repeatedly(client: httpx.AsyncClient, email: str, number: int) -> Counter[int]:
-    """One in two signs up instead; who is refused waits as long as it is told."""
-    answers = Counter[int]()
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        body = {"email": email, "password": PASSWORD}
-        path = "/v1/tokens"
-        if number % 2:
-            path, body = "/v1/signup", {**body, "email": f"{time.monotonic_ns()}@example.com", "tenant_name": "New"}
-        answer = await client.post(path, json=body)
-        answers[answer.status_code] += 1
-        if answer.status_code == 429:
-            received = answer.json()
-            told = (received["code"], received["limit"], received["scope"], received["allowed"])
-            assert told == ("limit_exceeded", "sign_ins_at_once", "process", 20)
-            await asyncio.sleep(int(answer.headers["Retry-After"]))
-    return answers

@@ -21,6 +21,7 @@ from schemathesis.core.failures import FailureGroup
 
 from tests.app_server import PASSWORD, ApiUser, AppServer, one
 from tests.replies import DOCUMENT, event_faults
+from tests.results import Results
 
 CHECKS = {
     "not_a_server_error",
@@ -152,14 +153,18 @@ class Outcome:
     [(14, 300), pytest.param(150, 3000, marks=[pytest.mark.prove, pytest.mark.timeout(1800)])],
     ids=["few", "many"],
 )
-def test_no_request_gets_a_reply_that_the_document_does_not_name(server: AppServer, each: int, least: int) -> None:
+def test_no_request_gets_a_reply_that_the_document_does_not_name(
+    server: AppServer, each: int, least: int, results: Results
+) -> None:
     number = random.randrange(2**32)
     outcome = Outcome()
     for operation in OPERATIONS:
         own = Belongings(server.sign_up())
         try_operation(outcome, own, operation, each, number)
     cases = sum(sum(counts.values()) for counts in outcome.statuses.values())
-    print(f"{cases} cases, {sum(outcome.findings.values())} findings, seed {number}")  # noqa: T201
+    failed = sum(count for counts in outcome.statuses.values() for status, count in counts.items() if status >= 500)
+    kept = f"{failed} x 5xx, {sum(outcome.findings.values())} undocumented replies"
+    results(29, "schemathesis", tried=f"{cases} requests, {len(OPERATIONS)} operations", kept=kept, seed=number)
     assert outcome.findings == {}
     assert cases >= least
     assert list(unreached(outcome)) == []

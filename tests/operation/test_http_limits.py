@@ -22,6 +22,8 @@ from tests.app_server import ApiUser, AppServer, kinds, running_server
 from tests.results import Results
 from tests.servers import free_port
 
+pytestmark = pytest.mark.proof(26, "heads and bodies")
+
 SECONDS = 0.4
 # The window is as long as the deadline of a head: so many bytes are enough.
 ENOUGH = int(1024 * SECONDS)

@@ -22,6 +22,8 @@ from tests.made_streams import call, image, png, reasoning, stream_of, text
 from tests.stream_server import serving
 from tests.tables import rows
 
+pytestmark = pytest.mark.proof(34, "paid images")
+
 LEASE_SECONDS = 2.0
 MAX_EVENT_BYTES = 64 * 1024
 SHOWN = 20
