@@ -1,6 +1,7 @@
 """What needs no plan is limited all the same: requests of strangers, open streams, waiting runs, uploads."""
 
 import io
+import json
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -273,6 +274,22 @@ def test_a_body_of_nobody_is_small(ada: ApiUser, server: AppServer, path: str) -
         path, content=iter([b"x" * 10_000] * 2), headers={"Content-Type": "application/json"}
     )
     assert chunked.status_code in {401, 413}
+
+
+@pytest.mark.parametrize("credential", ["Bearer easel_at_made-up", "Bearer easel_sk_made-up", "Basic YTpi", "", "\xff"])
+def test_a_large_body_is_not_even_read_from_a_credential_that_nobody_has(
+    server: AppServer, ada: ApiUser, credential: str
+) -> None:
+    head = f"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: {credential}\r\nContent-Type: application/json\r\n"
+    url = httpx.URL(server.base_url)
+    for length in ("Content-Length: 1000000", "Transfer-Encoding: chunked"):
+        with socket.create_connection((url.host, url.port or 80), timeout=timeouts.ANSWER) as connection:
+            connection.sendall(f"{head}{length}\r\n\r\n".encode("latin-1"))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+    text = "x" * 20_000
+    assert ada.http.post("/v1/runs", json={"input": text}).status_code == 202
+    chunked = ada.http.post("/v1/runs", content=iter([json.dumps({"input": text}).encode()]))
+    assert chunked.status_code == 422  # it has no content type, and its body was read
 
 
 @pytest.mark.parametrize("kind", ["memory", *REDIS_SERVERS])

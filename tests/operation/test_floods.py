@@ -19,21 +19,27 @@ from tests.app_server import PASSWORD, ApiUser
 from tests.floods import FLOODS
 from tests.processes import running_processes
 from tests.results import Results
+from tests.waiting import queued
 
 MEGABYTE = 1024 * 1024
 # Two passwords are hashed at a time, with 64 MiB each; that much a single user who signs in twice takes, too.
 HASHES = 2 * 64 * MEGABYTE
 MORE_MEMORY = 64 * MEGABYTE
-# Of what the process had before; caches of the database driver and of TLS are filled by then.
-MEMORY_LEFT = 16 * MEGABYTE
+# Beyond what the process had before: Python and the database driver keep some of what they once needed.
+MEMORY_LEFT = 32 * MEGABYTE
 LONGEST_ANSWER = 64 * 1024
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds that `/v1/me` took, seconds that `/readyz` took, and the most memory in between."""
+    """Medians of the seconds that `/v1/me` took, the longest of `/readyz`, and the most memory in between.
+
+    `busy` is without the time for which the service's loop or this process stood in the queue for a processor: the
+    floods come from the same machine, and so may other work.
+    """
 
     me: float
+    busy: float
     ready: float
     memory: int
 
@@ -79,15 +85,16 @@ async def withstand(ada: ApiUser, process: psutil.Process, names: list[str], *, 
         assert flood.returncode == 0
     answers: dict[str, Any] = json.loads(output)
     left = await memory_left(process, before)
-    assert busy.me <= 3 * timeouts.SCALE * idle.me
-    assert busy.ready < timeouts.ALIVE
+    assert busy.busy <= 3 * timeouts.SCALE * idle.busy, (busy, idle)
+    assert busy.ready < timeouts.ANSWER
     more = max(busy.memory - before - (HASHES if {"sign_ins", "sign_ups"} & set(names) else 0), 0)
     assert more <= MORE_MEMORY
     assert sum(answers["statuses"].values()) > 0
     assert not {"500", "503"} & answers["statuses"].keys()
     assert answers["longest"] <= LONGEST_ANSWER
     kept = (
-        f"`/v1/me` p50 {idle.me * 1000:.1f} -> {busy.me * 1000:.1f} ms, 0 x 503 on `/readyz`, "
+        f"`/v1/me` p50 {idle.busy * 1000:.1f} -> {busy.busy * 1000:.1f} ms "
+        f"({busy.me * 1000:.1f} with the queue for a processor), 0 x 503 on `/readyz`, "
         f"memory +{(busy.memory - before) / MEGABYTE:.0f} MiB and back to +{left / MEGABYTE:.0f}, "
         f"longest answer {answers['longest']} bytes"
     )
@@ -96,18 +103,21 @@ async def withstand(ada: ApiUser, process: psutil.Process, names: list[str], *, 
 
 async def measure(member: httpx.AsyncClient, process: psutil.Process, *, seconds: float) -> Measured:
     me: list[float] = []
+    busy: list[float] = []
     ready: list[float] = []
     memory = 0
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for path, took in (("/v1/me", me), ("/readyz", ready)):
-            began = time.monotonic()
+            waited, began = queued(process.pid), time.monotonic()
             answer = await member.get(path)
             took.append(time.monotonic() - began)
+            if took is me:
+                busy.append(max(took[-1] - (queued(process.pid) - waited), 0.0))
             assert answer.status_code == 200, answer.text
         memory = max(memory, process.memory_info().rss)
         await asyncio.sleep(0.01)
-    return Measured(statistics.median(me), max(ready), memory)
+    return Measured(statistics.median(me), statistics.median(busy), max(ready), memory)
 
 
 async def memory_left(process: psutil.Process, before: int) -> int:
