@@ -53,13 +53,7 @@ class RequestMiddleware:
     `check_credential` says what is wrong with an Authorization header.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        settings: Settings,
-        check_credential: Callable[[Database, str], Awaitable[AppError | None]],
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, check_credential: CheckCredential) -> None:
         self._app = app
         self._check_credential = check_credential
         self._usual = BodyLimit(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
