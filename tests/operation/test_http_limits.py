@@ -341,16 +341,16 @@ def test_two_hundred_slow_sockets_slow_nobody_down(
         ended.set()
         sender.join()
     assert statistics.median(during) <= 2 * statistics.median(usual) + 0.02 * timeouts.SCALE
+    assert kinds(ada.ask("Hello"))[-1] == "run.completed"
     if looks > 100:
         assert p99(during) <= 2 * p99(usual)
-    assert kinds(ada.ask("Hello"))[-1] == "run.completed"
-    results(
-        26,
-        "200 sockets at 1 B/s",
-        tried=f"{looks} requests of a member",
-        kept=f"p50 {statistics.median(usual) * 1000:.1f} -> {statistics.median(during) * 1000:.1f} ms, "
-        f"p99 {p99(usual) * 1000:.1f} -> {p99(during) * 1000:.1f} ms",
-    )
+        results(
+            26,
+            "200 sockets at 1 B/s",
+            tried=f"{looks} requests of a member",
+            kept=f"p50 {statistics.median(usual) * 1000:.1f} -> {statistics.median(during) * 1000:.1f} ms, "
+            f"p99 {p99(usual) * 1000:.1f} -> {p99(during) * 1000:.1f} ms",
+        )
 
 
 def send_slowly(sockets: list[socket.socket], ended: threading.Event) -> None:
