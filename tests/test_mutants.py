@@ -207,7 +207,7 @@ MUTANTS = [
         "app/problems.py",
         'any(part == "key" or any(word in part for word in SECRET_FIELDS) for part in location)',
         "False",
-        "tests/operation/test_canaries.py",
+        "tests/test_bad_input.py::test_a_sign_up_that_cannot_be_is_refused_by_field",
     ),
     Mutant(
         "images that the database refuses are tried ever later",
