@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from app.clock import SharedClock
 from app.errors import CONNECTION_FAULTS, is_connection_error
 
 P = ParamSpec("P")
@@ -47,7 +48,9 @@ APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
 
 # Local to the transaction. SET ROLE asks what the login may become, not what the role before it may.
-SET_RIGHTS = text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)")
+SET_RIGHTS = text(
+    "SELECT clock_timestamp() AS clock, set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"
+)
 
 AfterCommit = Callable[[], Awaitable[object]]
 
@@ -138,7 +141,7 @@ def _drop_rights(session: Session, transaction: SessionTransaction, connection: 
     tenant_id = session.info.get("tenant_id")
     if role == APP_ROLE and tenant_id is None:
         raise RuntimeError("A transaction as easel_app needs a tenant.")
-    connection.execute(SET_RIGHTS, _rights(session))
+    session.info["clock"].observe(connection.execute(SET_RIGHTS, _rights(session)).one().clock)
 
 
 def _rights(session: Session | AsyncSession) -> dict[str, str]:
@@ -226,6 +229,7 @@ class Database:
         # For what must be told while all connections are in use.
         self.probe = create_async_engine("postgresql+asyncpg://", async_creator=connect, pool_size=1, max_overflow=0)
         _watch_idle_connections(self.probe)
+        self.clock = SharedClock()
         self._pending: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)
 
@@ -239,7 +243,8 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self, role: str, tenant_id: UUID | None) -> AsyncGenerator[AsyncSession]:
-        async with self._sessions(info={"role": role, "tenant_id": tenant_id}) as session:
+        info = {"role": role, "tenant_id": tenant_id, "clock": self.clock}
+        async with self._sessions(info=info) as session:
             yield session
             await session.commit()
             callbacks = cast(list[AfterCommit], session.info.pop("after_commit", []))

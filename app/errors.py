@@ -19,6 +19,15 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 2
 
+LimitName = Literal[
+    "anonymous_requests_per_minute",
+    "conversation_queued_runs",
+    "sign_ins_at_once",
+    "tenant_queued_runs",
+    "tenant_upload_bytes",
+    "tenant_uploads",
+    "user_streams",
+]
 LimitScope = Literal["address", "conversation", "process", "tenant", "user"]
 
 
@@ -152,9 +161,9 @@ class LimitExceeded(AppError):
     title = "Too many"
     code = ErrorCode.LIMIT_EXCEEDED
 
-    def __init__(self, detail: str, *, limit: str, scope: LimitScope, allowed: int, retry_after: float) -> None:
+    def __init__(self, detail: str, *, limit: LimitName, scope: LimitScope, allowed: int, retry_after: float) -> None:
         super().__init__(detail, headers={"Retry-After": str(max(math.ceil(retry_after), 1))})
-        self.limit = limit
+        self.limit: LimitName = limit
         self.scope: LimitScope = scope
         self.allowed = allowed
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from app.errors import LimitExceeded, LimitScope
+from app.errors import LimitExceeded, LimitName, LimitScope
 from app.settings import Settings
 
 
 class InFlightLimit:
     """At most `allowed` of each owner at a time; `sentence` tells a user which limit was reached."""
 
-    def __init__(self, limit: str, scope: LimitScope, allowed: int, sentence: str, *, retry_after: float) -> None:
-        self._limit: str = limit
+    def __init__(self, limit: LimitName, scope: LimitScope, allowed: int, sentence: str, *, retry_after: float) -> None:
+        self._limit: LimitName = limit
         self._scope: LimitScope = scope
         self._allowed = allowed
         self._sentence = sentence

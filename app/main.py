@@ -28,6 +28,7 @@ from app.db import CurrentDatabase, Database
 from app.embedded import Parts
 from app.error_codes import ErrorCode
 from app.errors import Unavailable
+from app.identity.actor import check_credential
 from app.limits import Limits
 from app.loading import freeze, load
 from app.middleware import RequestMiddleware
@@ -73,7 +74,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.limits = Limits.of(settings)
     app.state.link_cache = LinkCache()
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
-    app.add_middleware(RequestMiddleware, settings=settings)
+    app.add_middleware(RequestMiddleware, settings=settings, check_credential=check_credential)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

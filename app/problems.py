@@ -22,6 +22,7 @@ from app.errors import (
     Forbidden,
     Invalid,
     LimitExceeded,
+    LimitName,
     LimitScope,
     MethodNotAllowed,
     NoRoute,
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 MAX_FAULTS = 20
 MAX_FAULTS_BYTES = 2_000
 MAX_TEXT = 100
+# What a field with such a name was given is not repeated.
+SECRET_FIELDS = ("password", "secret", "token")
 
 
 class Problem(TypedDict):
@@ -55,7 +58,7 @@ class Problem(TypedDict):
     request_id: str
     errors: NotRequired[list[FieldError]]
     run_id: NotRequired[str]
-    limit: NotRequired[str]
+    limit: NotRequired[LimitName]
     scope: NotRequired[LimitScope]
     allowed: NotRequired[int]
     needs_role: NotRequired[str]
@@ -135,7 +138,7 @@ def _field_error(fault: dict[str, Any]) -> FieldError:
     location = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
     message = str(fault["msg"]).removeprefix("Value error, ")
     given = "" if fault["type"] == "missing" else shown(fault.get("input"))
-    secret = any("password" in part or "token" in part for part in location)
+    secret = any(part == "key" or any(word in part for word in SECRET_FIELDS) for part in location)
     return {
         "field": ".".join(location)[:MAX_TEXT] or "body",
         "message": message,

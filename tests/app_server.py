@@ -252,9 +252,10 @@ def starting_easel(
     """`easel serve` or `easel worker` with these settings and UNLIMITED alone, not waited for."""
     directory.mkdir(parents=True)
     port = free_port()
-    environment = {name.upper(): str(value) for name, value in {**UNLIMITED, **settings}.items()}
+    given = {"openai_api_key": "sk-test", **UNLIMITED, **settings}
+    environment = {name.upper(): str(value) for name, value in given.items()}
     environment |= {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DATABASE_URL": database_url}
-    environment |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url}
+    environment |= {"OPENAI_BASE_URL": provider_url}
     options = ["--port", str(port)] if command == "serve" else []
     log = directory / "log"
     with log.open("wb") as errors:

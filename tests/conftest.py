@@ -30,6 +30,7 @@ with warnings.catch_warnings():
 gc.set_threshold(50_000, 50, 100)
 
 _TEMPLATE = "easel_template"
+_results = Results()
 
 
 @pytest.fixture(scope="session")
@@ -52,12 +53,21 @@ def pytest_runtest_call() -> Generator[None]:
     assert undocumented == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def results() -> Generator[Results]:
     """Takes down what a suite has tried and kept."""
-    results = Results()
-    yield results
-    results.write()
+    yield _results
+    _results.write()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Counts the tests of a suite that is marked as `proof(promise, suite)`."""
+    report = yield
+    mark = item.get_closest_marker("proof")
+    if mark is not None and mark.args and report.when == "call":
+        _results.count(*mark.args, passed=report.passed)
+    return report
 
 
 class Postgres:

@@ -34,6 +34,12 @@ def text(pieces: Iterable[str], item_id: str = "msg_made") -> tuple[Json, list[J
     return item, [{**delta, "delta": piece} for piece in pieces]
 
 
+def reasoning(summary: str, item_id: str = "rs_made") -> tuple[Json, list[Json]]:
+    """Its summary comes in one piece."""
+    item: Json = {"id": item_id, "type": "reasoning", "summary": [{"type": "summary_text", "text": summary}]}
+    return item, [{"type": "response.reasoning_summary_text.delta", "summary_index": 0, "delta": summary}]
+
+
 def image(data: bytes, item_id: str = "ig_made") -> tuple[Json, list[Json]]:
     result = base64.b64encode(data).decode()
     return {"id": item_id, "type": "image_generation_call", "status": "completed", "result": result}, []

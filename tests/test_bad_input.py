@@ -11,6 +11,8 @@ import pytest
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds
 
+pytestmark = pytest.mark.proof(33, "small refusals")
+
 MEGABYTE = 1024 * 1024
 PILE = "\N{PILE OF POO}"
 

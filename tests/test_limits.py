@@ -1,24 +1,29 @@
 """What needs no plan is limited all the same: requests of strangers, open streams, waiting runs, uploads."""
 
 import io
+import json
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import httpx
 import pytest
 from PIL import Image
 from redis.asyncio import Redis
 
-from app.limits import Limits
+from app.errors import LimitName, LimitScope
+from app.identity import credentials
+from app.limits import InFlightLimit, Limits
 from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, running_server
-from tests.servers import redis_server
+from tests.servers import REDIS_SERVERS, redis_server
 from tests.tables import rows
+
+pytestmark = pytest.mark.proof(33, "limits")
 
 SIGN_IN = {"email": "ada@example.com", "password": "not the password"}
 STALL = {"text": "Draw a house [offline: stall]", "agent_key": "designer"}
@@ -38,6 +43,7 @@ def limited(database_url: str, provider_url: str, tmp_path: Path) -> Generator[A
         user_streams=3,
         tenant_uploads=2,
         tenant_uploads_mb=1,
+        anonymous_requests_per_minute=40,
     ) as server:
         yield server
 
@@ -45,6 +51,88 @@ def limited(database_url: str, provider_url: str, tmp_path: Path) -> Generator[A
 @pytest.fixture
 def server(limited: AppServer) -> AppServer:
     return limited
+
+
+def test_each_refusal_names_what_is_limited_for_whom_and_when_to_come_again(server: AppServer) -> None:
+    assert REFUSALS.keys() == set(get_args(LimitName))
+    for limit, (scope, allowed, reach) in REFUSALS.items():
+        user = server.sign_up()
+        with ExitStack() as held:
+            refused = reach(server, user, held)
+            assert_refused(refused, limit, scope, allowed)
+            assert refused.headers["Content-Type"] == "application/problem+json"
+            assert 1 <= int(refused.headers["Retry-After"]) <= 60
+            assert len(refused.json()["detail"]) > 40
+
+
+def reach_streams(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    path = f"/v1/runs/{stalled(user, held)['id']}/events"
+    for _ in range(3):
+        held.enter_context(open_stream(user, path))
+    return user.http.get(path)
+
+
+def reach_waiting_runs(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    first = stalled(user, held)
+    until(lambda: status_of(user, first) == "running")
+    for _ in range(4):
+        stalled(user, held)
+    return user.http.post("/v1/runs", json=STALLED_RUN)
+
+
+def reach_waiting_runs_of_a_conversation(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    first = stalled(user, held)
+    until(lambda: status_of(user, first) == "running")
+    more = {"conversation_id": first["conversation_id"], "if_busy": "queue"}
+    for _ in range(2):
+        stalled(user, held, **more)
+    return user.http.post("/v1/runs", json={**STALLED_RUN, **more})
+
+
+def stalled(user: ApiUser, held: ExitStack, **fields: Any) -> dict[str, Any]:
+    run = user.start(**STALL, **fields)
+    held.callback(user.http.put, f"/v1/runs/{run['id']}/cancellation")
+    return run
+
+
+def reach_uploads(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    for _ in range(2):
+        held.enter_context(slow_upload(user))
+    limits: Limits = server.uvicorn.app.state.limits
+    until(lambda: limits.uploads.open == 2)
+    return upload(user)
+
+
+def reach_upload_bytes(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    held.enter_context(slow_upload(user, declared=900_000))
+    limits: Limits = server.uvicorn.app.state.limits
+    until(lambda: limits.upload_bytes.open == 900_000)
+    return upload(user, padding=400_000)
+
+
+def reach_sign_ins(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    hashes: InFlightLimit = vars(credentials)["_hashes"]
+    for _ in range(20):
+        held.enter_context(hashes.acquire())
+    return user.http.post("/v1/tokens", json=SIGN_IN)
+
+
+def reach_anonymous_requests(server: AppServer, user: ApiUser, held: ExitStack) -> httpx.Response:
+    # Hashes no password: on a slow machine the bucket would fill up again as fast.
+    answers = [user.http.post("/v1/tokens/refresh", json={"refresh_token": "x"}) for _ in range(60)]
+    return next(answer for answer in answers if answer.status_code == 429)
+
+
+# Limit -> its scope, how many it allows, and how it is reached. The last one leaves the address without a request.
+REFUSALS: dict[LimitName, tuple[LimitScope, int, Callable[[AppServer, ApiUser, ExitStack], httpx.Response]]] = {
+    "user_streams": ("user", 3, reach_streams),
+    "tenant_queued_runs": ("tenant", 4, reach_waiting_runs),
+    "conversation_queued_runs": ("conversation", 2, reach_waiting_runs_of_a_conversation),
+    "tenant_uploads": ("tenant", 2, reach_uploads),
+    "tenant_upload_bytes": ("tenant", 1024 * 1024, reach_upload_bytes),
+    "sign_ins_at_once": ("process", 20, reach_sign_ins),
+    "anonymous_requests_per_minute": ("address", 40, reach_anonymous_requests),
+}
 
 
 def test_a_user_follows_so_many_runs_at_once(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
@@ -188,10 +276,26 @@ def test_a_body_of_nobody_is_small(ada: ApiUser, server: AppServer, path: str) -
     assert chunked.status_code in {401, 413}
 
 
-@pytest.mark.parametrize("kind", ["memory", "redis"])
+@pytest.mark.parametrize("credential", ["Bearer easel_at_made-up", "Bearer easel_sk_made-up", "Basic YTpi", "", "\xff"])
+def test_a_large_body_is_not_even_read_from_a_credential_that_nobody_has(
+    server: AppServer, ada: ApiUser, credential: str
+) -> None:
+    head = f"POST /v1/runs HTTP/1.1\r\nHost: x\r\nAuthorization: {credential}\r\nContent-Type: application/json\r\n"
+    url = httpx.URL(server.base_url)
+    for length in ("Content-Length: 1000000", "Transfer-Encoding: chunked"):
+        with socket.create_connection((url.host, url.port or 80), timeout=timeouts.ANSWER) as connection:
+            connection.sendall(f"{head}{length}\r\n\r\n".encode("latin-1"))
+            assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+    text = "x" * 20_000
+    assert ada.http.post("/v1/runs", json={"input": text}).status_code == 202
+    chunked = ada.http.post("/v1/runs", content=iter([json.dumps({"input": text}).encode()]))
+    assert chunked.status_code == 422  # it has no content type, and its body was read
+
+
+@pytest.mark.parametrize("kind", ["memory", *REDIS_SERVERS])
 async def test_a_bucket_is_refilled_evenly(kind: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        buckets = memory_buckets() if kind == "memory" else redis_buckets(stack, tmp_path)
+        buckets = memory_buckets() if kind == "memory" else redis_buckets(stack, tmp_path, kind)
         waits = [await buckets.take("a", size=4, seconds=2) for _ in range(6)]
         assert waits[:4] == [0] * 4
         assert all(0 < wait <= 0.5 for wait in waits[4:])
@@ -205,8 +309,8 @@ def memory_buckets() -> TokenBuckets:
     return MemoryTokenBuckets()
 
 
-def redis_buckets(stack: ExitStack, directory: Path) -> TokenBuckets:
-    url = stack.enter_context(redis_server(directory / "redis")).url
+def redis_buckets(stack: ExitStack, directory: Path, kind: str) -> TokenBuckets:
+    url = stack.enter_context(redis_server(directory / "redis", kind=kind)).url
 
     @asynccontextmanager
     async def connect() -> AsyncGenerator[Redis]:

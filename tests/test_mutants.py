@@ -65,8 +65,8 @@ MUTANTS = [
     Mutant(
         "a transaction drops to the rights of a role",
         "app/db.py",
-        "    connection.execute(SET_RIGHTS, _rights(session))",
-        "    pass",
+        "connection.execute(SET_RIGHTS, _rights(session)).one().clock",
+        "now()",
         "tests/tenancy/test_tenant_sessions.py::test_each_door_has_its_role_and_leaves_it_at_the_end",
     ),
     Mutant(
@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant(
         "a link ends",
         "app/attachments/file_tokens.py",
-        "    if expires <= now().timestamp():",
+        "    if expires <= now.timestamp():",
         "    if expires <= 0:",
         "tests/attachments/test_links.py::test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_kept",
     ),
@@ -155,7 +155,7 @@ MUTANTS = [
     ),
     Mutant(
         "a stolen refresh token ends its family",
-        "app/accounts/sign_in.py",
+        "app/accounts/service.py",
         "    await session.execute(update(SignIn).where(SignIn.id == token.sign_in_id).values(ended_at=now()))\n",
         "",
         "tests/accounts/test_accounts.py::test_a_refresh_token_used_again_later_ends_the_whole_family",
@@ -169,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         "a wrong password is refused",
-        "app/accounts/sign_in.py",
+        "app/accounts/service.py",
         "    if user is None or not matches:",
         "    if user is None:",
         "tests/accounts/test_accounts.py::test_a_wrong_password_and_an_unknown_person_are_answered_alike",
@@ -222,6 +222,41 @@ MUTANTS = [
         'pybase64.b64decode("".join(base64.split()), validate=True)',
         "pybase64.b64decode(base64, validate=True)",
         "tests/provider/test_wire_tap.py::test_what_was_not_tapped_is_decoded_alike",
+    ),
+    Mutant(
+        "links go by Postgres' clock",
+        "app/clock.py",
+        "        self._ahead = shown - _now()",
+        "        pass",
+        "tests/attachments/test_links.py::test_a_process_whose_clock_is_wrong_makes_links_that_work_and_end_as_all_do",
+    ),
+    Mutant(
+        "a large body is read from a known credential alone",
+        "app/middleware.py",
+        'await self._check_credential(scope["app"].state.database, headers["authorization"])',
+        "None",
+        "tests/test_limits.py::test_a_large_body_is_not_even_read_from_a_credential_that_nobody_has",
+    ),
+    Mutant(
+        "what was given as a secret is not repeated",
+        "app/problems.py",
+        'any(part == "key" or any(word in part for word in SECRET_FIELDS) for part in location)',
+        "False",
+        "tests/test_bad_input.py::test_a_sign_up_that_cannot_be_is_refused_by_field",
+    ),
+    Mutant(
+        "images that the database refuses are tried ever later",
+        "app/worker/recovery.py",
+        "            backoff.pause(run_id)",
+        "            pass",
+        "tests/worker/test_paid_images.py::test_images_that_the_database_refuses_are_tried_again_ever_later",
+    ),
+    Mutant(
+        "only listed origins may read answers",
+        "app/main.py",
+        "allow_origins=settings.cors_origins",
+        'allow_origins=["*"]',
+        "tests/openapi/test_cors.py",
     ),
     Mutant(
         "every answer has its guards",

@@ -5,13 +5,12 @@ import re
 from base64 import b64encode
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, cast
 
 import httpx
 import pytest
-import redis
 
 from tests.app_server import ApiUser, AppServer, one, running_server
+from tests.redis_contents import everything_in
 from tests.servers import RedisServer, redis_server
 from tests.tables import every_value
 
@@ -52,7 +51,7 @@ def test_a_big_image_leaves_no_bytes_outside_the_store(
         for value in column:
             assert len(value) <= LARGEST_VALUE, name
             assert not holds(value, image), name
-    in_redis = everything_in(redis_of_our_own)
+    in_redis = everything_in(redis_of_our_own.url)
     assert any(name.startswith("easel:run:") for name, _ in in_redis)
     assert [name for name, value in in_redis if holds(value, image)] == []
     received = [repr(record.__dict__).encode() for record in caplog.records]
@@ -73,28 +72,6 @@ def holds(value: bytes, image: bytes) -> bool:
     """Whether there is image base64 in it, or a piece of this very image."""
     middle = len(image) // 2
     return LOOKS_LIKE_BASE64.search(value) is not None or image[middle : middle + 64] in value
-
-
-def everything_in(server: RedisServer) -> list[tuple[str, bytes]]:
-    """Every key's content, each element as its bytes."""
-    # redis-py's answers have no types of their own.
-    with cast(Any, redis.Redis).from_url(server.url) as client:
-        return [(name.decode(), value) for name in client.scan_iter() for value in _values(client, name)]
-
-
-def _values(client: Any, name: bytes) -> list[bytes]:
-    kind = client.type(name)
-    if kind == b"stream":
-        return [part for _, fields in client.xrange(name) for pair in fields.items() for part in pair]
-    if kind == b"hash":
-        return [part for pair in client.hgetall(name).items() for part in pair]
-    if kind == b"zset":
-        return list(client.zrange(name, 0, -1))
-    if kind == b"set":
-        return list(client.smembers(name))
-    if kind == b"list":
-        return list(client.lrange(name, 0, -1))
-    return [client.get(name)]
 
 
 def size_of_request(provider_url: str, words: str) -> int:

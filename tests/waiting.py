@@ -17,15 +17,15 @@ def main() -> None:
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     longest = [0.0] * 3
     while not select.select([sys.stdin], [], [], 0.002)[0]:
-        queued, began = _queued(pid), time.perf_counter()
+        before, began = queued(pid), time.perf_counter()
         connection.request("GET", "/livez")
         connection.getresponse().read()
         took = time.perf_counter() - began
-        longest = sorted([*longest, took - (_queued(pid) - queued)])[1:]
+        longest = sorted([*longest, took - (queued(pid) - before)])[1:]
     sys.stdout.write(str(longest[0]))
 
 
-def _queued(pid: str) -> float:
+def queued(pid: int | str) -> float:
     """Seconds that the loop of that process and this one were ready to run, and did not."""
     return sum(int(Path(f"/proc/{one}/schedstat").read_text().split()[1]) for one in (pid, "self")) / 1e9
 

@@ -7,9 +7,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts import sign_in
+from app.accounts import service
 from app.accounts.passwords import check_new
-from app.accounts.sign_in import TokenPair
+from app.accounts.service import TokenPair
 from app.db import Database, enter_tenant, now
 from app.error_codes import ErrorCode
 from app.errors import Forbidden, Invalid, NotFound, Unauthenticated
@@ -67,7 +67,7 @@ async def accept_anew(
             "This address has an account: sign in with it, then accept.", code=ErrorCode.SIGN_IN_REQUIRED
         )
     if settings.signup_closed:
-        raise Forbidden(sign_in.SIGNUP_CLOSED, code=ErrorCode.SIGNUP_CLOSED)
+        raise Forbidden(service.SIGNUP_CLOSED, code=ErrorCode.SIGNUP_CLOSED)
     if account.password is None:
         fault = "choose a password for the new account"
         raise Invalid(f"password: {fault}.", errors=[{"field": "password", "message": fault, "given": ""}])
@@ -75,8 +75,8 @@ async def accept_anew(
     hashed = await credentials.hash_password(account.password)
     async with database.identity() as session:
         await _use(session, token)
-        user = await sign_in.add_user(session, invited.email, hashed, name=account.name)
-        tokens = sign_in.issue(session, settings, user.id, account.user_agent)
+        user = await service.add_user(session, invited.email, hashed, name=account.name)
+        tokens = service.issue(session, settings, user.id, account.user_agent)
         await session.flush()
         await _join(session, invited, user.id)
     return invited, tokens

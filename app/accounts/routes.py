@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Response
 from sqlalchemy import update
 
-from app.accounts import acceptance, passwords, sign_in, sign_ins
+from app.accounts import acceptance, passwords, service, sign_ins
 from app.accounts.acceptance import NewAccount
 from app.accounts.schemas import (
     Acceptance,
@@ -60,7 +60,7 @@ async def sign_up(
     """
     password = body.password.get_secret_value()
     await passwords.check_new(password, body.email)
-    made = await sign_in.sign_up(
+    made = await service.sign_up(
         database, settings, email=body.email, password=password, tenant_name=body.tenant_name, user_agent=user_agent
     )
     return SignedUp(
@@ -76,7 +76,7 @@ async def sign_up(
     dependencies=[LimitedByAddress],
     responses=problems(ErrorCode.UNAUTHENTICATED, *GUESSED),
 )
-async def sign_in_user(
+async def sign_in(
     body: SignIn, database: CurrentDatabase, settings: CurrentSettings, user_agent: UserAgent = None
 ) -> TokensView:
     """Sign in by e-mail address and password.
@@ -84,7 +84,7 @@ async def sign_in_user(
     Send the access token as `Authorization: Bearer`; before it ends, trade the refresh token for new ones. After ten
     failures within a minute even the right password is refused for the rest of it.
     """
-    pair = await sign_in.sign_in(
+    pair = await service.sign_in(
         database, settings, email=body.email, password=body.password.get_secret_value(), user_agent=user_agent
     )
     return TokensView(**vars(pair))
@@ -104,9 +104,9 @@ async def refresh_tokens(body: Refresh, settings: CurrentSettings, database: Cur
     """
     # Not the request's session: a theft must be committed although the answer is an error.
     async with database.identity() as session:
-        pair = await sign_in.rotate(session, settings, body.refresh_token)
-    if isinstance(pair, sign_in.Stolen):
-        raise sign_in.refresh_rejected()
+        pair = await service.rotate(session, settings, body.refresh_token)
+    if isinstance(pair, service.Stolen):
+        raise service.refresh_rejected()
     return TokensView(**vars(pair))
 
 

@@ -12,6 +12,10 @@ Partials = Annotated[int, Field(ge=0, le=3)]
 Compression = Annotated[int, Field(ge=0, le=100)]
 
 
+# The limit in app/images/options.py.
+ModelName = Annotated[str, Field(max_length=100)]
+
+
 class SvgReasoning(TypedDict, total=False):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -19,7 +23,7 @@ class SvgReasoning(TypedDict, total=False):
 class SvgAuthor(TypedDict, total=False):
     """The model that writes the SVG."""
 
-    model: str
+    model: ModelName
     reasoning: SvgReasoning
 
 
@@ -29,7 +33,7 @@ class _LeftToTheProvider(TypedDict, total=False):
     frame_count: Annotated[int, Field(ge=2, le=16)]
     frame_duration_ms: Annotated[int, Field(ge=1)]
     input_fidelity: Literal["high", "low"]
-    model: str
+    model: ModelName
     moderation: Literal["auto", "low"]
     output_compression: Compression
     svg: SvgAuthor

@@ -92,13 +92,15 @@ async def get_content(
 
 @router.head("/files/{token}", response_class=Response, include_in_schema=False)
 @router.get("/files/{token}", response_class=Response, responses=_CONTENT)
-async def get_file(request: Request, token: str, settings: CurrentSettings, store: CurrentStore) -> Response:
+async def get_file(
+    request: Request, token: str, settings: CurrentSettings, store: CurrentStore, database: CurrentDatabase
+) -> Response:
     """Get the bytes that a link names.
 
     The links in `url` lead here where the store makes none. The token is the permission, and ends with the link.
     `Range`, `If-Range` and `If-None-Match` are understood, and `HEAD`.
     """
-    grant = verify(settings, token)
+    grant = verify(settings, token, database.clock.now())
     # An object never changes under its key.
     etag = hashlib.sha256(grant.key.encode()).hexdigest()
     cache_control = f"private, max-age={settings.link_ttl_seconds}"

@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.attachments.file_tokens import Grant, sign
-from app.db import from_state, now
+from app.clock import SharedClock
+from app.db import CurrentDatabase, from_state
 from app.identity.actor import CurrentSettings
 from app.settings import Settings
 from app.storage.store import Store
@@ -36,12 +37,14 @@ class Links:
     """Makes links for one reader; `base_url` is `PUBLIC_URL` or the origin the reader came by.
 
     All links to one object made within the same half of `LINK_TTL_SECONDS` are the same and end at the same time, so
-    that browsers keep what they loaded: a link lives between half and the whole of that time.
+    that browsers keep what they loaded: a link lives between half and the whole of that time. It ends by Postgres'
+    clock, so that processes whose own clocks differ make the same links.
     """
 
     store: Store
     settings: Settings
     base_url: str
+    clock: SharedClock
     cache: LinkCache
 
     async def to(self, *grants: Grant) -> list[Link]:
@@ -72,7 +75,7 @@ class Links:
 
     def _issued_at(self) -> int:
         half = self.settings.link_ttl_seconds // 2
-        return int(now().timestamp()) // half * half
+        return int(self.clock.now().timestamp()) // half * half
 
 
 CurrentStore = Annotated[Store, from_state("store")]
@@ -82,9 +85,11 @@ def links_for(
     request: Request,
     store: CurrentStore,
     settings: CurrentSettings,
+    database: CurrentDatabase,
     cache: Annotated[LinkCache, from_state("link_cache")],
 ) -> Links:
-    return Links(store, settings, settings.public_url or str(request.base_url).rstrip("/"), cache)
+    base_url = settings.public_url or str(request.base_url).rstrip("/")
+    return Links(store, settings, base_url, database.clock, cache)
 
 
 ReaderLinks = Annotated[Links, Depends(links_for)]

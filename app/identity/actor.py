@@ -9,8 +9,8 @@ from fastapi import Depends, Header
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import CurrentDatabase, enter_tenant, from_state
-from app.errors import Unauthenticated, UserRequired, id_of
+from app.db import CurrentDatabase, Database, enter_tenant, from_state
+from app.errors import AppError, Unauthenticated, UserRequired, id_of
 from app.identity import service
 from app.identity.permissions import Permission
 from app.identity.service import Actor, Caller, SignedIn
@@ -73,6 +73,22 @@ async def require_user(database: CurrentDatabase, bearer: Bearer) -> SignedIn:
 async def identify_apart(database: CurrentDatabase, bearer: Bearer) -> Caller:
     async with database.identity() as session:
         return await identify(session, bearer)
+
+
+async def check_credential(database: Database, authorization: str) -> AppError | None:
+    """What is wrong with the credential of this header, as far as that is known before the request's work begins."""
+    scheme, _, bearer = authorization.partition(" ")
+    try:
+        if scheme.lower() != "bearer":
+            raise Unauthenticated(service.NOT_SIGNED_IN)
+        async with database.identity() as session:
+            await service.identify(session, bearer)
+    except Unauthenticated as error:
+        return error
+    except Exception:
+        # The route does the same, and its errors are answered.
+        return None
+    return None
 
 
 CurrentAuthenticated = Annotated[Authenticated, Depends(authenticate, scope="function")]

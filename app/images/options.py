@@ -16,6 +16,8 @@ QUALITIES = ("low", "medium", "high", "xhigh", "max", "auto")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 ALIASES = {"format": "output_format", "compression": "output_compression"}
 PARTIALS_CAP = "IMAGE_MAX_PARTIAL_IMAGES"
+# Events hold it.
+MAX_MODEL_CHARACTERS = 100
 
 _SIZE_RULE = (
     "auto or WIDTHxHEIGHT: both multiples of 16, no edge over 3840, "
@@ -196,8 +198,8 @@ def _number(lowest: int, highest: int | None) -> Callable[[str, object], int]:
 
 
 def _model(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise OptionError(name, value, "the name of a model")
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_MODEL_CHARACTERS:
+        raise OptionError(name, value, f"the name of a model, {MAX_MODEL_CHARACTERS} characters at most")
     return value
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic_core import to_json
 from typing_extensions import TypeAliasType
 
 from app.attachments.file_tokens import Grant
@@ -169,12 +170,13 @@ class MessageCompleted(LinkedEvent, frozen=True):
     def of(cls, row: Message, rows: Sequence[Attachment]) -> Self:
         message = MessageView.of(row, rows)
         shown = [one.model_copy(update={"variants": []}) for one in message.attachments]
-        room = MAX_EVENT_BYTES - len(message.text.encode())
+        room = MAX_EVENT_BYTES - len(to_json(message.text))
         sizes = accumulate(len(one.model_dump_json().encode()) + LINK_BYTES for one in shown)
-        count = max(sum(size <= room for size in sizes), 1)
+        count = sum(size <= room for size in sizes)
         update: dict[str, Any] = {"attachments": shown[:count]}
         if count < len(shown):
-            update["attachments_next_cursor"] = shown[count - 1].object_id
+            # None may be shown: the cursor of those from the first one that is not.
+            update["attachments_next_cursor"] = UUID(int=shown[count].object_id.int - 1)
         return cls(message=message.model_copy(update=update))
 
     async def with_links(self, links: Links) -> Self:

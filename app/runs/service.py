@@ -122,7 +122,7 @@ def _check_room(scope: Literal["conversation", "tenant"], allowed: int, queued: 
         whose = "this conversation" if scope == "conversation" else "your organisation"
         raise LimitExceeded(
             f"{allowed} runs of {whose} wait already: start the next one when some of them have begun.",
-            limit=f"{scope}_queued_runs",
+            limit="conversation_queued_runs" if scope == "conversation" else "tenant_queued_runs",
             scope=scope,
             allowed=allowed,
             retry_after=QUEUE_RETRY_SECONDS,

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from uuid import UUID
 
 from sqlalchemy import func, or_, select
 
@@ -23,7 +22,7 @@ from app.runs import idempotency
 from app.runs.models import Run, RunStatus
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
-from app.worker.recovery import recover_images
+from app.worker.recovery import Backoff, recover_images
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
         Job("sweep", min(SWEEP_EVERY, timedelta(seconds=ctx.settings.run_lease_seconds / 4)), partial(_sweep, ctx)),
         # Each worker stores what waits on its own disk, and all of them recover what lost workers left.
         Job("store_spooled", REPAIR_EVERY, partial(_store_spooled, ctx)),
-        Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, set[UUID]())),
+        Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, Backoff())),
         Job(
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True
         ),

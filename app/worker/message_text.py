@@ -4,6 +4,11 @@ from app.runs.events import MAX_DELTA_CHARACTERS
 from app.worker.link_filter import LinkFilter
 
 
+def cut(text: str) -> list[str]:
+    """In pieces that each fit into an event."""
+    return [text[at : at + MAX_DELTA_CHARACTERS] for at in range(0, len(text), MAX_DELTA_CHARACTERS)]
+
+
 class MessageText:
     """A blank line stands between the texts of different items of the answer."""
 
@@ -39,5 +44,5 @@ class MessageText:
             return []
         begins = self._item_id not in self._parts and bool(str(self))
         self._parts.setdefault(self._item_id, []).append(text)
-        pieces = [text[at : at + MAX_DELTA_CHARACTERS] for at in range(0, len(text), MAX_DELTA_CHARACTERS)]
+        pieces = cut(text)
         return ["\n\n", *pieces] if begins else pieces

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
@@ -29,6 +32,9 @@ log = logging.getLogger(__name__)
 RUNS_AT_ONCE = 40
 READERS = 4
 READ_SECONDS = 60.0
+# After a failure a run is left alone for this time, after each further one for twice as long as before.
+FIRST_PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 600.0
 # How long the provider keeps a response.
 PROVIDER_KEEPS = timedelta(days=30)
 
@@ -37,11 +43,33 @@ class Unrecoverable(Exception):
     """The provider no longer has the images; a retry is no use."""
 
 
-async def recover_images(ctx: WorkerContext, unrecoverable: set[UUID]) -> None:
+class Backoff:
+    """Which runs are left alone for now; those whose images the provider no longer has for ever."""
+
+    def __init__(self) -> None:
+        # Until when, and for how long.
+        self._pauses: dict[UUID, tuple[float, float]] = {}
+
+    def paused(self) -> Sequence[UUID]:
+        moment = time.monotonic()
+        return [run_id for run_id, (until, _) in self._pauses.items() if until > moment]
+
+    def pause(self, run_id: UUID) -> None:
+        _, before = self._pauses.get(run_id, (0.0, FIRST_PAUSE_SECONDS / 2))
+        seconds = min(before * 2, LONGEST_PAUSE_SECONDS)
+        self._pauses[run_id] = (time.monotonic() + seconds, seconds)
+
+    def give_up(self, run_id: UUID) -> None:
+        self._pauses[run_id] = (math.inf, math.inf)
+
+    def forget(self, run_id: UUID) -> None:
+        self._pauses.pop(run_id, None)
+
+
+async def recover_images(ctx: WorkerContext, backoff: Backoff) -> None:
     """Store images that ended runs left pending for longer than a lease, or without a row; nothing is bought for it.
 
-    Runs in `unrecoverable` are skipped; those whose images the provider no longer has are added to it. Raises a group
-    of StorageErrors.
+    Raises a group of StorageErrors.
     """
     oldest, newest = now() - PROVIDER_KEEPS, now() - timedelta(seconds=ctx.settings.run_lease_seconds)
     pending = select(Attachment.tenant_id, Attachment.run_id).where(
@@ -58,7 +86,7 @@ async def recover_images(ctx: WorkerContext, unrecoverable: set[UUID]) -> None:
     async with ctx.database.identity() as session:
         found = await session.execute(
             select(both.c.tenant_id, both.c.run_id)
-            .where(both.c.run_id.not_in(unrecoverable))
+            .where(both.c.run_id.not_in(backoff.paused()))
             # Several workers do this at a time: each begins with other runs.
             .order_by(func.random())
             .limit(RUNS_AT_ONCE)
@@ -71,21 +99,23 @@ async def recover_images(ctx: WorkerContext, unrecoverable: set[UUID]) -> None:
     readers = asyncio.Semaphore(READERS)
     async with asyncio.TaskGroup() as group:
         for row in rows:
-            group.create_task(_recover(ctx, readers, unrecoverable, row.tenant_id, row.run_id))
+            group.create_task(_recover(ctx, readers, backoff, row.tenant_id, row.run_id))
 
 
 async def _recover(
-    ctx: WorkerContext, readers: asyncio.Semaphore, unrecoverable: set[UUID], tenant_id: UUID, run_id: UUID
+    ctx: WorkerContext, readers: asyncio.Semaphore, backoff: Backoff, tenant_id: UUID, run_id: UUID
 ) -> None:
     async with readers:
         fields = {"tenant_id": str(tenant_id), "run_id": str(run_id)}
         try:
             async with asyncio.timeout(READ_SECONDS):
                 await _store_images(ctx, tenant_id, run_id)
+            backoff.forget(run_id)
         except Unrecoverable:
-            unrecoverable.add(run_id)
+            backoff.give_up(run_id)
             log.error("image.not_at_provider", extra=fields)
         except (ProviderError, SQLAlchemyError, TimeoutError) as error:
+            backoff.pause(run_id)
             log.warning("image.recovery_failed", extra={**fields, "error": type(error).__name__})
 
 

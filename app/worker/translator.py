@@ -25,9 +25,10 @@ from app.runs.events import (
 from app.worker.event_writer import EventWriter
 from app.worker.images import RunImages
 from app.worker.link_filter import LinkFilter
-from app.worker.message_text import MessageText
+from app.worker.message_text import MessageText, cut
 
 HANDOFF_PREFIX = "transfer_to_"
+MAX_NAME_CHARACTERS = 100
 # Tools that run at the provider: the type of its items -> the tool's key in a spec.
 HOSTED = {
     "image_generation_call": IMAGE_TOOL,
@@ -151,8 +152,8 @@ class Translator:
             self._emit(TextDelta(message_id=self._message_id, delta=piece))
 
     def _emit_reasoning(self, delta: str) -> None:
-        if delta:
-            self._emit(ReasoningDelta(delta=delta))
+        for piece in cut(delta):
+            self._emit(ReasoningDelta(delta=piece))
 
     def _item_added(self, item: Any) -> None:
         if item.type == "message":
@@ -160,7 +161,8 @@ class Translator:
         elif item.type in HOSTED:
             self._start_tool(item.id, HOSTED[item.type])
         elif item.type == "function_call" and not item.name.startswith(HANDOFF_PREFIX):
-            self._start_tool(item.call_id, item.name)
+            # The model may have made the name up, as long as it likes.
+            self._start_tool(item.call_id, item.name[:MAX_NAME_CHARACTERS])
 
     def _item_done(self, item: Any) -> None:
         if item.type in HOSTED:

@@ -11,6 +11,8 @@ import pytest
 from tests.app_server import PASSWORD, ApiUser, AppServer
 from tests.tables import every_value, rows
 
+pytestmark = pytest.mark.proof(12, "credentials")
+
 USES = 20
 
 

@@ -1,7 +1,5 @@
 """Promises 10, 11 and 25 in a real browser: nothing that is stored runs, links show images, text stays text."""
 
-# ruff: noqa: T201 - the suite prints its figures
-
 import asyncio
 import html
 import struct
@@ -21,6 +19,7 @@ from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, one, running_server
 from tests.attachment_rows import insert_attachment
 from tests.browser import Elsewhere, running_chromium, running_elsewhere
+from tests.results import Results
 from tests.servers import s3_server
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
@@ -102,8 +101,9 @@ def elsewhere() -> Generator[Elsewhere]:
         yield elsewhere
 
 
+@pytest.mark.proof
 async def test_no_stored_script_runs_in_a_browser(
-    server: AppServer, ada: ApiUser, chromium: Browser, elsewhere: Elsewhere
+    server: AppServer, ada: ApiUser, chromium: Browser, elsewhere: Elsewhere, results: Results
 ) -> None:
     nobodys = await chromium.new_page()
     adas = await chromium.new_page(extra_http_headers={"Authorization": ada.http.headers["Authorization"]})
@@ -130,7 +130,8 @@ async def test_no_stored_script_runs_in_a_browser(
             opened.append(await _open(nobodys, _served(elsewhere, name, "sandboxed", SVG, GUARDS)))
     await asyncio.sleep(QUIET_SECONDS)
     assert _ran(elsewhere) == set()
-    print(f"promise 10: scripts run: 0 of {len(opened)} openings; unguarded: {len(PAYLOADS)} of {len(PAYLOADS)}")
+    tried = f"{len(PAYLOADS)} payloads in Chromium, {len(opened)} openings"
+    results(10, "stored scripts", tried=tried, kept=f"0 ran; unguarded {len(PAYLOADS)}")
     await asyncio.gather(nobodys.close(), adas.close())
 
 
@@ -151,8 +152,9 @@ async def test_a_link_shows_its_image_on_another_site_without_credentials(
             await page.close()
 
 
+@pytest.mark.proof
 async def test_what_a_model_says_asks_nobody_for_anything(
-    server: AppServer, ada: ApiUser, stranger: ApiUser, chromium: Browser, elsewhere: Elsewhere
+    server: AppServer, ada: ApiUser, stranger: ApiUser, chromium: Browser, elsewhere: Elsewhere, results: Results
 ) -> None:
     foreign = one(stranger.draw(), "attachment.created")["attachment"]["object_id"]
     leak = f"![x]({elsewhere.url}/leak?q=1) <img src={elsewhere.url}/leak?q=2> {foreign}"
@@ -182,11 +184,13 @@ async def test_what_a_model_says_asks_nobody_for_anything(
     assert [path for path in elsewhere.asked if path.startswith("/leak")] == []
     await _widths(page, _chat(elsewhere, leak, attachments, {}))
     assert [path for path in elsewhere.asked if path.startswith("/leak")] == ["/leak?q=2"]
-    print("promise 25: foreign attachments 0, outside requests 0 from the server, 0 from Chromium; without a policy 1")
+    kept = "0 attachments of others, 0 requests of the server, 0 of Chromium; without a policy 1"
+    results(25, "what a model says", tried="2 leaks in a text, another tenant's id", kept=kept)
     await page.close()
 
 
-def test_a_tool_the_agent_does_not_have_is_not_executed(ada: ApiUser) -> None:
+@pytest.mark.proof
+def test_a_tool_the_agent_does_not_have_is_not_executed(ada: ApiUser, results: Results) -> None:
     executed: set[str] = set()
     # A tool of other agents, an agent the designer may not hand over to, and what nobody has.
     for tool in ("current_time", "transfer_to_assistant", "read_file"):
@@ -201,7 +205,7 @@ def test_a_tool_the_agent_does_not_have_is_not_executed(ada: ApiUser) -> None:
     listed = ada.ask("Go on [offline: call=current_time]", agent_key="assistant")
     assert one(listed, "tool.completed")["name"] == "current_time"
     assert kinds(listed)[-1] == "run.completed"
-    print("promise 25: unlisted tool calls executed: 0 of 3; listed: 1 of 1")
+    results(25, "unlisted tools", tried="3 calls, 1 of a listed tool", kept="0 executed, 1 of the listed tool")
 
 
 def _served(elsewhere: Elsewhere, name: str, way: str, mime_type: str, headers: dict[str, str]) -> str:

@@ -1,11 +1,9 @@
 """Promises 10 and 11: what a link opens, for how long, and what guards the bytes on their way to a browser."""
 
-# ruff: noqa: T201 - the suite prints its figures
-
 import base64
 import json
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -17,9 +15,11 @@ import redis
 
 from app.attachments.file_tokens import SERVED_TYPES
 from app.attachments.links import LinkCache
+from app.clock import SharedClock
 from app.db import now
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.attachment_rows import insert_attachment
+from tests.results import Results
 from tests.servers import RedisServer, S3Server, redis_server, s3_server
 from tests.tables import every_value
 
@@ -67,7 +67,10 @@ def either(request: pytest.FixtureRequest) -> AppServer:
     return cast(AppServer, request.getfixturevalue("server" if request.param == "own" else "s3_app"))
 
 
-async def test_every_object_is_served_under_guard_as_a_type_we_know(server: AppServer, ada: ApiUser) -> None:
+@pytest.mark.proof
+async def test_every_object_is_served_under_guard_as_a_type_we_know(
+    server: AppServer, ada: ApiUser, results: Results
+) -> None:
     answers = 0
     for claimed, (served, how) in TYPES.items():
         inserted = await insert_attachment(server, ada, DATA, mime_type=claimed, filename="a.html")
@@ -86,10 +89,13 @@ async def test_every_object_is_served_under_guard_as_a_type_we_know(server: AppS
                 assert answer.headers.get("Content-Type") == (None if answer.status_code == 304 else served)
                 answers += 1
     assert {served for served, _ in TYPES.values()} == SERVED_TYPES | {"application/octet-stream"}
-    print(f"promise 10: own object responses under guard: {answers} of {answers}")
+    results(10, "our own objects", tried=f"{answers} answers, {len(TYPES)} types", kept=f"{answers} under guard")
 
 
-async def test_a_stores_link_pins_type_and_disposition_and_the_way_to_it_is_never_cached(s3_app: AppServer) -> None:
+@pytest.mark.proof
+async def test_a_stores_link_pins_type_and_disposition_and_the_way_to_it_is_never_cached(
+    s3_app: AppServer, results: Results
+) -> None:
     ada = s3_app.sign_up()
     for claimed, (served, how) in TYPES.items():
         inserted = await insert_attachment(s3_app, ada, DATA, mime_type=claimed, filename="a.html")
@@ -104,10 +110,12 @@ async def test_a_stores_link_pins_type_and_disposition_and_the_way_to_it_is_neve
                 served,
                 how,
             )
-    print(f"promise 10: a store's links with pinned type and disposition: {2 * len(TYPES)} of {2 * len(TYPES)}")
+    links = 2 * len(TYPES)
+    results(10, "a store's links", tried=f"{links} links, {len(TYPES)} types", kept=f"{links} pin type and disposition")
 
 
-async def test_a_link_reads_one_object_for_minutes_and_does_nothing_else(either: AppServer) -> None:
+@pytest.mark.proof
+async def test_a_link_reads_one_object_for_minutes_and_does_nothing_else(either: AppServer, results: Results) -> None:
     ada, stranger = either.sign_up(), either.sign_up("Stranger's")
     mine = await insert_attachment(either, ada, DATA, mime_type="image/png", filename="a.png")
     theirs = await insert_attachment(either, stranger, b"theirs", mime_type="image/png", filename="a.png")
@@ -122,7 +130,32 @@ async def test_a_link_reads_one_object_for_minutes_and_does_nothing_else(either:
         assert answer.status_code // 100 == 4, (method, link, answer.status_code)
     assert httpx.get(url).content == DATA
     assert httpx.get(theirs["url"]).content == b"theirs"
-    print(f"promise 11: abuse of a link refused: {len(attempts)} of {len(attempts)}")
+    suite = f"abuse of {'our own links' if _is_own(url) else 'S3 links'}"
+    results(11, suite, tried=f"{len(attempts)} attempts", kept=f"{len(attempts)} refused")
+
+
+@pytest.mark.parametrize("off", [-3600, -60, 60, 3600])
+async def test_a_process_whose_clock_is_wrong_makes_links_that_work_and_end_as_all_do(
+    either: AppServer, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    ada = either.sign_up()
+    monkeypatch.setattr("app.clock._now", lambda: now() + timedelta(seconds=off))
+    inserted = await insert_attachment(either, ada, DATA, mime_type="image/png", filename="a.png")
+    redirect = ada.http.get(f"/v1/attachments/{inserted['object_id']}/content")
+    for link in (inserted["url"], redirect.headers.get("Location", inserted["url"])):
+        lifetime = _end_of(link) - now()
+        assert timedelta(seconds=LONGEST_SECONDS / 2 - 5) <= lifetime <= timedelta(seconds=LONGEST_SECONDS)
+        assert httpx.get(link).content == DATA
+    assert datetime.fromisoformat(inserted["url_expires_at"]) == _end_of(inserted["url"])
+
+
+def _end_of(link: str) -> datetime:
+    """As whoever checks the link reads it."""
+    if _is_own(link):
+        return datetime.fromtimestamp(_facts(link.rpartition("/")[2].split(".")[0])[3], UTC)
+    query = parse_qs(urlsplit(link).query)
+    begin = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+    return begin + timedelta(seconds=int(query["X-Amz-Expires"][0]))
 
 
 async def test_after_a_delete_no_link_works(either: AppServer) -> None:
@@ -137,6 +170,7 @@ async def test_after_a_delete_no_link_works(either: AppServer) -> None:
     assert [ada.http.request(method, content).status_code for method in ("GET", "HEAD")] == [404, 404]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("storage", ["own", "s3"])
 def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_kept(
     storage: str,
@@ -145,6 +179,7 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
     provider_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    results: Results,
 ) -> None:
     settings = _on(request.getfixturevalue("s3")) if storage == "s3" else {}
     monkeypatch.setattr("app.runs.reader.HEARTBEAT_SECONDS", 0.2)
@@ -158,7 +193,7 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
         received += [ada.draw(f"Draw a {thing}", conversation_id=conversation_id) for thing in ("cat", "robot")]
         old = [one(events, "attachment.created")["attachment"] for events in received]
         run_ids = [one(events, "run.created")["run"]["id"] for events in received]
-        assert_no_link_lies_in(broker, database_url, old)
+        values = assert_no_link_lies_in(broker, database_url, old)
 
         if storage == "own":  # an S3 server goes by a clock of its own; its links' end has a test in the contract
             for later, status in (
@@ -166,8 +201,7 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
                 (timedelta(seconds=301), 404),
                 (timedelta(days=1), 404),
             ):
-                for module in ("links", "file_tokens"):
-                    monkeypatch.setattr(f"app.attachments.{module}.now", lambda later=later: now() + later)
+                let_clock_show(monkeypatch, lambda later=later: now() + later)
                 assert [httpx.get(each["url"]).status_code for each in old] == [status] * len(old)
         logged = [one(ada.events(run_id), "attachment.created")["attachment"] for run_id in run_ids]
         forget_streams(broker)
@@ -180,11 +214,22 @@ def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_ke
                 assert len(httpx.get(each["url"]).content) == each["size_bytes"]
                 content = ada.http.get(f"/v1/attachments/{each['object_id']}/content", follow_redirects=True)
                 assert len(content.content) == each["size_bytes"]
-        print(f"promise 11: images shown a day later: {len(read)} of {len(old)}")
+        kept = f"0 links in {values} values of rows and events, {len(read)} images shown"
+        results(11, f"a day later, {storage}", tried=f"{len(old)} images", kept=kept)
 
 
-def assert_no_link_lies_in(broker: RedisServer, database_url: str, attachments: list[Json]) -> None:
-    """Neither in a row of any table nor in the event log; the object's key does, so the look finds what is there."""
+def let_clock_show(monkeypatch: pytest.MonkeyPatch, read: Callable[[], datetime]) -> None:
+    def show(_: SharedClock) -> datetime:
+        return read()
+
+    monkeypatch.setattr(SharedClock, "now", show)
+
+
+def assert_no_link_lies_in(broker: RedisServer, database_url: str, attachments: list[Json]) -> int:
+    """Neither in a row of any table nor in the event log; the object's key does, so the look finds what is there.
+
+    Returns how many values were looked at.
+    """
     values = [value for column in every_value(database_url).values() for value in column]
     with cast(Any, redis.Redis).from_url(broker.url) as client:
         client.config_set("rdbcompression", "no")
@@ -193,7 +238,7 @@ def assert_no_link_lies_in(broker: RedisServer, database_url: str, attachments: 
         assert any(attachments[0]["object_id"].encode() in value for value in stored), name
         kept = [value for value in stored if b"X-Amz-Signature" in value or b"/v1/files/" in value]
         assert kept == []
-        print(f"promise 11: {name} that hold a link: {len(kept)} of {len(stored)}")
+    return len(values) + len(logged)
 
 
 def forget_streams(broker: RedisServer) -> None:
@@ -294,7 +339,7 @@ def test_a_link_stays_the_same_for_half_its_life(
         cache: LinkCache = server.uvicorn.app.state.link_cache
 
         def link_at(seconds: float) -> tuple[str, str]:
-            monkeypatch.setattr("app.attachments.links.now", lambda: datetime.fromtimestamp(seconds, UTC))
+            let_clock_show(monkeypatch, lambda: datetime.fromtimestamp(seconds, UTC))
             view = ada.http.get(path).json()
             return view["url"], view["url_expires_at"]
 

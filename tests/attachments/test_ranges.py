@@ -1,7 +1,5 @@
 """Parts of an image, and the word that the reader has it already, as RFC 9110 has them."""
 
-# ruff: noqa: T201 - the suite prints its figures
-
 import asyncio
 import secrets
 
@@ -10,6 +8,8 @@ import pytest
 
 from tests.app_server import ApiUser, AppServer
 from tests.attachment_rows import insert_attachment
+
+pytestmark = pytest.mark.proof(10, "ranges")
 
 DATA = secrets.token_bytes(1000)
 
@@ -57,7 +57,6 @@ async def test_ranges_and_conditions_are_answered_as_http_says(server: AppServer
             if status != 416:
                 assert (answer.headers["ETag"], answer.headers["Accept-Ranges"]) == (etag, "bytes")
             assert status == 304 or int(answer.headers["Content-Length"]) == len(answer.content)
-    print(f"byte ranges and conditions: {len(etags) * len(RANGES)} answers")
 
 
 async def test_head_tells_what_there_is_and_sends_none_of_it(server: AppServer, ada: ApiUser) -> None:

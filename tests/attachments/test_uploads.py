@@ -237,6 +237,7 @@ def test_where_the_store_fails_nothing_is_kept_and_trying_again_works(
             proxy.mode = "refuse"  # lets the threads go that still wait
 
 
+@pytest.mark.proof(9, "masks")
 @pytest.mark.parametrize(
     ("mode", "draw", "mask"),
     [
@@ -259,6 +260,7 @@ async def test_what_can_serve_as_a_mask_is_reported(tmp_path: Path, mode: str, d
         assert (written.mode, written.tobytes()) == (mode, image.tobytes())
 
 
+@pytest.mark.proof(9, "masks")
 async def test_a_black_and_white_image_becomes_a_mask_whose_black_is_transparent() -> None:
     buffer = BytesIO()
     halves("RGB", (0, 0, 0), (255, 255, 255)).save(buffer, "PNG")
@@ -267,6 +269,7 @@ async def test_a_black_and_white_image_becomes_a_mask_whose_black_is_transparent
         assert (mask.getpixel((0, 0)), mask.getpixel((63, 63))) == ((0, 0, 0, 0), (255, 255, 255, 255))
 
 
+@pytest.mark.proof(9, "masks")
 async def test_a_mask_is_decoded_in_a_child() -> None:
     with pytest.raises(UnreadableImage, match="more time or memory than allowed"):
         await masks.to_alpha(b"\x89PNG\r\n\x1a\n and no more")

@@ -49,13 +49,24 @@ IMPOSSIBLE: list[tuple[str, list[Any]]] = [
     ("moderation", ["none", "high"]),
     ("complexity", ["auto", "max"]),
     ("input_fidelity", ["medium"]),
-    ("model", ["", "  ", 2]),
+    ("model", ["", "  ", "x" * 101, 2]),
     ("output_compression", [-1, 101, 80.0, "80", True]),
     ("compression", [101]),
     ("partial_images", [-1, 4, True, "1", 1.0]),
     ("frame_count", [0, 1, 17, True, "4"]),
     ("frame_duration_ms", [0, -10, True, 10.5]),
-    ("svg", ["author", [], {"style": 1}, {"model": ""}, {"reasoning": "low"}, {"reasoning": {"effort": "huge"}}]),
+    (
+        "svg",
+        [
+            "author",
+            [],
+            {"style": 1},
+            {"model": ""},
+            {"model": "x" * 101},
+            {"reasoning": "low"},
+            {"reasoning": {"effort": "huge"}},
+        ],
+    ),
 ]
 
 

@@ -12,6 +12,8 @@ from app.settings import Settings
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.browser import running_chromium
 
+pytestmark = pytest.mark.proof(10, "edges")
+
 GOOD_KEY = "0123456789abcdef" * 4
 GUARDS = {
     "X-Content-Type-Options": "nosniff",

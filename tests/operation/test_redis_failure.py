@@ -14,24 +14,25 @@ import pytest
 from tests import timeouts
 from tests.app_server import ApiUser, running_server
 from tests.results import Results
-from tests.servers import free_port, redis_server
+from tests.servers import REDIS_SERVERS, free_port, redis_server
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 FULL = [pytest.mark.prove, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(
-    ("count", "away_seconds", "persistent"),
+    ("kind", "count", "away_seconds", "persistent"),
     [
-        pytest.param(3, 1.0, False, id="data lost"),
-        pytest.param(15, 10.0, False, id="data lost, in full", marks=FULL),
-        pytest.param(15, 10.0, True, id="data kept, in full", marks=FULL),
+        pytest.param("valkey", 3, 1.0, False, id="data lost"),
+        *(pytest.param(kind, 15, 10.0, False, id=f"data lost, {kind}", marks=FULL) for kind in REDIS_SERVERS),
+        *(pytest.param(kind, 15, 10.0, True, id=f"data kept, {kind}", marks=FULL) for kind in REDIS_SERVERS),
     ],
 )
 def test_redis_dies_and_comes_back(
     database_url: str,
     provider_url: str,
     tmp_path: Path,
+    kind: str,
     count: int,
     away_seconds: float,
     results: Results,
@@ -45,7 +46,9 @@ def test_redis_dies_and_comes_back(
 
         def start_redis() -> ExitStack:
             server = ExitStack()
-            redis = server.enter_context(redis_server(tmp_path / "redis", port=redis_port, persistent=persistent))
+            redis = server.enter_context(
+                redis_server(tmp_path / "redis", kind=kind, port=redis_port, persistent=persistent)
+            )
             settings["redis_url"] = redis.url
             server.callback(redis.process.kill)
             return server
@@ -76,7 +79,7 @@ def test_redis_dies_and_comes_back(
     assert set(ended.values()) == {"completed"}
     results(
         19,
-        f"Redis dies, {'data kept' if persistent else 'data lost'}",
+        f"{kind} dies, {'data kept' if persistent else 'data lost'}",
         tried=f"{len(runs)} runs, {back - began:.1f} s away",
         kept=f"{len(accepted)} accepted, {len(ended)} ended, {max(posts)} POST each, all within {seconds:.1f} s",
     )

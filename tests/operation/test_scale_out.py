@@ -11,16 +11,19 @@ import httpx
 import pytest
 
 from tests.app_server import kinds, one, running_server
-from tests.servers import redis_server, s3_server
+from tests.servers import REDIS_SERVERS, redis_server, s3_server
 
 BIN = Path(sys.executable).parent
 
 
 @pytest.mark.prove
-def test_a_worker_process_executes_what_the_api_accepts(database_url: str, provider_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", REDIS_SERVERS)
+def test_a_worker_process_executes_what_the_api_accepts(
+    database_url: str, provider_url: str, tmp_path: Path, kind: str
+) -> None:
     for name in ("redis", "s3", "api"):
         (tmp_path / name).mkdir()
-    with redis_server(tmp_path / "redis") as redis, s3_server(tmp_path / "s3") as s3:
+    with redis_server(tmp_path / "redis", kind=kind) as redis, s3_server(tmp_path / "s3") as s3:
         storage: dict[str, Any] = {
             "storage_provider": "minio",
             "minio_endpoint": s3.endpoint,

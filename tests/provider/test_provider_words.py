@@ -14,6 +14,8 @@ from tests.app_server import running_server
 from tests.made_streams import stream_of, text
 from tests.stream_server import serving
 
+pytestmark = pytest.mark.proof(30, "the provider's words")
+
 SECRETS = ("sk-proj-Zm9vYmFy_1-2", "org-Canary123", "proj_Canary456")
 SAID = f"Zeppelin: key {SECRETS[0]} of {SECRETS[1]} in {SECRETS[2]}."
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -14,25 +14,34 @@ import redis.asyncio
 from app.event_log import EventLog, MemoryEventLog, Record, Subscription
 from app.redis_event_log import RedisEventLog
 from tests import timeouts
-from tests.servers import RedisServer, redis_server
+from tests.servers import REDIS_SERVERS, RedisServer, redis_server
 
 TTL_SECONDS = 60
 RUN = UUID(int=1)
 
 
 @pytest.fixture(scope="module")
-def redis_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as server:
-        yield server
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, RedisServer]]:
+    """One of each kind."""
+    with ExitStack() as stack:
+        yield {
+            kind: stack.enter_context(redis_server(tmp_path_factory.mktemp("redis"), kind=kind))
+            for kind in REDIS_SERVERS
+        }
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=REDIS_SERVERS)
+def redis_of_tests(request: pytest.FixtureRequest, redis_servers: dict[str, RedisServer]) -> RedisServer:
+    return redis_servers[request.param]
+
+
+@pytest.fixture(params=["memory", *REDIS_SERVERS])
 async def log(request: pytest.FixtureRequest) -> AsyncGenerator[EventLog]:
     if request.param == "memory":
         yield MemoryEventLog(ttl_seconds=TTL_SECONDS)
         return
-    server: RedisServer = request.getfixturevalue("redis_of_tests")
-    async with log_of_a_process(server) as (log, client):
+    servers: dict[str, RedisServer] = request.getfixturevalue("redis_servers")
+    async with log_of_a_process(servers[request.param]) as (log, client):
         await client.flushall()
         yield log
 

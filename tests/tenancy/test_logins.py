@@ -24,6 +24,8 @@ from tests.tables import rows
 if TYPE_CHECKING:
     from tests.conftest import Postgres
 
+pytestmark = pytest.mark.proof(1, "database rights")
+
 NO_ROLE = text("SELECT set_config('role', 'none', true)")
 TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
 PRODUCTION: dict[str, Any] = {

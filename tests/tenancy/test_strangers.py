@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.app_server import PASSWORD, ApiUser, AppServer, one
+from tests.results import Results
 
 Schema = dict[str, Any]
 Operation = tuple[str, str]
@@ -125,7 +126,7 @@ def test_every_operation_is_in_the_matrix_with_every_id_it_takes(server: AppServ
     assert MATRIX.keys() == set(operations(schema)), "MATRIX has a line for an operation that is gone"
 
 
-@pytest.fixture(params=["stranger", "colleague"])
+@pytest.fixture(params=["stranger", "colleague"], ids=["another tenant", "two users of one tenant"])
 def other(request: pytest.FixtureRequest) -> ApiUser:
     return cast(ApiUser, request.getfixturevalue(request.param))
 
@@ -135,10 +136,12 @@ def other_tenant(ada: ApiUser, other: ApiUser) -> bool:
     return other.signed_up["tenant"] != ada.signed_up["tenant"]
 
 
+@pytest.mark.proof
 def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
-    ada: ApiUser, other: ApiUser, other_tenant: bool
+    request: pytest.FixtureRequest, ada: ApiUser, other: ApiUser, other_tenant: bool, results: Results
 ) -> None:
     own, theirs = belongings_of(ada), belongings_of(other)
+    tried = 0
     for (method, path), call in MATRIX.items():
         for name in sorted(ids_of(path, call) - (set() if other_tenant else TENANTS_IDS)):
             refused = send(other.http, method, path, call, {**theirs, name: own[name]})
@@ -146,7 +149,10 @@ def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_ne
             for unknown in (str(uuid.uuid4()), *MALFORMED):
                 absent = send(other.http, method, path, call, {**theirs, name: unknown})
                 assert received(absent) == received(refused), f"{method} {path} with {name}={unknown}"
+                tried += 1
     assert_untouched(ada, own)
+    suite = str(request.node.callspec.id)
+    results(3, suite, tried=f"{len(MATRIX)} operations, {tried} pairs of ids", kept=f"{tried} answered alike, 404")
 
 
 def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other: ApiUser, other_tenant: bool) -> None:

@@ -175,6 +175,7 @@ def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider
     assert [part["image_url"] for part in parts] == [data_url_of(second), data_url_of(first)]
 
 
+@pytest.mark.proof(9, "masks")
 @pytest.mark.parametrize(("kind", "covers"), [("alpha", "edit"), ("black and white", "attachments")])
 def test_only_what_the_mask_leaves_open_is_changed(ada: ApiUser, provider: str, kind: str, covers: str) -> None:
     original = upload(ada, noise(*SQUARE, coarse=64))
@@ -190,6 +191,7 @@ def test_only_what_the_mask_leaves_open_is_changed(ada: ApiUser, provider: str, 
     assert inside.getbbox() is not None
 
 
+@pytest.mark.proof(9, "masks")
 def test_an_image_may_be_its_own_mask(ada: ApiUser, provider: str) -> None:
     both = upload(ada, mask_of("black and white"))
     drawn(ada, "Make it red", attachments=[both["object_id"]], mask=both["object_id"])
@@ -200,6 +202,7 @@ def test_an_image_may_be_its_own_mask(ada: ApiUser, provider: str) -> None:
     assert tool["input_image_mask"]["image_url"] != data_url_of(both)
 
 
+@pytest.mark.proof(9, "masks")
 def test_a_mask_that_does_not_fit_is_refused_before_anything_is_paid(ada: ApiUser, provider: str) -> None:
     server = drawn(ada, "Draw a green house")["object_id"]
     mask = upload(ada, mask_of("alpha"))["object_id"]

@@ -10,6 +10,8 @@ from tests.app_server import one, running_server
 from tests.made_streams import stream_of, text
 from tests.stream_server import serving, text_of
 
+pytestmark = pytest.mark.proof(25, "links to the model's own files")
+
 LEFT_OUT = {
     "[your file](sandbox:/mnt/data/a.png)": "your file",
     "![a cat](sandbox:/mnt/data/cat.png)": "a cat",

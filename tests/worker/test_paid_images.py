@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from sqlalchemy import text as sql
 from app.db import Database
 from tests import timeouts
 from tests.app_server import ApiUser, Event, kinds, one, running_server
-from tests.made_streams import image, png, stream_of, text
+from tests.made_streams import call, image, png, reasoning, stream_of, text
 from tests.stream_server import serving
 from tests.tables import rows
+
+pytestmark = pytest.mark.proof(34, "paid images")
 
 LEASE_SECONDS = 2.0
 MAX_EVENT_BYTES = 64 * 1024
@@ -90,6 +93,33 @@ def test_an_image_whose_row_could_not_be_written_is_fetched_again(
     ]
 
 
+def test_images_that_the_database_refuses_are_tried_again_ever_later(
+    database_url: str,
+    provider_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.worker.recovery.FIRST_PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr("app.worker.housekeeping.REPAIR_EVERY", timedelta(seconds=0.02))
+    with running_server(database_url, provider_url, tmp_path, run_lease_seconds=1) as server:
+        ada = server.sign_up("Ada's")
+        with no_attachments(database_url):
+            assert ada.draw()[-1]["type"] == "run.completed"
+            deadline = time.monotonic() + timeouts.PATIENCE
+            while len(failed := failed_recoveries(caplog)) < 3:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert failed[1] - failed[0] >= 0.2
+        assert failed[2] - failed[1] >= 0.4
+        wait_for_attachments(ada, 1)
+
+
+def failed_recoveries(caplog: pytest.LogCaptureFixture) -> list[float]:
+    """When."""
+    return [record.created for record in caplog.records if record.getMessage() == "image.recovery_failed"]
+
+
 @pytest.mark.parametrize("count", [45, pytest.param(1_000, marks=[pytest.mark.prove, pytest.mark.timeout(600)])])
 def test_a_message_shows_its_first_images_and_says_where_the_others_are(
     database_url: str, provider_url: str, tmp_path: Path, count: int
@@ -129,6 +159,30 @@ def test_long_prompts_leave_room_for_fewer_images_in_an_event(database_url: str,
         assert 0 < len(message["attachments"]) < len(items)
         rest = following(ada, attachments_path(events, message), message["attachments_next_cursor"])
         assert len(message["attachments"]) + len(rest) == len(items)
+
+
+# A quotation mark takes two bytes of JSON.
+@pytest.mark.parametrize("quotes", [0, 15_000, 30_500, 32_500, 40_000])
+def test_only_a_message_with_a_longer_text_exceeds_what_an_event_may_have(
+    database_url: str, tmp_path: Path, quotes: int
+) -> None:
+    items = [image(png("red", (64 + number, 64)), f"ig_{number}") for number in range(3)]
+    for item, _ in items:
+        item["revised_prompt"] = "ä" * 8_000
+    thought = reasoning('"' * 100_000)
+    with (
+        serving(stream_of(thought, call("x" * 100_000)), stream_of(*items, text(['"' * quotes]))) as provider,
+        running_server(database_url, provider.url, tmp_path) as server,
+    ):
+        ada = server.sign_up("Ada's")
+        run = ada.start("Draw three", agent_key="designer")
+        sizes, events = read_sizes(ada, run["id"])
+        message = one(events, "message.completed")["message"]
+        larger = [event["type"] for size, event in zip(sizes, events, strict=True) if size > MAX_EVENT_BYTES]
+        assert larger == (["message.completed"] if 2 * quotes > MAX_EVENT_BYTES else [])
+        assert "".join(event["delta"] for event in events if event["type"] == "reasoning.delta") == '"' * 100_000
+        rest = following(ada, attachments_path(events, message), message["attachments_next_cursor"])
+        assert len(message["attachments"]) + (len(rest) if message["attachments_next_cursor"] else 0) == len(items)
 
 
 def test_an_answer_without_text_and_image_is_reported_as_one(ada: ApiUser) -> None:
