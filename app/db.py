@@ -49,7 +49,7 @@ IDENTITY_ROLE = "easel_identity"
 
 # Local to the transaction. SET ROLE asks what the login may become, not what the role before it may.
 SET_RIGHTS = text(
-    "SELECT clock_timestamp() AS clock, set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"
+    "SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true), clock_timestamp() AS clock"
 )
 
 AfterCommit = Callable[[], Awaitable[object]]
