@@ -4,7 +4,7 @@ import asyncio
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 
@@ -18,6 +18,7 @@ from app.identity.actor import ChatReader, ChatWriter, CurrentLimits, CurrentSet
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, reader, service
+from app.runs.direct import deliver_to
 from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
@@ -63,8 +64,10 @@ CurrentRegistry = Annotated[Registry, from_state("registry")]
 Draining = Annotated[asyncio.Event, from_state("draining")]
 
 
-def event_source_of(database: CurrentDatabase, broker: CurrentBroker, draining: Draining) -> EventSource:
-    return EventSource(database, broker, draining)
+def event_source_of(
+    request: Request, database: CurrentDatabase, broker: CurrentBroker, draining: Draining
+) -> EventSource:
+    return EventSource(database, broker, draining, deliver_to(request.scope))
 
 
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
