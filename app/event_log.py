@@ -26,18 +26,30 @@ class Record:
     key: str = ""
 
 
-class Subscription:
-    """A reader's position in a run's log. Records are pushed to it; what it missed it reads from the log."""
+# Passes records on to the reader at once, or refuses them.
+Deliver = Callable[[Sequence[Record]], bool]
 
-    def __init__(self, read: Callable[[int], Awaitable[list[Record]]], after: int) -> None:
+
+class Subscription:
+    """A reader's position in a run's log. Records are pushed to it; what it missed it reads from the log.
+
+    What comes while the reader waits is offered to `deliver`, so that its task need not run for each event.
+    """
+
+    def __init__(
+        self, read: Callable[[int], Awaitable[list[Record]]], after: int, deliver: Deliver | None = None
+    ) -> None:
+        self.position = after
+        """The number of the last record that was returned or delivered."""
         self._read = read
-        self._returned = after
+        self._deliver = deliver
+        self._delivered_at = 0.0
         self._queued: list[Record] = []
         self._caught_up = False
         self._waiter: asyncio.Future[None] | None = None
 
     async def next(self, wait_seconds: float) -> list[Record]:
-        """All records that this reader has not got yet; none after the time, or once woken."""
+        """All records that this reader has not got yet; none after so long without a record, or once woken."""
         if not self._caught_up and (found := await self._catch_up()):
             return found
         if not self._queued and not await self._wait(wait_seconds):
@@ -47,10 +59,13 @@ class Subscription:
         return self._take(self._queued)
 
     def push(self, records: Sequence[Record]) -> None:
-        newest = self._queued[-1].seq if self._queued else self._returned
+        newest = self._queued[-1].seq if self._queued else self.position
         if not records or records[-1].seq <= newest:
             return
         if self._caught_up and records[0].seq == newest + 1:
+            if self._is_waiting() and self._deliver is not None and self._deliver(records):
+                self.position, self._delivered_at = records[-1].seq, time.monotonic()
+                return
             self._queued.extend(records)
         else:
             self._caught_up = False
@@ -60,34 +75,36 @@ class Subscription:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _is_waiting(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
     async def _catch_up(self) -> list[Record]:
         """What the log holds, and what is pushed while it is read: a record may be in both."""
         self._queued, self._caught_up = [], True
         try:
-            found = await self._read(self._returned)
+            found = await self._read(self.position)
         except BaseException:
             self._caught_up = False
             raise
-        newest = found[-1].seq if found else self._returned
+        newest = found[-1].seq if found else self.position
         return self._take([*found, *(one for one in self._queued if one.seq > newest)])
 
     def _take(self, records: list[Record]) -> list[Record]:
         self._queued = []
         if records:
-            self._returned = records[-1].seq
+            self.position = records[-1].seq
         return records
 
     async def _wait(self, seconds: float) -> bool:
-        """False after the time."""
+        """False after so long without a record."""
         self._waiter = asyncio.get_running_loop().create_future()
+        self._delivered_at = time.monotonic()
         try:
-            async with asyncio.timeout(seconds):
-                await self._waiter
-        except TimeoutError:
-            return False
+            while (left := self._delivered_at + seconds - time.monotonic()) > 0 and not self._waiter.done():
+                await asyncio.wait({self._waiter}, timeout=left)
+            return self._waiter.done()
         finally:
             self._waiter = None
-        return True
 
 
 class EventLog(ABC):
@@ -127,9 +144,9 @@ class EventLog(ABC):
         """This process appends nothing more as an attempt at the run."""
 
     @contextmanager
-    def subscribe(self, run_id: UUID, after: int) -> Generator[Subscription]:
+    def subscribe(self, run_id: UUID, after: int, deliver: Deliver | None = None) -> Generator[Subscription]:
         """Follow the records numbered past `after` until the block ends."""
-        subscription = Subscription(lambda last: self.read(run_id, last), after)
+        subscription = Subscription(lambda last: self.read(run_id, last), after, deliver)
         subscriptions = self._subscriptions[run_id]
         subscriptions.add(subscription)
         try:

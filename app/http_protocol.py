@@ -7,12 +7,15 @@ which after each piece of data, so that a request that arrives whole costs no ti
 import asyncio
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
+from weakref import ref
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.db import uuid7
+from app.direct_write import EXTENSION
 from app.errors import AppError, HeadTooLarge, RequestTimeout, TooManyConnections, UnreadableBody
 from app.middleware import complete_headers
 from app.problems import to_response
@@ -196,6 +199,11 @@ class LimitedProtocol(RejectingProtocol):
         self._in_body = True
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        # Weak, as the cycle holds its scope.
+        cast(Any, cycle.scope)["extensions"] = {EXTENSION: partial(_write_at_once, ref(cycle))}
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
         self._progress = True
         if not self._rejected:
@@ -256,6 +264,17 @@ class LimitedProtocol(RejectingProtocol):
 
     def _awaits_continue(self) -> bool:
         return self._is_responding() and self.cycle.waiting_for_100_continue
+
+
+def _write_at_once(cycle_ref: ref[RequestResponseCycle], body: bytes) -> bool:
+    """See `DirectWrite`; what `cycle.send` does with a piece of a chunked body."""
+    cycle = cycle_ref()
+    if cycle is None or not cycle.chunked_encoding or cycle.response_complete:
+        return False
+    if cycle.flow.write_paused or cycle.transport.is_closing():
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 class _Flow(FlowControl):

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from redis.exceptions import NoScriptError
 
-from app.event_log import EventLog, Record, Subscription
+from app.event_log import Deliver, EventLog, Record, Subscription
 from app.redis_streams import Entry, StreamReader
 
 # The limit for a command, beyond the time that it is asked to wait.
@@ -161,8 +161,8 @@ class RedisEventLog(EventLog):
             self._reader.unwatch(_signal(run_id))
 
     @contextmanager
-    def subscribe(self, run_id: UUID, after: int) -> Generator[Subscription]:
-        with super().subscribe(run_id, after) as subscription:
+    def subscribe(self, run_id: UUID, after: int, deliver: Deliver | None = None) -> Generator[Subscription]:
+        with super().subscribe(run_id, after, deliver) as subscription:
             self._watch(run_id, after)
             try:
                 yield subscription

@@ -7,7 +7,7 @@ from agents.models.interface import Model
 from openai.types.responses.response_output_item import ImageGenerationCall
 
 from app.provider.errors import from_openai
-from app.provider.model import CallObserver, GeneratedImage, ImageExtractingModel, ImageSink, to_image
+from app.provider.model import GeneratedImage, ImageExtractingModel, ModelUse, to_image
 from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
@@ -32,11 +32,8 @@ class Provider:
             http_client=openai.DefaultAioHttpClient(timeout=timeout),
         )
 
-    def model(self, name: str, *, agent_key: str, observer: CallObserver, images: ImageSink, background: bool) -> Model:
-        """The model of one agent in one run."""
-        return ImageExtractingModel(
-            name, self._client, agent_key=agent_key, observer=observer, images=images, background=background
-        )
+    def model(self, name: str, use: ModelUse) -> Model:
+        return ImageExtractingModel(name, self._client, use)
 
     async def cancel(self, response_id: str) -> None:
         """Stop a response that the provider would finish, and charge for, in the background."""

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from openai.types.responses import ResponseCompletedEvent, ResponseCreatedEvent, ResponseStreamEvent
+from openai.types.responses import ResponseStreamEvent
 
 from app.provider.errors import ProviderError, ProviderSilent, ProviderUnreachable
 
@@ -30,9 +30,9 @@ class StreamCursor:
         self._breaks = 0
         self._read += 1
         self.sequence_number = self.sequence_number if number is None else number
-        if isinstance(event, ResponseCreatedEvent):
+        if event.type == "response.created":
             self.response_id = event.response.id
-        self.completed = self.completed or isinstance(event, ResponseCompletedEvent)
+        self.completed = self.completed or event.type == "response.completed"
         return True
 
     def pause_after(self, broken: ProviderError) -> float | None:

@@ -63,7 +63,7 @@ class WireTapClient(AsyncOpenAI):
     @override
     def _process_response_data(self, *, data: object, cast_to: type[T], response: httpx2.Response) -> T:
         """The type of an event names its class; the SDK lets pydantic try all sixty."""
-        if cast_to == _STREAM_EVENT and isinstance(data, dict):
+        if cast_to is _STREAM_EVENT and isinstance(data, dict):
             event = cast(dict[str, Any], data)
             if event_type := _EVENT_TYPES.get(str(event.get("type"))):
                 return cast(T, _event_of(event_type, event))

@@ -17,7 +17,7 @@ from app.broker import BROKER_UNAVAILABLE, Broker
 from app.conversations.models import Message
 from app.db import Database
 from app.errors import CONNECTION_FAULTS, NotFound
-from app.event_log import Record, Subscription
+from app.event_log import Deliver, Record, Subscription
 from app.limits import Permit
 from app.runs.events import (
     EVENT_CLASSES,
@@ -60,14 +60,15 @@ class EventSource:
     database: Database
     broker: Broker
     draining: asyncio.Event
+    deliver: Deliver | None
 
 
 async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[list[Record] | Pause]:
     """The events numbered past `after`, as many at a time as have come, to the terminal one or the run's deletion.
 
-    Holds no database connection.
+    Without those that `source.deliver` took. Holds no database connection.
     """
-    with source.broker.events.subscribe(run_id, after) as subscription:
+    with source.broker.events.subscribe(run_id, after, source.deliver) as subscription:
         found = await _unless_unavailable(_expired(source, tenant_id, run_id))
         while found is not None:
             if found:
@@ -76,6 +77,7 @@ async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int)
                 if EVENT_CLASSES[found[-1].type].terminal:
                     return
             found = await _next(subscription)
+            after = max(after, subscription.position)
             if source.draining.is_set():
                 yield Pause.DRAINING
                 return
@@ -95,10 +97,14 @@ async def frames(events: AsyncIterator[list[Record] | Pause], links: Links, perm
 
 async def _frame(record: Record, links: Links) -> bytes:
     """Events without links go out as the bytes they were written."""
-    data, kind = record.data, EVENT_CLASSES[record.type]
-    if issubclass(kind, LinkedEvent):
-        event = await kind.model_validate_json(data).with_links(links)
-        data = event.model_dump_json().encode()
+    kind = EVENT_CLASSES[record.type]
+    if not issubclass(kind, LinkedEvent):
+        return frame_of(record, record.data)
+    event = await kind.model_validate_json(record.data).with_links(links)
+    return frame_of(record, event.model_dump_json().encode())
+
+
+def frame_of(record: Record, data: bytes) -> bytes:
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (record.seq, record.type.encode(), data)
 
 

@@ -4,7 +4,7 @@ import asyncio
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator
 
@@ -20,6 +20,7 @@ from app.identity.service import Actor
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, reader, service
+from app.runs.direct import deliver_to
 from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
@@ -65,8 +66,10 @@ CurrentRegistry = Annotated[Registry, from_state("registry")]
 Draining = Annotated[asyncio.Event, from_state("draining")]
 
 
-def event_source_of(database: CurrentDatabase, broker: CurrentBroker, draining: Draining) -> EventSource:
-    return EventSource(database, broker, draining)
+def event_source_of(
+    request: Request, database: CurrentDatabase, broker: CurrentBroker, draining: Draining
+) -> EventSource:
+    return EventSource(database, broker, draining, deliver_to(request.scope))
 
 
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
@@ -110,11 +113,7 @@ async def get_run(run_id: RunId, actor: Annotated[Actor, may(Permission.READ_CHA
     return RunView.model_validate(await service.get(session, actor, run_id))
 
 
-@router.get(
-    "/{run_id}/events",
-    response_class=Response,
-    responses={200: EVENTS, 204: NO_EVENTS} | problems(ErrorCode.LIMIT_EXCEEDED),
-)
+@router.get("/{run_id}/events", response_class=Response, responses=FOLLOW)
 async def follow_run(
     run_id: RunId,
     actor: Annotated[Actor, may(Permission.READ_CHAT)],

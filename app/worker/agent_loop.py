@@ -23,6 +23,7 @@ from app.agents._shared.registry import LoadedAgent, runs_in_background
 from app.agents._shared.specs import ToolContext
 from app.errors import NotFound
 from app.provider.errors import ProviderForgot, ProviderOverfull
+from app.provider.model import ModelUse
 from app.runs.models import Run
 from app.worker import model_input
 from app.worker.calls import ProviderCalls
@@ -148,13 +149,9 @@ class AgentLoop:
         )
 
     def _model_for(self, loaded: LoadedAgent) -> Model:
-        return self._ctx.provider.model(
-            loaded.model,
-            agent_key=loaded.spec.key,
-            observer=self._calls,
-            images=self._images,
-            background=runs_in_background(self._ctx.settings, loaded),
-        )
+        background = runs_in_background(self._ctx.settings, loaded)
+        use = ModelUse(loaded.spec.key, self._calls, self._images, self._translator.on_event, background)
+        return self._ctx.provider.model(loaded.model, use)
 
 
 def _refusal_text(refused: RunErrorHandlerInput[Any]) -> str:

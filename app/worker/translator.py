@@ -1,11 +1,11 @@
-"""The SDK's stream events, as events of the run."""
+"""The provider's events, and some of the SDK's, as events of the run."""
 
 import json
 from collections.abc import Sequence
 from typing import Any, cast
 from uuid import UUID
 
-from agents import AgentUpdatedStreamEvent, RawResponsesStreamEvent, RunItemStreamEvent, StreamEvent
+from agents import AgentUpdatedStreamEvent, RunItemStreamEvent, StreamEvent
 from pydantic import BaseModel
 
 from app.agents._shared.tools import IMAGE_TOOL
@@ -86,10 +86,8 @@ class Translator:
         return not drew and not self.text.strip()
 
     def handle(self, event: StreamEvent) -> None:
+        """What the SDK did between two responses; the provider's events have come before."""
         match event:
-            case RawResponsesStreamEvent():
-                self._follow(event.data)
-                self._handle_raw(event.data)
             case RunItemStreamEvent(name="tool_output"):
                 self._tool_output(cast(Any, event.item).raw_item)
             case AgentUpdatedStreamEvent():
@@ -112,7 +110,7 @@ class Translator:
             self._images.emit_failure(None, ErrorCode.IMAGE_NOT_DRAWN, detail, retryable=True)
 
     def _follow(self, event: Any) -> None:
-        """Keys of the events that follow name this event of the provider."""
+        """Keys of what is emitted from here on name this event of the provider."""
         if event.type == "response.created":
             self._response_id = event.response.id
         source = f"{self._response_id}:{getattr(event, 'sequence_number', None) or 0}"
@@ -123,7 +121,9 @@ class Translator:
         self._source_count += 1
         self._events.emit(event, f"{self._source}:{self._source_count}")
 
-    def _handle_raw(self, event: Any) -> None:
+    def on_event(self, event: Any) -> None:
+        """An event of the provider."""
+        self._follow(event)
         kind = str(event.type)
         if kind in TEXT_DELTAS:
             self._text(event.item_id, event.delta)

@@ -1,8 +1,9 @@
 """The event log, in process and on Redis: numbering, fence, and readers that miss nothing."""
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -164,6 +165,46 @@ async def test_every_reader_gets_every_record_once(log: EventLog) -> None:
             await asyncio.sleep(0)
     for after, reader in enumerate(readers):
         assert await reader == records(after % 7 + 1, 50)
+
+
+async def test_what_is_delivered_and_what_is_returned_are_every_record_once(log: EventLog) -> None:
+    async def read(slow: random.Random) -> list[Record]:
+        found: list[Record] = []
+
+        def deliver(published: Sequence[Record]) -> bool:
+            delivered = slow.random() < 0.7
+            found.extend(published if delivered else ())
+            return delivered
+
+        with log.subscribe(RUN, 0, deliver) as subscription:
+            while subscription.position < 200:
+                found += await next_of(subscription)
+                await asyncio.sleep(slow.choice([0, 0, 0.001]))
+        return found
+
+    readers = [asyncio.create_task(read(random.Random(seed))) for seed in range(20)]
+    for seq in range(1, 200, 2):
+        await log.append(RUN, records(seq, seq + 1), attempt=1)
+        if seq % 9 == 0:
+            log.release(RUN)
+        await asyncio.sleep(0.001 * (seq % 3))
+    # A last record that is delivered wakes nobody.
+    log.wake_readers()
+    for reader in readers:
+        assert await reader == records(1, 200)
+
+
+async def test_silence_is_counted_from_the_last_record_that_was_delivered(log: EventLog) -> None:
+    with log.subscribe(RUN, 0, lambda _: True) as subscription:
+        assert await subscription.next(0) == []
+        waiting = asyncio.create_task(subscription.next(0.4))
+        for seq in range(1, 5):
+            await asyncio.sleep(0.2)
+            await log.append(RUN, records(seq, seq))
+        assert not waiting.done()
+        async with asyncio.timeout(timeouts.PATIENCE):
+            assert await waiting == []
+        assert subscription.position == 4
 
 
 async def test_a_reader_is_woken_where_the_process_is_about_to_end(log: EventLog) -> None:
