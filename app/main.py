@@ -36,6 +36,7 @@ from app.migrate import is_current
 from app.openapi import describe, problems
 from app.problems import install_handlers
 from app.runs import routes as runs
+from app.runs.access import AccessWatch
 from app.settings import Settings, SettingsError
 from app.storage.service import open_store
 from app.storage.store import StorageError
@@ -96,13 +97,16 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     state = app.state
     async with open_connections(state.settings, state.parts.database_url) as connections, AsyncExitStack() as stack:
         state.database, state.broker, state.store = connections.database, connections.broker, connections.store
+        state.access_watch = AccessWatch(connections.database, connections.broker.events)
         ending = asyncio.create_task(_end_streams(connections.broker, state.draining))
+        watching = asyncio.create_task(state.access_watch.run())
         if state.worker is not None:
             working = state.worker.working(state.settings, state.parts, state.registry, connections, state.draining)
             await stack.enter_async_context(working)
         freeze()
         yield
         ending.cancel()
+        watching.cancel()
 
 
 async def _end_streams(broker: Broker, draining: asyncio.Event) -> None:

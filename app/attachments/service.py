@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CollectionAggregate, Select, Uuid, any_, delete, func, literal, or_, select
+from sqlalchemy import CollectionAggregate, ColumnElement, Select, Uuid, any_, delete, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -15,6 +15,7 @@ from app.attachments.variants import stored_keys
 from app.db import after_commit
 from app.errors import NotFound
 from app.identity.service import Actor
+from app.identity.sharing import require_own, sent_with_shared, visible_to
 from app.storage import keys
 from app.storage.store import Store
 
@@ -28,12 +29,18 @@ _SIGNS = str.maketrans(dict.fromkeys("\0\\'<>", " "))
 
 
 async def get(session: AsyncSession, actor: Actor, object_id: UUID) -> Attachment:
-    row = await session.scalar(
-        select(Attachment).where(Attachment.id == object_id, Attachment.user_id == actor.user_id)
-    )
+    """One that the actor may see."""
+    row = await session.scalar(select(Attachment).where(Attachment.id == object_id, _visible_to(actor)))
     if row is None:
         raise NotFound("attachment")
     return row
+
+
+def _visible_to(actor: Actor) -> ColumnElement[bool]:
+    return or_(
+        visible_to(actor, Attachment.user_id, Attachment.conversation_id),
+        (Attachment.kind == AttachmentKind.UPLOAD) & sent_with_shared(Attachment.id),
+    )
 
 
 async def gallery(
@@ -86,14 +93,14 @@ def _any_of(ids: Sequence[UUID]) -> CollectionAggregate[Any]:
     return any_(literal(list(ids), ARRAY(Uuid)))
 
 
-async def of_ids(session: AsyncSession, user_id: UUID, object_ids: Sequence[UUID]) -> dict[UUID, Attachment]:
-    """The user's attachments by id; raises NotFound where one of them is not there or not theirs."""
-    rows = await session.scalars(
-        select(Attachment).where(Attachment.id == _any_of(object_ids), Attachment.user_id == user_id)
-    )
+async def own_of_ids(session: AsyncSession, actor: Actor, object_ids: Sequence[UUID]) -> dict[UUID, Attachment]:
+    """The actor's attachments by id; raises NotFound where one is not there, Forbidden where it is only shared."""
+    rows = await session.scalars(select(Attachment).where(Attachment.id == _any_of(object_ids), _visible_to(actor)))
     found = {row.id: row for row in rows}
     if not found.keys() >= set(object_ids):
         raise NotFound("attachment")
+    for row in found.values():
+        require_own(actor, row.user_id)
     return found
 
 
@@ -121,6 +128,7 @@ async def of_messages(
 async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: UUID) -> None:
     """Row and objects; links made before end with their lifetime."""
     row = await get(session, actor, object_id)
+    require_own(actor, row.user_id)
     await session.execute(delete(Attachment).where(Attachment.id == row.id))
     _drop_objects(session, store, [row])
     if row.run_id is not None:

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified, now
+from app.identity.sharing import SHARED
 
 
 class MessageRole(StrEnum):
@@ -20,7 +21,7 @@ class Visibility(StrEnum):
     """Who may read a conversation besides its user: nobody, or every member of the tenant."""
 
     PRIVATE = "private"
-    TENANT = "tenant"
+    TENANT = SHARED
 
 
 class Conversation(Identified, Base):

@@ -11,7 +11,7 @@ from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentPage, views
 from app.bodies import storable
-from app.conversations import service
+from app.conversations import service, sharing
 from app.conversations.models import Conversation, Message
 from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
 from app.errors import id_of
@@ -33,12 +33,13 @@ async def list_conversations(
     session: TenantSession,
     query: Annotated[PageQuery, Depends()],
     q: Annotated[Title | None, Query(max_length=200, description="Finds the titles that contain it.")] = None,
+    shared: Annotated[bool, Query(description="Those that others share, instead.")] = False,
 ) -> ConversationPage:
     """List the user's conversations.
 
     Newest first.
     """
-    statement = select(Conversation).where(Conversation.user_id == actor.user_id)
+    statement = sharing.listed(actor, shared=shared)
     if q:
         statement = statement.where(Conversation.title.icontains(q, autoescape=True))
     rows, cursor = await fetch_page(session, statement, Conversation.id, query)
@@ -57,20 +58,18 @@ async def get_conversation(
 
 
 @router.patch("/{conversation_id}")
-async def rename_conversation(
+async def update_conversation(
     conversation_id: ConversationId,
     body: ConversationChange,
     actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
     session: TenantSession,
 ) -> ConversationView:
-    """Rename a conversation.
+    """Rename a conversation, share it, or take it back.
 
-    Until then its title is the beginning of its first message.
+    Its first title is the beginning of its first message. Every member of the tenant may read one that is shared, with
+    its runs and images; taken back, it is gone for them with the next request.
     """
-    conversation = await service.get(session, actor, conversation_id, lock=True)
-    conversation.title = body.title
-    await session.flush()
-    return ConversationView.model_validate(conversation)
+    return ConversationView.model_validate(await sharing.change(session, actor, conversation_id, body))
 
 
 @router.delete("/{conversation_id}", status_code=204, response_class=Response)

@@ -3,16 +3,16 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from app.attachments.links import Links
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
-from app.bodies import Body, not_blank
-from app.conversations.models import Message, MessageRole
+from app.bodies import Body, Name, example
+from app.conversations.models import Message, MessageRole, Visibility
 from app.paging import Page
 
 # More than a user may send with a message.
@@ -23,8 +23,10 @@ class ConversationView(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
+    user_id: UUID
     title: str
     agent_key: str
+    visibility: Visibility
     created_at: datetime
     updated_at: datetime
 
@@ -34,9 +36,12 @@ class ConversationPage(Page[ConversationView]):
 
 
 class ConversationChange(Body):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"title": "Lighthouses"}]})
+    """What is left out stays as it is. `visibility`: `tenant` lets every member read it, viewers too."""
 
-    title: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
+    model_config = example({"title": "Lighthouses"})
+
+    title: Name | None = None
+    visibility: Visibility | None = None
 
 
 class MessageView(BaseModel):

@@ -13,6 +13,7 @@ from app.conversations.models import Conversation, Message
 from app.db import now, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
+from app.identity.sharing import require_own, visible_to
 from app.storage.store import Store
 
 TITLE_CHARACTERS = 60
@@ -26,12 +27,26 @@ def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
     return Conversation(id=uuid7(), tenant_id=actor.tenant_id, user_id=actor.user_id, agent_key=agent_key, title=title)
 
 
-async def get(session: AsyncSession, actor: Actor, conversation_id: UUID, *, lock: bool = False) -> Conversation:
-    """The actor's own conversation; with `lock`, held until the transaction ends."""
-    statement = select(Conversation).where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
-    conversation = await session.scalar(statement.with_for_update() if lock else statement)
+async def get(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
+    """One that the actor may read."""
+    visible = visible_to(actor, Conversation.user_id, Conversation.id)
+    conversation = await session.scalar(select(Conversation).where(Conversation.id == conversation_id, visible))
     if conversation is None:
         raise NotFound("conversation")
+    return conversation
+
+
+async def get_own(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
+    """One that the actor may change, held until the transaction ends. Raises NotFound, or Forbidden if it is shared."""
+    own = (Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
+    conversation = await session.scalar(select(Conversation).where(*own).with_for_update())
+    return conversation or await _refuse(session, actor, conversation_id)
+
+
+async def _refuse(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
+    """For one that is not the actor's own."""
+    conversation = await get(session, actor, conversation_id)
+    require_own(actor, conversation.user_id)
     return conversation
 
 
@@ -52,15 +67,12 @@ async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> C
         .values(updated_at=now())
         .returning(Conversation)
     )
-    conversation = touched.one_or_none()
-    if conversation is None:
-        raise NotFound("conversation")
-    return conversation
+    return touched.one_or_none() or await _refuse(session, actor, conversation_id)
 
 
 async def remove(session: AsyncSession, store: Store, actor: Actor, conversation_id: UUID) -> None:
     """With its messages, runs, attachments and, once committed, their objects."""
-    conversation = await get(session, actor, conversation_id, lock=True)
+    conversation = await get_own(session, actor, conversation_id)
     await attachments.remove_objects_of(session, store, conversation.id)
     await session.execute(delete(Conversation).where(Conversation.id == conversation.id))
 

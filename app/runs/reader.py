@@ -19,6 +19,7 @@ from app.db import Database
 from app.errors import CONNECTION_FAULTS, NotFound
 from app.event_log import Deliver, Record, Subscription
 from app.limits import Permit
+from app.runs.access import AccessWatch
 from app.runs.events import (
     EVENT_CLASSES,
     AttachmentCreated,
@@ -55,20 +56,28 @@ COMMENTS = {Pause.HEARTBEAT: b": still here\n\n", Pause.DRAINING: b": draining\n
 
 @dataclass(frozen=True)
 class EventSource:
-    """Where a reader's events come from; `draining` is set when the process is about to end."""
+    """Where a reader's events come from; `draining` is set when the process is about to end.
+
+    `reader` is the credential with which they came, and `watch` tells when it no longer opens the run.
+    """
 
     database: Database
     broker: Broker
     draining: asyncio.Event
     deliver: Deliver | None
+    reader: str
+    watch: AccessWatch
 
 
 async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int) -> AsyncIterator[list[Record] | Pause]:
     """The events numbered past `after`, as many at a time as have come, to the terminal one or the run's deletion.
 
-    Without those that `source.deliver` took. Holds no database connection.
+    Without those that `source.deliver` took. Ends where the reader loses access. Holds no database connection.
     """
-    with source.broker.events.subscribe(run_id, after, source.deliver) as subscription:
+    with (
+        source.watch.over(source.reader, tenant_id, run_id) as lost,
+        source.broker.events.subscribe(run_id, after, source.deliver) as subscription,
+    ):
         found = await _unless_unavailable(_expired(source, tenant_id, run_id))
         while found is not None:
             if found:
@@ -78,6 +87,8 @@ async def follow(source: EventSource, tenant_id: UUID, run_id: UUID, after: int)
                     return
             found = await _next(subscription)
             after = max(after, subscription.position)
+            if lost.is_set():
+                return
             if source.draining.is_set():
                 yield Pause.DRAINING
                 return

@@ -14,12 +14,13 @@ from app.broker import Broker
 from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
 from app.errors import id_of
-from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, may
+from app.identity.actor import Bearer, CurrentLimits, CurrentSettings, TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
 from app.runs import idempotency, reader, service
+from app.runs.access import AccessWatch
 from app.runs.direct import deliver_to
 from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
@@ -67,9 +68,15 @@ Draining = Annotated[asyncio.Event, from_state("draining")]
 
 
 def event_source_of(
-    request: Request, database: CurrentDatabase, broker: CurrentBroker, draining: Draining
+    request: Request,
+    bearer: Bearer,
+    database: CurrentDatabase,
+    broker: CurrentBroker,
+    draining: Draining,
+    watch: Annotated[AccessWatch, from_state("access_watch")],
 ) -> EventSource:
-    return EventSource(database, broker, draining, deliver_to(request.scope))
+    credential = bearer.credentials if bearer else ""
+    return EventSource(database, broker, draining, deliver_to(request.scope), credential, watch)
 
 
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]

@@ -15,6 +15,7 @@ from app.db import Base, after_commit, now, uuid7
 from app.error_codes import ErrorCode
 from app.errors import Conflict, LimitExceeded, NotFound
 from app.identity.service import Actor
+from app.identity.sharing import require_own, visible_to
 from app.inserts import insert_together
 from app.runs import idempotency
 from app.runs.events import RunCancelled, RunCreated, to_record
@@ -165,7 +166,9 @@ def _options(request: NewRun) -> RunOptions:
 
 
 async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
-    run = await session.scalar(select(Run).where(Run.id == run_id, Run.user_id == actor.user_id))
+    """One that the actor may see."""
+    visible = visible_to(actor, Run.user_id, Run.conversation_id)
+    run = await session.scalar(select(Run).where(Run.id == run_id, visible))
     if run is None:
         raise NotFound("run")
     return run
@@ -174,6 +177,7 @@ async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
 async def cancel(session: AsyncSession, broker: Broker, actor: Actor, run_id: UUID) -> Run:
     """End a queued run; signal the worker of a running one. An ended run stays as it is."""
     run = await get(session, actor, run_id)
+    require_own(actor, run.user_id)
     await _cancel(session, broker, run)
     await session.refresh(run)
     return run

@@ -61,7 +61,7 @@ async def check_images(session: AsyncSession, actor: Actor, request: NewRun) -> 
     wanted = [*request.attachments, *filter(None, (request.edit, request.mask))]
     if not wanted:
         return
-    rows = await attachments.of_ids(session, actor.user_id, wanted)
+    rows = await attachments.own_of_ids(session, actor, wanted)
     for place, object_id in enumerate(request.attachments):
         _check_input(f"attachments.{place}", rows[object_id])
     if request.edit is not None:
