@@ -11,7 +11,7 @@ from sqlalchemy import case, delete, func, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, now
+from app.db import now
 from app.errors import TooManyAttempts
 from app.identity.models import AttemptCount
 from app.origin import current_origin
@@ -76,8 +76,3 @@ class Attempts:
 def _subject(*parts: str) -> bytes:
     """A hash: the table tells nobody who was tried."""
     return hashlib.sha256("\n".join(parts).encode()).digest()
-
-
-async def delete_expired(database: Database) -> None:
-    async with database.identity() as session:
-        await session.execute(delete(AttemptCount).where(AttemptCount.expires_at <= func.now()))

@@ -18,6 +18,7 @@ from app.attachments.ingest import store_spooled
 from app.attachments.reconcile import reconcile
 from app.db import now
 from app.errors import Conflict
+from app.identity import expiry
 from app.runs import idempotency
 from app.runs.models import Run, RunStatus
 from app.storage.store import StorageError
@@ -68,6 +69,7 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
         Job(
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True
         ),
+        Job("delete_credentials", DAILY, partial(expiry.delete_expired, ctx.database), shared=True),
         Job("delete_idempotency_keys", DAILY, partial(idempotency.delete_expired, ctx.database), shared=True),
         Job("reconcile", DAILY, partial(_reconcile, ctx), shared=True),
     ]

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.app_server import PASSWORD, ApiUser, AppServer
+from tests.mails import token_in, wait_for_mail
 from tests.tables import every_value, rows
 
 pytestmark = pytest.mark.proof(12, "credentials")
@@ -117,14 +118,17 @@ def test_no_secret_lies_in_the_database(server: AppServer, ada: ApiUser, databas
     renewed = refresh(server.anyone(), ada.signed_up["refresh_token"]).json()
     pairs = [ada.signed_up, renewed]
     secrets = [pair[name] for pair in pairs for name in ("access_token", "refresh_token")] + [make_key(ada)["key"]]
+    invitation = ada.invite("grace@example.com")["token"]
+    assert server.anyone().post("/v1/password-resets", json={"email": ada.email}).status_code == 202
+    mailed = [invitation, token_in(wait_for_mail(server, ada.email))]
     assert ada.ask("Hello")
     values = every_value(database_url)
-    for secret in [*secrets, PASSWORD]:
+    for secret in [*secrets, *mailed, PASSWORD]:
         bare = secret.split("_", 2)[-1].encode()
         assert [name for name, column in values.items() if any(bare in value for value in column)] == []
     # The same look finds what is there: the hashes.
-    hashes = {*values["tokens.secret_hash"], *values["api_keys.secret_hash"]}
-    assert hashes == {hashlib.sha256(secret.encode()).digest() for secret in secrets}
+    hashes = {value for name, column in values.items() if name.endswith(".secret_hash") for value in column}
+    assert hashes == {hashlib.sha256(secret.encode()).digest() for secret in [*secrets, *mailed]}
     assert values["users.password_hash"][0].startswith(b"$argon2id$")
 
 
