@@ -167,7 +167,7 @@ def _general_codes(operation: Json) -> Iterator[ErrorCode]:
     """What any operation of this kind can answer."""
     body, parameters = operation.get("requestBody"), operation.get("parameters", ())
     yield ErrorCode.INTERNAL_ERROR
-    if body or parameters:
+    if body or parameters or "security" in operation:
         yield ErrorCode.UNAVAILABLE
     if body:
         yield from (ErrorCode.REQUEST_TIMEOUT, ErrorCode.TOO_LARGE, ErrorCode.INVALID_REQUEST)
