@@ -216,6 +216,13 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
         return self.smtp_url is not None or not self.production
 
     @property
+    def warnings(self) -> list[str]:
+        """What an operator should know of settings that are allowed."""
+        if self.mail_configured:
+            return []
+        return ["SMTP_URL is not set: nobody can reset a password, and invitations are passed on by their token."]
+
+    @property
     def api_docs_shown(self) -> bool:
         return not self.production if self.api_docs is None else self.api_docs
 

@@ -17,7 +17,7 @@ def run() -> None:
     settings = start("error")
     registry = load_agents(settings)
     typer.echo(f"agents: {', '.join(sorted(registry.specs))}")
-    for warning in registry.warnings:
+    for warning in (*registry.warnings, *settings.warnings):
         typer.echo(f"warning: {warning}")
     with running_parts(settings) as parts:
         asyncio.run(_look_at(settings, parts))

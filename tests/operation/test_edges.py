@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from playwright.async_api import Browser
+from pydantic import ValidationError
 
 from app.settings import Settings
 from tests.app_server import ApiUser, AppServer, one, running_server
@@ -117,6 +118,19 @@ def test_production_refuses_a_secret_that_can_be_guessed(secret_key: str) -> Non
 def test_a_good_secret_is_taken_and_development_takes_any() -> None:
     settings(environment="production", secret_key=f"{GOOD_KEY},{GOOD_KEY[::-1]}")
     settings(secret_key="short")
+
+
+def test_production_without_mail_is_warned_of() -> None:
+    (warning,) = settings(environment="production").warnings
+    assert "SMTP_URL" in warning
+    assert settings(environment="production", smtp_url="smtps://mail.example.com").warnings == []
+    assert settings(environment="development").warnings == []
+
+
+@pytest.mark.parametrize("url", ["mail.example.com", "http://mail.example.com", "smtp"])
+def test_what_is_no_mail_server_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="smtps?://"):
+        settings(smtp_url=url)
 
 
 def settings(**variables: Any) -> Settings:
