@@ -129,7 +129,7 @@ def test_production_without_mail_is_warned_of() -> None:
 
 @pytest.mark.parametrize("url", ["mail.example.com", "http://mail.example.com", "smtp"])
 def test_what_is_no_mail_server_is_refused(url: str) -> None:
-    with pytest.raises(ValidationError, match="smtps?://"):
+    with pytest.raises(ValidationError, match=r"smtps?://"):
         settings(smtp_url=url)
 
 
