@@ -19,6 +19,7 @@ import uvicorn
 from app.agents._shared.registry import load_registry
 from app.agents._shared.sdk_tools import make_function_tool
 from app.embedded import Parts
+from app.http_protocol import http_protocol
 from app.logins import as_login
 from app.server import Server
 from app.settings import Settings
@@ -278,6 +279,16 @@ def running_provider(directory: Path) -> Generator[str]:
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, access_log=False, **SERVED)
     with _in_thread(uvicorn.Server(config)):
         yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def running_alone(app: Any) -> Generator[int]:
+    """An ASGI app without the rest of the service, behind the same HTTP protocol; its port."""
+    port = free_port()
+    protocol = http_protocol(Settings(_env_file=None))  # pyright: ignore[reportCallIssue]
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=protocol, log_config=None, lifespan="off")
+    with _in_thread(uvicorn.Server(config)):
+        yield port
 
 
 @contextmanager

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-from app.http_protocol import HEAD_BYTES, LINGER_BYTES, SURPLUS, http_protocol
-from app.settings import Settings
+from app.http_protocol import HEAD_BYTES, LINGER_BYTES, SURPLUS
 from tests import timeouts
-from tests.app_server import ApiUser, AppServer, kinds, running_server
+from tests.app_server import ApiUser, AppServer, kinds, running_alone, running_server
 from tests.results import Results
-from tests.servers import free_port
 
 pytestmark = pytest.mark.proof(26, "heads and bodies")
 
@@ -201,29 +198,18 @@ def test_a_body_that_is_slow_but_fast_enough_is_read(server: AppServer) -> None:
 def test_a_client_that_the_app_lets_wait_is_not_given_up(expect: bytes) -> None:
     """The app reads nothing for some windows: the client sends what fits, or waits for leave to send."""
     early = 400_000 if not expect else 0
-    port = free_port()
-    protocol = http_protocol(Settings(_env_file=None))  # pyright: ignore[reportCallIssue]
-    config = uvicorn.Config(_read_late, host="127.0.0.1", port=port, http=protocol, log_config=None, lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        deadline = time.monotonic() + timeouts.SERVER_START
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with closing(socket.create_connection(("127.0.0.1", port), timeout=timeouts.ANSWER)) as connection:
-            head = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 400001\r\n" + expect + b"\r\n"
-            connection.sendall(head + b"a" * early)
-            if expect:
-                assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
-            else:
-                time.sleep(4.2 * SECONDS)
-            connection.sendall(b"a" * (400_001 - early))
-            assert b"\r\n400001\r\n" in received(connection)
-    finally:
-        server.should_exit = True
-        thread.join()
+    with (
+        running_alone(_read_late) as port,
+        closing(socket.create_connection(("127.0.0.1", port), timeout=timeouts.ANSWER)) as connection,
+    ):
+        head = b"POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 400001\r\n" + expect + b"\r\n"
+        connection.sendall(head + b"a" * early)
+        if expect:
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        else:
+            time.sleep(4.2 * SECONDS)
+        connection.sendall(b"a" * (400_001 - early))
+        assert b"\r\n400001\r\n" in received(connection)
 
 
 async def _read_late(scope: Any, receive: Any, send: Any) -> None:

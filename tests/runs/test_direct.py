@@ -2,25 +2,20 @@
 
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 from uuid import UUID
 
 import pytest
-import uvicorn
 
 from app.direct_write import EXTENSION, DirectWrite
 from app.event_log import Record
-from app.http_protocol import http_protocol
 from app.runs import direct
 from app.runs.direct import deliver_to
 from app.runs.events import MessageStarted, TextDelta, to_record
-from app.settings import Settings
 from tests import timeouts
-from tests.app_server import ApiUser
-from tests.servers import free_port
+from tests.app_server import ApiUser, running_alone
 
 PIECE = b"a" * 65_536
 # More than the sockets of both ends hold.
@@ -46,27 +41,16 @@ def test_a_piece_of_a_body_is_written_at_once_or_refused() -> None:
             pass
         answers["once the client has left"] = write(b"late")
 
-    port = free_port()
-    protocol = http_protocol(Settings(_env_file=None))  # pyright: ignore[reportCallIssue]
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, http=protocol, log_config=None, lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        deadline = time.monotonic() + timeouts.SERVER_START
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        with closing(socket.create_connection(("127.0.0.1", port), timeout=timeouts.ANSWER)) as connection:
-            connection.sendall(b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(4_096).endswith(b"\r\n\r\n3\r\none\r\n0\r\n\r\n")
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert filled.wait(timeouts.ANSWER)
-            body = connection.recv(4_096).partition(b"\r\n\r\n")[2]
-            assert body.startswith(b"3\r\none\r\n10000\r\naaaa")
-    finally:
-        server.should_exit = True
-        thread.join()
+    with (
+        running_alone(app) as port,
+        closing(socket.create_connection(("127.0.0.1", port), timeout=timeouts.ANSWER)) as connection,
+    ):
+        connection.sendall(b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4_096).endswith(b"\r\n\r\n3\r\none\r\n0\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert filled.wait(timeouts.ANSWER)
+        body = connection.recv(4_096).partition(b"\r\n\r\n")[2]
+        assert body.startswith(b"3\r\none\r\n10000\r\naaaa")
     pieces = answers.pop("pieces until the client is slow")
     assert 1 <= pieces < MOST_PIECES
     assert answers == {
