@@ -66,7 +66,7 @@ CurrentRegistry = Annotated[Registry, from_state("registry")]
 Draining = Annotated[asyncio.Event, from_state("draining")]
 
 
-def event_source_of(
+async def event_source_of(
     request: Request, database: CurrentDatabase, broker: CurrentBroker, draining: Draining
 ) -> EventSource:
     return EventSource(database, broker, draining, deliver_to(request.scope))
