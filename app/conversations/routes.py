@@ -99,9 +99,11 @@ async def list_messages(
 
     Oldest first, each with its attachments and their fresh links.
     """
-    conversation = await service.get(session, actor, conversation_id)
-    statement = select(Message).where(Message.conversation_id == conversation.id)
+    own = select(Conversation.id).where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
+    statement = select(Message).where(Message.conversation_id == own.scalar_subquery())
     rows, cursor = await fetch_page(session, statement, Message.id, query, oldest_first=True)
+    if not rows:
+        await service.get(session, actor, conversation_id)  # it may be another user's
     images = await service.images_of(session, rows)
     data = [MessageView.of(row, images.get(row.id, [])) for row in rows]
     await give_links([attachment for message in data for attachment in message.attachments], links)
