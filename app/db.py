@@ -281,7 +281,7 @@ async def _call_each(callbacks: Sequence[AfterCommit]) -> None:
 def from_state(name: str) -> Any:
     """For `Annotated[Broker, from_state("broker")]`: one of what the process holds open."""
 
-    def read(request: Request) -> Any:
+    async def read(request: Request) -> Any:
         return getattr(request.app.state, name)
 
     return Depends(read, scope="function")

@@ -1,8 +1,10 @@
 """Cursor paging: `?limit&cursor` -> `{data, next_cursor}`, newest first, by UUIDv7 ids."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 from uuid import UUID
 
+from fastapi import Depends
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,11 +22,20 @@ class Page(BaseModel, Generic[T]):
     next_cursor: UUID | None = None
 
 
-class PageQuery(BaseModel):
+@dataclass(frozen=True)
+class PageQuery:
     """`limit` rows after `cursor`, the `next_cursor` of the page before."""
 
-    limit: Annotated[int, Field(ge=1, le=100, description="How many at most.")] = 20
-    cursor: Annotated[UUID | None, Field(description="The `next_cursor` of the page before.")] = None
+    limit: int
+    cursor: UUID | None
+
+
+async def _page_query(limit: Annotated[int, Field(ge=1, le=100)] = 20, cursor: UUID | None = None) -> PageQuery:
+    # A coroutine, because FastAPI would call a class in a thread.
+    return PageQuery(limit, cursor)
+
+
+Paging = Annotated[PageQuery, Depends(_page_query)]
 
 
 async def fetch_page(

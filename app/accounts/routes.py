@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Header, Response
 from sqlalchemy import update
 
 from app.accounts import acceptance, passwords, service, sign_ins
@@ -35,7 +35,7 @@ from app.identity.models import User
 from app.identity.permissions import Permission
 from app.identity.service import Caller
 from app.openapi import problems
-from app.paging import PageQuery
+from app.paging import Paging
 from app.tenants.schemas import TenantView
 
 router = APIRouter(prefix="/v1", tags=["accounts"])
@@ -111,9 +111,7 @@ async def refresh_tokens(body: Refresh, settings: CurrentSettings, database: Cur
 
 
 @router.get("/tokens")
-async def list_sign_ins(
-    caller: SignedInUser, session: IdentitySession, query: Annotated[PageQuery, Depends()]
-) -> SignInPage:
+async def list_sign_ins(caller: SignedInUser, session: IdentitySession, query: Paging) -> SignInPage:
     """List the user's sign-ins.
 
     Newest first: those that have not ended, each with the program that it was made with.

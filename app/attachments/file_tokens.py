@@ -4,8 +4,8 @@ import hashlib
 import hmac
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from app.errors import NotFound
 from app.settings import Settings
@@ -16,8 +16,7 @@ SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml"}
 UNKNOWN_TYPE = "application/octet-stream"
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(NamedTuple):
     """What a link allows: to read one object under this name and type."""
 
     key: str

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment, AttachmentKind
-from app.attachments.schemas import AttachmentPage, AttachmentView, views
+from app.attachments.schemas import AttachmentPage, AttachmentView, linked
 from app.attachments.uploads import FIELD, UnsupportedType, upload_fault
 from app.broker import Broker
 from app.db import CurrentDatabase, from_state
@@ -24,7 +24,7 @@ from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Limits
 from app.openapi import problems, sends
-from app.paging import PageQuery, fetch_page
+from app.paging import Paging, fetch_page
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
@@ -64,7 +64,8 @@ async def upload_attachment(
                 database, broker, links.store, settings, actor, upload.file, upload.filename or ""
             )
     response.headers["Location"] = f"/v1/attachments/{row.id}"
-    return await AttachmentView.of(row).with_links(links)
+    (view,) = await linked([row], links)
+    return view
 
 
 @contextmanager
@@ -125,7 +126,7 @@ async def list_attachments(
     actor: Annotated[Actor, may_apart(Permission.READ_ATTACHMENTS)],
     database: CurrentDatabase,
     links: ReaderLinks,
-    query: Annotated[PageQuery, Depends()],
+    query: Paging,
     kind: Annotated[AttachmentKind | None, Query(description="Only these.")] = None,
     q: Annotated[str | None, Query(max_length=200, description=SEARCH)] = None,
     agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description=DRAWN_BY)] = None,
@@ -138,7 +139,7 @@ async def list_attachments(
     async with database.tenant(actor.tenant_id) as session:
         statement = await service.gallery(session, actor, kind=kind, q=q, agent_key=agent_key)
         rows, cursor = await fetch_page(session, statement, Attachment.id, query)
-    return AttachmentPage(data=await views(rows, links), next_cursor=cursor)
+    return AttachmentPage(data=await linked(rows, links), next_cursor=cursor)
 
 
 @router.get("/attachments/{object_id}")
@@ -152,7 +153,8 @@ async def get_attachment(
 
     Its `url` is a fresh link.
     """
-    return await AttachmentView.of(await service.get(session, actor, object_id)).with_links(links)
+    (view,) = await linked([await service.get(session, actor, object_id)], links)
+    return view
 
 
 @router.delete("/attachments/{object_id}", status_code=204, response_class=Response)

@@ -1,8 +1,8 @@
 """Attachments as their readers see them."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Self
 from uuid import UUID
 
@@ -14,7 +14,6 @@ from app.attachments.models import Attachment, AttachmentError, AttachmentKind, 
 from app.images import thumbnails
 from app.paging import Page
 
-ROWS_AT_ONCE = 10
 # When a link that was not made yet expires: long ago.
 UNLINKED = datetime.fromtimestamp(0, UTC)
 
@@ -68,7 +67,6 @@ class AttachmentView(BaseModel):
     def of(cls, row: Attachment) -> Self:
         """Without links yet: storage keys stand in their place."""
         stored = row.status == AttachmentStatus.STORED
-        fields = {name: getattr(row, name) for name in cls.model_fields.keys() - _COMPUTED}
         variants = [
             VariantView(
                 **{name: value for name, value in variant.items() if name != "storage_key"},
@@ -79,41 +77,39 @@ class AttachmentView(BaseModel):
             for variant in (stored and row.variants) or ()
         ]
         return cls(
-            **fields,
+            **dict(zip(_COPIED, _copied(row), strict=True)),
             object_id=row.id,
             url=row.storage_key if stored else None,
             url_expires_at=UNLINKED if stored else None,
             variants=variants,
         )
 
-    async def with_links(self, links: Links) -> Self:
-        """The same with links for one reader in place of the storage keys."""
-        if self.url is None:
-            return self
-        stem = self.filename.rpartition(".")[0]
-        original, *smaller = await links.to(
-            Grant(self.url, self.filename, self.mime_type),
-            *(Grant(one.url, f"{stem}-{one.width}.webp", one.mime_type) for one in self.variants),
-        )
-        variants = [
-            one.model_copy(update={"url": link.url, "url_expires_at": link.expires_at})
-            for one, link in zip(self.variants, smaller, strict=True)
-        ]
-        return self.model_copy(
-            update={"url": original.url, "url_expires_at": original.expires_at, "variants": variants}
-        )
+    def grants(self) -> Iterator[tuple["AttachmentView | VariantView", Grant]]:
+        """What needs a link in place of its storage key, and what that link allows."""
+        if self.url is not None:
+            yield self, Grant(self.url, self.filename, self.mime_type)
+            stem = self.filename.rpartition(".")[0]
+            for one in self.variants:
+                yield one, Grant(one.url, f"{stem}-{one.width}.webp", one.mime_type)
 
 
 class AttachmentPage(Page[AttachmentView]):
     pass
 
 
-_COMPUTED = {"object_id", "url", "url_expires_at", "variants"}
+_COPIED = sorted(AttachmentView.model_fields.keys() - {"object_id", "url", "url_expires_at", "variants"})
+_copied = attrgetter(*_COPIED)
 
 
-async def views(rows: Sequence[Attachment], links: Links) -> list[AttachmentView]:
-    """With links, in batches: links that need a request are made at once, and a long list never blocks the loop."""
-    found: list[AttachmentView] = []
-    for batch in (rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)):
-        found += await asyncio.gather(*(AttachmentView.of(row).with_links(links) for row in batch))
-    return found
+async def give_links(views: Iterable[AttachmentView], links: Links) -> None:
+    """Put links for one reader in place of the storage keys."""
+    granted = [pair for view in views for pair in view.grants()]
+    made = await links.to([grant for _, grant in granted])
+    for (shown, _), link in zip(granted, made, strict=True):
+        shown.url, shown.url_expires_at = link
+
+
+async def linked(rows: Iterable[Attachment], links: Links) -> list[AttachmentView]:
+    views = [AttachmentView.of(row) for row in rows]
+    await give_links(views, links)
+    return views

@@ -6,7 +6,21 @@ from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CollectionAggregate, ColumnElement, Select, Uuid, any_, delete, func, literal, or_, select
+from sqlalchemy import (
+    BindParameter,
+    CollectionAggregate,
+    ColumnElement,
+    Select,
+    Text,
+    Uuid,
+    any_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -66,16 +80,24 @@ async def gallery(
 
 async def _with_longest_word(session: AsyncSession, actor: Actor, q: str) -> Sequence[UUID]:
     """Which of the actor's images have a word that begins with the longest of `q`: at most MANY, in no order."""
-    parsed = func.unnest(func.to_tsvector("simple", q.translate(_SIGNS))).table_valued("lexeme")
+    given = {"q": q.translate(_SIGNS), "user_id": actor.user_id}
+    return (await session.scalars(_WITH_LONGEST_WORD, given)).all()
+
+
+def _with_longest_word_of(q: BindParameter[str], user_id: BindParameter[UUID]) -> Select[UUID]:
+    parsed = func.unnest(func.to_tsvector("simple", q)).table_valued("lexeme")
     # A subquery, not a join: the operator that makes the upper bound is not leakproof either.
     longest = select(parsed.c.lexeme).order_by(func.length(parsed.c.lexeme).desc()).limit(1).scalar_subquery()
     word = AttachmentWord.word
-    found = await session.scalars(
+    return (
         select(AttachmentWord.attachment_id)
-        .where(AttachmentWord.user_id == actor.user_id, word >= longest, word <= longest.concat(LAST_CHARACTER))
+        .where(AttachmentWord.user_id == user_id, word >= longest, word <= longest.concat(LAST_CHARACTER))
         .limit(MANY)
     )
-    return found.all()
+
+
+# Composed once, which costs more than to execute it.
+_WITH_LONGEST_WORD = _with_longest_word_of(bindparam("q", type_=Text), bindparam("user_id", type_=Uuid))
 
 
 def _prefixes(q: str) -> str:
@@ -115,9 +137,10 @@ async def of_messages(
         .order_by(Attachment.id)
     )
     by_id = {row.id: row for row in rows}
+    drawn_for = set(message_ids)
     found: dict[UUID, list[Attachment]] = {}
     for row in by_id.values():
-        if row.message_id is not None and row.message_id in message_ids:
+        if row.message_id is not None and row.message_id in drawn_for:
             found.setdefault(row.message_id, []).append(row)
     for message_id, object_ids in sent.items():
         # An image that was deleted since is no longer shown.

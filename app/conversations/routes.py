@@ -3,13 +3,13 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator
 from sqlalchemy import select
 
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import Attachment
-from app.attachments.schemas import AttachmentPage, views
+from app.attachments.schemas import AttachmentPage, give_links, linked
 from app.bodies import storable
 from app.conversations import service, sharing
 from app.conversations.models import Conversation, Message
@@ -18,7 +18,7 @@ from app.errors import id_of
 from app.identity.actor import TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.paging import PageQuery, fetch_page
+from app.paging import Paging, fetch_page
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
@@ -31,7 +31,7 @@ Title = Annotated[str, AfterValidator(storable)]
 async def list_conversations(
     actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
-    query: Annotated[PageQuery, Depends()],
+    query: Paging,
     q: Annotated[Title | None, Query(max_length=200, description="Finds the titles that contain it.")] = None,
     shared: Annotated[bool, Query(description="Those that others share, instead.")] = False,
 ) -> ConversationPage:
@@ -92,17 +92,20 @@ async def list_messages(
     actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
     links: ReaderLinks,
-    query: Annotated[PageQuery, Depends()],
+    query: Paging,
 ) -> MessagePage:
     """List a conversation's messages.
 
     Oldest first, each with its attachments and their fresh links.
     """
-    conversation = await service.get(session, actor, conversation_id)
-    statement = select(Message).where(Message.conversation_id == conversation.id)
-    rows, cursor = await fetch_page(session, statement, Message.id, query, oldest_first=True)
+    rows, cursor = await fetch_page(
+        session, service.messages_of(actor, conversation_id), Message.id, query, oldest_first=True
+    )
+    if not rows:
+        await service.get(session, actor, conversation_id)  # it may be one that the actor may not read
     images = await service.images_of(session, rows)
-    data = [await MessageView.of(row, images.get(row.id, [])).with_links(links) for row in rows]
+    data = [MessageView.of(row, images.get(row.id, [])) for row in rows]
+    await give_links([attachment for message in data for attachment in message.attachments], links)
     return MessagePage(data=data, next_cursor=cursor)
 
 
@@ -113,7 +116,7 @@ async def list_message_attachments(
     actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
     links: ReaderLinks,
-    query: Annotated[PageQuery, Depends()],
+    query: Paging,
 ) -> AttachmentPage:
     """List a message's attachments.
 
@@ -124,4 +127,4 @@ async def list_message_attachments(
     await service.get_message(session, conversation, message_id)
     statement = select(Attachment).where(Attachment.message_id == message_id)
     rows, cursor = await fetch_page(session, statement, Attachment.id, query, oldest_first=True)
-    return AttachmentPage(data=await views(rows, links), next_cursor=cursor)
+    return AttachmentPage(data=await linked(rows, links), next_cursor=cursor)

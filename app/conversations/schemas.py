@@ -1,6 +1,5 @@
 """Conversations and messages as their readers see them."""
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Self
@@ -8,7 +7,6 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from app.attachments.links import Links
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
 from app.bodies import Body, Name, example
@@ -71,10 +69,6 @@ class MessageView(BaseModel):
             run_id=row.run_id,
             created_at=row.created_at,
         )
-
-    async def with_links(self, links: Links) -> Self:
-        linked = await asyncio.gather(*(attachment.with_links(links) for attachment in self.attachments))
-        return self.model_copy(update={"attachments": linked})
 
 
 class MessagePage(Page[MessageView]):

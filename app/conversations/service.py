@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import any_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, any_, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
@@ -29,11 +29,20 @@ def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
 
 async def get(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
     """One that the actor may read."""
-    visible = visible_to(actor, Conversation.user_id, Conversation.id)
-    conversation = await session.scalar(select(Conversation).where(Conversation.id == conversation_id, visible))
+    conversation = await session.scalar(select(Conversation).where(_readable(actor, conversation_id)))
     if conversation is None:
         raise NotFound("conversation")
     return conversation
+
+
+def messages_of(actor: Actor, conversation_id: UUID) -> Select[Message]:
+    """Those of a conversation that the actor may read, else none."""
+    found = select(Conversation.id).where(_readable(actor, conversation_id))
+    return select(Message).where(Message.conversation_id == found.scalar_subquery())
+
+
+def _readable(actor: Actor, conversation_id: UUID) -> ColumnElement[bool]:
+    return (Conversation.id == conversation_id) & visible_to(actor, Conversation.user_id, Conversation.id)
 
 
 async def get_own(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:

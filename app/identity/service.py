@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import DateTime, LargeBinary, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import now
@@ -119,40 +120,20 @@ async def identify(session: AsyncSession, bearer: str) -> Caller:
 
 
 async def _identify_key(session: AsyncSession, bearer: str) -> Caller:
-    statement = (
-        select(ApiKey, *_USER, *_PLACE)
-        .join(Membership, (Membership.tenant_id == ApiKey.tenant_id) & (Membership.user_id == ApiKey.user_id))
-        .join(Tenant, Tenant.id == ApiKey.tenant_id)
-        .join(User, User.id == ApiKey.user_id)
-        .where(ApiKey.secret_hash == credentials.fingerprint(bearer), ApiKey.revoked_at.is_(None))
-        .where(or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now()), User.disabled_at.is_(None))
-    )
-    row = (await session.execute(statement)).one_or_none()
+    row = (await session.execute(_OF_KEY, _given(bearer))).one_or_none()
     if row is None:
         raise Unauthenticated(NOT_SIGNED_IN)
-    key: ApiKey = row.ApiKey
-    if key.last_used_at is None or key.last_used_at < now() - LAST_USED_PRECISION:
-        await session.execute(update(ApiKey).where(ApiKey.id == key.id).values(last_used_at=now()))
+    if row.last_used_at is None or row.last_used_at < now() - LAST_USED_PRECISION:
+        await session.execute(update(ApiKey).where(ApiKey.id == row.key_id).values(last_used_at=now()))
         # At once: the use counts though the request may fail, and no other request with this key waits for this one.
         await session.commit()
-    scopes = None if key.scopes is None else frozenset(key.scopes)
+    scopes = None if row.scopes is None else frozenset(row.scopes)
     place = Place(row.tenant_id, row.tenant_name, Role(row.role), row.suspended_at is not None)
-    return Caller(row.user_id, row.email, row.name, (place,), scopes, api_key_id=key.id)
+    return Caller(row.user_id, row.email, row.name, (place,), scopes, api_key_id=row.key_id)
 
 
 async def _identify_token(session: AsyncSession, bearer: str) -> SignedIn:
-    statement = (
-        select(SignIn.id.label("sign_in_id"), SignIn.last_used_at, *_USER, *_PLACE)
-        .select_from(Token)
-        .join(SignIn, SignIn.id == Token.sign_in_id)
-        .join(User, User.id == SignIn.user_id)
-        .outerjoin(Membership, Membership.user_id == User.id)
-        .outerjoin(Tenant, Tenant.id == Membership.tenant_id)
-        .where(Token.secret_hash == credentials.fingerprint(bearer), Token.kind == TokenKind.ACCESS)
-        .where(Token.expires_at > now(), SignIn.ended_at.is_(None), User.disabled_at.is_(None))
-        .order_by(Membership.created_at, Membership.tenant_id)
-    )
-    rows = (await session.execute(statement)).all()
+    rows = (await session.execute(_OF_TOKEN, _given(bearer))).all()
     if not rows:
         raise Unauthenticated(NOT_SIGNED_IN)
     first = rows[0]
@@ -167,5 +148,30 @@ async def _identify_token(session: AsyncSession, bearer: str) -> SignedIn:
     return SignedIn(first.user_id, first.email, first.name, places, sign_in_id=first.sign_in_id)
 
 
+def _given(bearer: str) -> dict[str, Any]:
+    return {"secret_hash": credentials.fingerprint(bearer), "now": now()}
+
+
+# Composed once: every request executes one of them, and to compose it costs more than to execute it.
+_HASH, _NOW = bindparam("secret_hash", type_=LargeBinary), bindparam("now", type_=DateTime(timezone=True))
 _USER = (User.id.label("user_id"), User.email, User.name)
 _PLACE = (Membership.tenant_id, Membership.role, Tenant.name.label("tenant_name"), Tenant.suspended_at)
+_OF_KEY = (
+    select(ApiKey.id.label("key_id"), ApiKey.scopes, ApiKey.last_used_at, *_USER, *_PLACE)
+    .join(Membership, (Membership.tenant_id == ApiKey.tenant_id) & (Membership.user_id == ApiKey.user_id))
+    .join(Tenant, Tenant.id == ApiKey.tenant_id)
+    .join(User, User.id == ApiKey.user_id)
+    .where(ApiKey.secret_hash == _HASH, ApiKey.revoked_at.is_(None))
+    .where(or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW), User.disabled_at.is_(None))
+)
+_OF_TOKEN = (
+    select(SignIn.id.label("sign_in_id"), SignIn.last_used_at, *_USER, *_PLACE)
+    .select_from(Token)
+    .join(SignIn, SignIn.id == Token.sign_in_id)
+    .join(User, User.id == SignIn.user_id)
+    .outerjoin(Membership, Membership.user_id == User.id)
+    .outerjoin(Tenant, Tenant.id == Membership.tenant_id)
+    .where(Token.secret_hash == _HASH, Token.kind == TokenKind.ACCESS)
+    .where(Token.expires_at > _NOW, SignIn.ended_at.is_(None), User.disabled_at.is_(None))
+    .order_by(Membership.created_at, Membership.tenant_id)
+)

@@ -17,7 +17,7 @@ from typing_extensions import TypeAliasType
 from app.attachments.file_tokens import Grant
 from app.attachments.links import Links
 from app.attachments.models import Attachment
-from app.attachments.schemas import AttachmentView
+from app.attachments.schemas import AttachmentView, give_links
 from app.conversations.models import Message
 from app.conversations.schemas import MessageView
 from app.error_codes import ErrorCode
@@ -124,7 +124,7 @@ class ImagePartial(LinkedEvent, frozen=True):
     height: int
 
     async def with_links(self, links: Links) -> Self:
-        (link,) = await links.to(Grant(self.url, self.url.rpartition("/")[2], self.mime_type))
+        (link,) = await links.to([Grant(self.url, self.url.rpartition("/")[2], self.mime_type)])
         return self.model_copy(update={"url": link.url})
 
 
@@ -135,7 +135,8 @@ class AttachmentCreated(LinkedEvent, frozen=True):
     attachment: AttachmentView
 
     async def with_links(self, links: Links) -> Self:
-        return self.model_copy(update={"attachment": await self.attachment.with_links(links)})
+        await give_links([self.attachment], links)
+        return self
 
 
 class AttachmentFailed(Event, frozen=True):
@@ -180,7 +181,8 @@ class MessageCompleted(LinkedEvent, frozen=True):
         return cls(message=message.model_copy(update=update))
 
     async def with_links(self, links: Links) -> Self:
-        return self.model_copy(update={"message": await self.message.with_links(links)})
+        await give_links(self.message.attachments, links)
+        return self
 
 
 class RunCompleted(Event, frozen=True):

@@ -67,7 +67,7 @@ CurrentRegistry = Annotated[Registry, from_state("registry")]
 Draining = Annotated[asyncio.Event, from_state("draining")]
 
 
-def event_source_of(
+async def event_source_of(
     request: Request,
     bearer: Bearer,
     database: CurrentDatabase,

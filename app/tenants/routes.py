@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import select
 
 from app.broker import Broker
@@ -16,7 +16,7 @@ from app.identity.models import ApiKey, Invitation, Membership, Tenant
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.openapi import problems
-from app.paging import PageQuery, fetch_page
+from app.paging import Paging, fetch_page
 from app.tenants import api_keys, audit_log, invitations, service
 from app.tenants.schemas import (
     ApiKeyMade,
@@ -41,7 +41,6 @@ router = APIRouter(prefix="/v1", tags=["tenants"])
 UserId = Annotated[UUID, id_of("member")]
 InvitationId = Annotated[UUID, id_of("invitation")]
 KeyId = Annotated[UUID, id_of("API key")]
-Paging = Annotated[PageQuery, Depends()]
 CurrentBroker = Annotated[Broker, from_state("broker")]
 
 

@@ -81,6 +81,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
         "app.db",
         "app.identity.actor",
         "app.identity.anonymous",
+        "app.paging",
         *_SERVES_LINKS,
     ),
     "starlette": ("app.main", "app.problems", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),
