@@ -24,6 +24,7 @@ from app.attachments.spool import Spool
 from app.conversations.models import Conversation
 from app.db import Base, Database, now, uuid7
 from app.errors import Conflict
+from app.exports.service import owned_keys
 from app.identity.models import Tenant, User
 from app.images.inspect import ImageFacts
 from app.main import reconcile_store
@@ -67,7 +68,9 @@ class World:
         return Spool(self.settings.data_dir / "spool")
 
     async def look(self, *, apply: bool, grace: timedelta = NO_GRACE) -> Report:
-        return await reconcile(self.database, self.store, self.spool, self.settings, apply=apply, grace=grace)
+        return await reconcile(
+            self.database, self.store, self.spool, self.settings, {keys.EXPORTS: owned_keys}, apply=apply, grace=grace
+        )
 
     async def draw(self, origin: Origin | None = None) -> Attachment:
         data = os.urandom(64)
@@ -390,7 +393,7 @@ async def test_a_store_that_is_away_is_said_and_changes_nothing(database_url: st
         await store.prepare(create_bucket=True)
         proxy.mode = "refuse"
         with pytest.raises(StorageError):
-            await reconcile(world.database, store, world.spool, world.settings, apply=True, grace=NO_GRACE)
+            await reconcile(world.database, store, world.spool, world.settings, {}, apply=True, grace=NO_GRACE)
         await store.close()
     assert set((await world.rows()).values()) == {(AttachmentStatus.STORED, None)}
     assert counts(await world.look(apply=False)) == {Kind.MISSING: (1, 0, 0)}
@@ -406,7 +409,7 @@ async def test_the_owner_reads_that_an_image_is_gone(server: AppServer, ada: Api
     database = Database(server.settings.database_url.get_secret_value(), pool_size=3)
     spool = Spool(server.settings.data_dir / "spool")
     # The server's own worker reconciles once after its start.
-    await retry_on_conflict(lambda: reconcile(database, store, spool, server.settings, apply=True, grace=NO_GRACE))
+    await retry_on_conflict(lambda: reconcile(database, store, spool, server.settings, {}, apply=True, grace=NO_GRACE))
     await database.close()
     read = ada.http.get(f"/v1/attachments/{drawn['object_id']}").json()
     assert (read["status"], read["url"]) == ("failed", None)
