@@ -27,7 +27,7 @@ from app.storage.store import ObjectMissing, StorageError, Store
 
 FORMAT = "easel-export/1"
 # At most so much of so many objects is in memory; a smaller object is read at once.
-PART_BYTES = 4 * 1024**2
+PART_BYTES = 2 * 1024**2
 AHEAD = 4
 # One call of a hundred thousand that fails is no reason to begin anew.
 PAUSES = (0.5, 3.0)

@@ -24,6 +24,7 @@ from app.attachments.spool import Spool
 from app.conversations.models import Conversation
 from app.db import Base, Database, now, uuid7
 from app.errors import Conflict
+from app.exports.models import Export, ExportScope, archive_key
 from app.exports.service import owned_keys
 from app.identity.models import Tenant, User
 from app.images.inspect import ImageFacts
@@ -320,6 +321,20 @@ async def test_a_strangers_row_keeps_no_object_of_mine(world: World) -> None:
     assert counts(await world.look(apply=True)) == {Kind.ORPHAN: (1, 0, 1)}
     # The tenant of another installation, which shares the bucket, is no business of this one.
     assert await world.objects() == {theirs.storage_key, unknown}
+
+
+async def test_an_archive_belongs_to_the_last_attempt_at_its_export(world: World) -> None:
+    tenant_id, user_id, export_id = world.origin.tenant_id, world.origin.user_id, uuid7()
+    row = Export(id=export_id, tenant_id=tenant_id, user_id=user_id, scope=ExportScope.ME, attempt=2, expires_at=now())
+    async with world.database.tenant(tenant_id) as session:
+        session.add(row)
+    earlier, last, of_no_row = (
+        archive_key(tenant_id, owner, attempt) for owner, attempt in ((export_id, 1), (export_id, 2), (uuid7(), 1))
+    )
+    await world.put(earlier, last, of_no_row)
+    await world.look(apply=True)
+    assert counts(await world.look(apply=True)) == {Kind.ORPHAN: (2, 0, 2)}
+    assert await world.objects() == {last}
 
 
 async def test_an_image_whose_object_comes_back_is_shown_again(world: World) -> None:

@@ -24,7 +24,7 @@ TABLES = {
     "attachments": "attachments",
     "members": "memberships",
     "invitations": "invitations",
-    "api_keys": "api_keys",
+    "api_keys": "api_keys",  # pragma: allowlist secret
     "usage": "usage_entries",
     "audit": "audit_entries",
 }
