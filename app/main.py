@@ -28,6 +28,8 @@ from app.db import CurrentDatabase, Database
 from app.embedded import Parts
 from app.error_codes import ErrorCode
 from app.errors import Unavailable
+from app.exports import routes as exports
+from app.exports.service import owned_keys
 from app.identity.actor import check_credential
 from app.limits import Limits
 from app.loading import freeze, load
@@ -38,6 +40,7 @@ from app.problems import install_handlers
 from app.runs import routes as runs
 from app.runs.access import AccessWatch
 from app.settings import Settings, SettingsError
+from app.storage import keys
 from app.storage.service import open_store
 from app.storage.store import StorageError
 from app.tenants import routes as tenants
@@ -84,7 +87,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
             allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    for feature in (accounts, tenants, agents, conversations, runs, attachments, content):
+    for feature in (accounts, tenants, agents, conversations, runs, attachments, content, exports):
         app.include_router(feature.router)
     app.include_router(probes)
     if settings.api_docs_shown:
@@ -130,7 +133,7 @@ async def reconcile_store(settings: Settings, database_url: str, *, apply: bool)
             raise SettingsError("The database's schema is behind: run `just migrate`.")
         await store.prepare(create_bucket=False)
         spool = Spool(settings.data_dir / "spool")
-        return await reconcile(database, store, spool, settings, apply=apply)
+        return await reconcile(database, store, spool, settings, {keys.EXPORTS: owned_keys}, apply=apply)
 
 
 @probes.get("/livez")

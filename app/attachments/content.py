@@ -1,15 +1,16 @@
-"""The bytes of images: by id for users who may see them, and behind a signed link."""
+"""The bytes of images and archives: by id for users who may see them, and behind a signed link."""
 
 import hashlib
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from app.attachments import service
-from app.attachments.file_tokens import SERVED_TYPES, UNKNOWN_TYPE, Grant, verify
+from app.attachments.file_tokens import ARCHIVE_TYPE, SERVED_TYPES, UNKNOWN_TYPE, Grant, verify
 from app.attachments.links import CurrentStore, ReaderLinks
 from app.attachments.models import AttachmentStatus
 from app.db import CurrentDatabase
@@ -36,7 +37,7 @@ UNCACHED = "private, no-store"
 _BYTES: Json = {"content": {mime_type: {} for mime_type in sorted(SERVED_TYPES | {UNKNOWN_TYPE})}}
 _HEADERS = ("Accept-Ranges", "Cache-Control", "Content-Disposition", "ETag")
 _CONTENT: Responses = {
-    200: {"description": "The image's bytes.", **_BYTES, **sends(*_HEADERS)},
+    200: {"description": "The bytes.", **_BYTES, **sends(*_HEADERS)},
     206: {"description": "The one range that `Range` names.", **_BYTES, **sends(*_HEADERS, "Content-Range")},
     304: {"description": "`If-None-Match` names these very bytes.", **sends(*_HEADERS)},
     **problems(ErrorCode.RANGE_NOT_SATISFIABLE),
@@ -45,6 +46,8 @@ _REDIRECT: Responses = {
     307: {"description": "A fresh link of the store.", **sends("Location", "Cache-Control")},
     **problems(ErrorCode.ATTACHMENT_NOT_STORED),
 }
+# Of an archive, which may have gigabytes: so much of it is in memory.
+PIECE_BYTES = 4 * 1024**2
 # Longer numbers exceed any size.
 _ONE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 
@@ -55,7 +58,7 @@ class RangeNotSatisfiable(AppError):
 
     def __init__(self, size: int) -> None:
         headers = {"Content-Range": f"bytes */{size}"}
-        super().__init__(f"The image has {size} bytes; request a range within them.", headers=headers)
+        super().__init__(f"There are {size} bytes; request a range within them.", headers=headers)
 
 
 @router.head("/attachments/{object_id}/content", response_class=Response, include_in_schema=False)
@@ -122,9 +125,10 @@ async def _answer(
 ) -> Response:
     """200 with the bytes, 206 with the requested range, or 304 where the reader has them already.
 
-    The store is asked for no more than is sent; for the `size` only where a part is requested and it is not known.
+    The store is asked for no more than is sent; for the `size` only where it is needed and not known.
     """
     given, etag = request.headers, headers["ETag"]
+    archive = grant.content_type == ARCHIVE_TYPE
     known = {name.strip().removeprefix("W/") for name in given.get("If-None-Match", "").split(",")}
     try:
         if known & {etag, "*"}:
@@ -134,17 +138,39 @@ async def _answer(
         if request.method == "HEAD":
             length = {"Content-Length": str(await store.size(grant.key))}
             return Response(headers=headers | length, media_type=grant.content_type)
-        if "Range" in given and given.get("If-Range", etag) == etag:
+        partial = "Range" in given and given.get("If-Range", etag) == etag
+        if partial or archive:
             size = await store.size(grant.key) if size is None else size
-            if (wanted := _requested_range(given["Range"], size)) is not None:
-                place = {"Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{size}"}
+            wanted = _requested_range(given["Range"], size) if partial else None
+            if archive:
+                return _streamed(store, grant, headers, wanted, size)
+            if wanted is not None:
                 data = await store.get(grant.key, wanted)
-                return Response(data, 206, headers | place, grant.content_type)
+                return Response(data, 206, headers | _place(wanted, size), grant.content_type)
         return Response(await store.get(grant.key), headers=headers, media_type=grant.content_type)
     except ObjectMissing:
         raise NotFound("file") from None
     except StorageError:
         raise Unavailable("The object storage does not answer; try again in a moment.") from None
+
+
+def _streamed(store: Store, grant: Grant, headers: dict[str, str], wanted: range | None, size: int) -> Response:
+    """Piece by piece, with the length said before."""
+    sent = range(size) if wanted is None else wanted
+    headers = headers | {"Content-Length": str(len(sent))}
+    if wanted is not None:
+        headers |= _place(wanted, size)
+    status = 200 if wanted is None else 206
+    return StreamingResponse(_pieces(store, grant.key, sent), status, headers, grant.content_type)
+
+
+async def _pieces(store: Store, key: str, sent: range) -> AsyncIterator[bytes]:
+    for start in range(sent.start, sent.stop, PIECE_BYTES):
+        yield await store.get(key, range(start, min(start + PIECE_BYTES, sent.stop)))
+
+
+def _place(wanted: range, size: int) -> dict[str, str]:
+    return {"Content-Range": f"bytes {wanted.start}-{wanted.stop - 1}/{size}"}
 
 
 def _requested_range(header: str, size: int) -> range | None:

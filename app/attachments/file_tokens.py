@@ -12,7 +12,8 @@ from app.settings import Settings
 
 # Types a browser may show in place; everything else is a download. GIF and SVG can carry what a page would run.
 INLINE_TYPES = frozenset({"image/png", "image/jpeg", "image/webp"})
-SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml"}
+ARCHIVE_TYPE = "application/zip"
+SERVED_TYPES = INLINE_TYPES | {"image/gif", "image/svg+xml", ARCHIVE_TYPE}
 UNKNOWN_TYPE = "application/octet-stream"
 
 

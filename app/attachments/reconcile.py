@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import cast, delete, null, or_, select, text, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus, OrphanCandidate
 from app.attachments.spool import Spool
@@ -69,6 +70,8 @@ class Count:
 
 
 Report = dict[Kind, Count]
+# Which of these keys, all in one folder and of the session's tenant, have a row.
+OwnedKeys = Callable[[AsyncSession, Sequence[str]], Awaitable[set[str]]]
 
 
 @dataclass(frozen=True)
@@ -89,21 +92,31 @@ class ReconcileRun:
     grace: timedelta
     preview_age: timedelta
     spooled: frozenset[UUID]
+    owners: Mapping[str, OwnedKeys]
     started: datetime = field(default_factory=now)
     report: Report = field(default_factory=lambda: {kind: Count() for kind in Kind})
 
 
 async def reconcile(
-    database: Database, store: Store, spool: Spool, settings: Settings, *, apply: bool, grace: timedelta = GRACE
+    database: Database,
+    store: Store,
+    spool: Spool,
+    settings: Settings,
+    owners: Mapping[str, OwnedKeys],
+    *,
+    apply: bool,
+    grace: timedelta = GRACE,
 ) -> Report:
     """Raises Conflict while another is at work, and StorageError where the store does not answer.
+
+    `owners` has a function for each folder that holds no images.
 
     One call to the store at a time, so that its threads are there for requests, and a few hundred keys in memory.
     """
     # A preview is shown until its run's stream expires, and the stream lives on from its last event.
     shown = timedelta(seconds=settings.stream_ttl_seconds + settings.run_timeout_seconds)
     spooled = frozenset(waiting.object_id for waiting in spool.waiting())
-    run = ReconcileRun(database, store, apply, grace, shown, spooled)
+    run = ReconcileRun(database, store, apply, grace, shown, spooled, owners)
     async with _alone(database):
         async for tenant_id in _tenants(database):
             await _compare_objects(run, tenant_id)
@@ -160,11 +173,11 @@ async def _compare_objects(run: ReconcileRun, tenant_id: UUID) -> None:
 
 async def _classify_objects(run: ReconcileRun, tenant_id: UUID, items: Sequence[StoredObject]) -> None:
     previews = [item for item in items if keys.parse(item.key)[0] == keys.PREVIEWS]
-    images = [item.key for item in items if keys.parse(item.key)[0] != keys.PREVIEWS]
+    others = [item.key for item in items if keys.parse(item.key)[0] != keys.PREVIEWS]
     # Queried after the listing: a row is inserted before its object is stored, and no key is used twice.
-    owned = await _owned_keys(run, tenant_id, images)
+    owned = await _owned_keys(run, tenant_id, others)
     expired = [item.key for item in previews if item.modified_at <= now() - run.preview_age]
-    for kind, found in ((Kind.ORPHAN, [key for key in images if key not in owned]), (Kind.PREVIEW, expired)):
+    for kind, found in ((Kind.ORPHAN, [key for key in others if key not in owned]), (Kind.PREVIEW, expired)):
         run.report[kind].found += len(found)
         if run.apply and found:
             await _mark_or_delete(run, tenant_id, kind, found)
@@ -173,9 +186,12 @@ async def _classify_objects(run: ReconcileRun, tenant_id: UUID, items: Sequence[
 async def _owned_keys(run: ReconcileRun, tenant_id: UUID, found: Sequence[str]) -> set[str]:
     columns = (Attachment.id, Attachment.storage_key, Attachment.variants)
     object_ids = {keys.parse(key)[1] for key in found}
+    owned: set[str] = set()
     async with run.database.tenant(tenant_id) as session:
         rows = (await session.execute(select(*columns).where(Attachment.id.in_(object_ids)))).all()
-    return {key for row in rows for key in (row.storage_key, *stored_keys(tenant_id, row.id, row.variants))}
+        for folder, owned_keys in run.owners.items():
+            owned |= await owned_keys(session, [key for key in found if keys.parse(key)[0] == folder])
+    return owned | {key for row in rows for key in (row.storage_key, *stored_keys(tenant_id, row.id, row.variants))}
 
 
 async def _mark_or_delete(run: ReconcileRun, tenant_id: UUID, kind: Kind, found: Sequence[str]) -> None:

@@ -38,12 +38,15 @@ class Action(StrEnum):
     CONVERSATION_SHARED = "conversation.shared"
     CONVERSATION_UNSHARED = "conversation.unshared"
     CONVERSATION_DELETED = "conversation.deleted"
+    EXPORT_CREATED = "export.created"
+    EXPORT_DOWNLOADED = "export.downloaded"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105  # pragma: allowlist secret
 
 
 class TargetType(StrEnum):
     API_KEY = "api_key"  # pragma: allowlist secret
     CONVERSATION = "conversation"
+    EXPORT = "export"
     INVITATION = "invitation"
     TENANT = "tenant"
     USER = "user"

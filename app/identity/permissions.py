@@ -25,6 +25,7 @@ class Permission(Enum):
     READ_MEMBERS = Role.VIEWER, "members:read", "See the tenant's members."
     LEAVE = Role.VIEWER, None, "Leave the tenant."
     MANAGE_OWN_KEYS = Role.MEMBER, None, "Create, list and revoke one's own API keys."
+    EXPORT_OWN = Role.MEMBER, None, "Export one's own conversations and images, and fetch the archive."
     MANAGE_MEMBERS = (
         Role.ADMIN,
         None,
@@ -34,6 +35,7 @@ class Permission(Enum):
     MANAGE_TENANT = Role.ADMIN, None, "Rename the tenant and set how long its conversations are kept."
     READ_AUDIT = Role.ADMIN, "audit:read", "Read the tenant's audit log."
     MANAGE_OWNERS = Role.OWNER, None, "Make owners; change or remove one."
+    EXPORT_TENANT = Role.OWNER, None, "Export everything of the tenant, and fetch the archive."
 
 
 SCOPES = tuple(sorted({permission.scope for permission in Permission if permission.scope is not None}))

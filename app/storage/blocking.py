@@ -22,6 +22,8 @@ READ_SECONDS = 5.0
 # As many as the connections that the HTTP clients of the stores keep open.
 THREADS = 10
 _PAGE = 1000
+# Of a file, which may be an archive of many gigabytes.
+SLOWEST_BYTES_PER_SECOND = 1024**2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,12 +36,15 @@ class Threads:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The call's result, or StorageUnavailable after CALL_SECONDS, time spent waiting for a thread included."""
+        return await self.run_within(CALL_SECONDS, call, *args, **kwargs)
+
+    async def run_within(self, seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         work = functools.partial(call, *args, **kwargs)
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except TimeoutError:
-            message = f"The object storage ({self._name}) did not answer within {CALL_SECONDS:.0f} seconds."
+            message = f"The object storage ({self._name}) did not answer within {seconds:.0f} seconds."
             raise StorageUnavailable(message) from None
 
     def close(self) -> None:
@@ -61,7 +66,10 @@ class BlockingStore(ABC):
         await self._call("open the bucket", self._prepare, create_bucket)
 
     async def put(self, key: str, data: bytes | Path, *, mime_type: str) -> None:
-        await self._call("store an object", self._put, check_key(key), data, mime_type)
+        seconds = CALL_SECONDS
+        if isinstance(data, Path):
+            seconds += (await asyncio.to_thread(data.stat)).st_size / SLOWEST_BYTES_PER_SECOND
+        await self._call_within(seconds, "store an object", self._put, check_key(key), data, mime_type)
 
     async def get(self, key: str, part: range | None = None) -> bytes:
         return await self._call("read an object", self._get, check_key(key), part)
@@ -90,11 +98,16 @@ class BlockingStore(ABC):
         self._threads.close()
 
     async def _call(self, action: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._call_within(CALL_SECONDS, action, call, *args, **kwargs)
+
+    async def _call_within(
+        self, seconds: float, action: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         def translated() -> T:
             with self._translated(action):
                 return call(*args, **kwargs)
 
-        return await self._threads.run(translated)
+        return await self._threads.run_within(seconds, translated)
 
     @abstractmethod
     def _prepare(self, create_bucket: bool) -> None: ...

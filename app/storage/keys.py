@@ -10,14 +10,14 @@ from app.settings import SettingsError
 
 FILENAME_MAX_CHARACTERS = 150
 
-IMAGES, UPLOADS, VARIANTS, PREVIEWS = "images", "uploads", "variants", "previews"
+IMAGES, UPLOADS, VARIANTS, PREVIEWS, EXPORTS = "images", "uploads", "variants", "previews", "exports"
 """The folders of a tenant."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _ID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _EXTENSION = "[a-z0-9]{1,8}"
 _KEY = re.compile(
-    rf"t/{_ID}/(?:(?:{IMAGES}|{UPLOADS})/{_ID}|{VARIANTS}/{_ID}/[0-9]{{1,5}}"
+    rf"t/{_ID}/(?:(?:{IMAGES}|{UPLOADS})/{_ID}|(?:{VARIANTS}|{EXPORTS})/{_ID}/[0-9]{{1,5}}"
     rf"|{PREVIEWS}/{_ID}/[0-9a-f]{{32}}/[0-9]{{1,3}})"
     rf"\.{_EXTENSION}"
 )
@@ -49,7 +49,7 @@ def preview_prefix(tenant_id: UUID, run_id: UUID, tool_call_id: str | None = Non
 
 
 def parse(key: str) -> tuple[str, UUID]:
-    """The folder a key of ours lies in, and whose it is: a run's in `previews`, else an attachment's."""
+    """The folder a key of ours lies in, and whose it is: a run's in `previews`, an export's, else an attachment's."""
     _, _, folder, owner, *_ = key.split("/")
     return folder, UUID(owner.partition(".")[0])
 

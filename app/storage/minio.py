@@ -11,6 +11,7 @@ from xml.etree.ElementTree import ParseError
 
 from minio import Minio
 from minio.error import MinioException, S3Error
+from urllib3 import PoolManager
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, SSLError
 from urllib3.exceptions import TimeoutError as TooSlow
 
@@ -21,6 +22,7 @@ from app.storage.s3_pool import open_pool
 from app.storage.store import ObjectMissing, StorageUnavailable, Store, StoredObject
 
 _SINGLE_PUT_BYTES = 5 * 1024 * 1024  # the SDK's smallest part; larger bodies would be cut up
+_LARGEST_PUT_BYTES, _PARTS = 64 * 1024 * 1024, 9_999  # and one for the rest: S3 accepts 10,000
 _GONE = {"NoSuchKey", "NoSuchVersion", "NoSuchObject"}
 _VERSIONS_UNKNOWN = {"AccessDenied", "MethodNotAllowed", "NotImplemented"}
 _ALREADY_THERE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
@@ -103,19 +105,10 @@ class MinioStore(BlockingStore):
 
     def _put(self, key: str, data: bytes | Path, mime_type: str) -> None:
         if isinstance(data, Path):
-            self._put_file(key, data, mime_type)
+            _put_file(self._client, self._pool, self._bucket, key, data, mime_type)
             return
         size, part_size = len(data), max(len(data), _SINGLE_PUT_BYTES)
         self._client.put_object(self._bucket, key, io.BytesIO(data), size, content_type=mime_type, part_size=part_size)
-
-    def _put_file(self, key: str, path: Path, mime_type: str) -> None:
-        """With a presigned link, as the SDK would hold the whole file in memory to hash it."""
-        with path.open("rb") as file:
-            link = self._client.presigned_put_object(self._bucket, key, expires=timedelta(minutes=1))
-            headers = {"Content-Type": mime_type, "Content-Length": str(path.stat().st_size)}
-            response = self._pool.request("PUT", link, body=file, headers=headers)
-            if response.status != HTTPStatus.OK:
-                raise S3Error.fromxml(response)
 
     def _get(self, key: str, part: range | None) -> bytes:
         offset, length = (part.start, len(part)) if part is not None else (0, 0)
@@ -199,6 +192,18 @@ class MinioStore(BlockingStore):
             return f"The object storage at {self._host} cannot be reached: start it, or correct MINIO_ENDPOINT."
         how = "answered too slowly" if isinstance(reason, TooSlow) else "broke the connection"
         return f"The object storage at {self._host} {how}."
+
+
+def _put_file(client: Minio, pool: PoolManager, bucket: str, key: str, path: Path, mime_type: str) -> None:
+    """With a presigned link, or a large one in parts: the SDK holds in memory what it sends at once."""
+    with path.open("rb") as file:
+        if (size := path.stat().st_size) > _LARGEST_PUT_BYTES:
+            client.put_object(bucket, key, file, size, mime_type, part_size=max(size // _PARTS, _SINGLE_PUT_BYTES))
+            return
+        link = client.presigned_put_object(bucket, key, expires=timedelta(minutes=1))
+        headers = {"Content-Type": mime_type, "Content-Length": str(size)}
+        if (response := pool.request("PUT", link, body=file, headers=headers)).status != HTTPStatus.OK:
+            raise S3Error.fromxml(response)
 
 
 def parse_endpoint(value: str, *, secure: bool, name: str) -> tuple[str, bool]:

@@ -39,7 +39,8 @@ class StoredObject:
 class Store(Protocol):
     """One private bucket. Keys are those of `app.storage.keys`; any other key raises ValueError.
 
-    Every call ends within `app.storage.blocking.CALL_SECONDS` and raises no error but StorageError's kinds.
+    Every call ends within `app.storage.blocking.CALL_SECONDS`, a file's put later by a second for each MiB, and
+    raises no error but StorageError's kinds.
     """
 
     async def prepare(self, *, create_bucket: bool) -> None:

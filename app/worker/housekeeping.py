@@ -18,10 +18,13 @@ from app.attachments.ingest import store_spooled
 from app.attachments.reconcile import reconcile
 from app.db import now
 from app.errors import Conflict
+from app.exports.service import owned_keys
 from app.identity import expiry
 from app.runs import idempotency
 from app.runs.models import Run, RunStatus
+from app.storage import keys
 from app.storage.store import StorageError
+from app.worker import export_tasks
 from app.worker.context import WorkerContext
 from app.worker.recovery import Backoff, recover_images
 
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_EVERY = timedelta(seconds=2)
 REPAIR_EVERY = timedelta(seconds=5)
+EXPORTS_EVERY = timedelta(seconds=2)
 VARIANTS_EVERY = timedelta(seconds=30)
 DAILY = timedelta(days=1)
 FIRST_AFTER = timedelta(seconds=1)
@@ -70,6 +74,7 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True
         ),
         Job("delete_credentials", DAILY, partial(expiry.delete_expired, ctx.database), shared=True),
+        Job("sweep_exports", EXPORTS_EVERY, partial(export_tasks.sweep, ctx), shared=True),
         Job("delete_idempotency_keys", DAILY, partial(idempotency.delete_expired, ctx.database), shared=True),
         Job("reconcile", DAILY, partial(_reconcile, ctx), shared=True),
     ]
@@ -112,6 +117,6 @@ async def _store_spooled(ctx: WorkerContext) -> None:
 
 async def _reconcile(ctx: WorkerContext) -> None:
     try:
-        await reconcile(ctx.database, ctx.store, ctx.spool, ctx.settings, apply=True)
+        await reconcile(ctx.database, ctx.store, ctx.spool, ctx.settings, {keys.EXPORTS: owned_keys}, apply=True)
     except (StorageError, Conflict) as error:
         log.warning("store.not_reconciled", extra={"error": str(error)})

@@ -1,4 +1,4 @@
-"""The worker's tasks beside its runs: making variants, dropping previews, sending mail."""
+"""The worker's tasks beside its runs: making variants, dropping previews, sending mail, writing exports."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ from app.attachments import service as attachments
 from app.attachments import variants
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
+from app.worker.export_tasks import export_tasks
 from app.worker.mail_tasks import mail_tasks
 
 log = logging.getLogger(__name__)
@@ -70,5 +71,5 @@ def _register(ctx: WorkerContext) -> None:
         except StorageError as error:
             log.warning("variants.postponed", extra={"object_id": object_id, "error": str(error)})
 
-    for task in (drop_previews, make_variants, *mail_tasks(ctx)):
+    for task in (drop_previews, make_variants, *mail_tasks(ctx), *export_tasks(ctx)):
         ctx.broker.docket.register(task)

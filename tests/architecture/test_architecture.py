@@ -34,6 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "agents": {"identity", "images"},
     "attachments": {"identity", "storage", "images", "usage"},
     "conversations": {"identity", "storage", "attachments"},
+    "exports": {"identity", "tenants", "conversations", "runs", "attachments", "usage", "storage"},
     "provider": set(),
     "runs": {"identity", "agents", "images", "storage", "conversations", "attachments", "usage"},
     "worker": {
@@ -46,6 +47,7 @@ ARROWS: dict[str, set[str]] = {
         "usage",
         "provider",
         "runs",
+        "exports",
     },
     "compat": {"identity", "runs"},
     "web": {"identity"},

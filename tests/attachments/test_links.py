@@ -40,6 +40,7 @@ TYPES = {
     "image/webp": ("image/webp", "inline"),
     "image/gif": ("image/gif", "attachment"),
     "image/svg+xml": ("image/svg+xml", "attachment"),
+    "application/zip": ("application/zip", "attachment"),
     "text/html": ("application/octet-stream", "attachment"),
     "application/xhtml+xml": ("application/octet-stream", "attachment"),
     "text/javascript": ("application/octet-stream", "attachment"),

@@ -24,6 +24,8 @@ from app.attachments.spool import Spool
 from app.conversations.models import Conversation
 from app.db import Base, Database, now, uuid7
 from app.errors import Conflict
+from app.exports.models import Export, ExportScope, archive_key
+from app.exports.service import owned_keys
 from app.identity.models import Tenant, User
 from app.images.inspect import ImageFacts
 from app.main import reconcile_store
@@ -67,7 +69,9 @@ class World:
         return Spool(self.settings.data_dir / "spool")
 
     async def look(self, *, apply: bool, grace: timedelta = NO_GRACE) -> Report:
-        return await reconcile(self.database, self.store, self.spool, self.settings, apply=apply, grace=grace)
+        return await reconcile(
+            self.database, self.store, self.spool, self.settings, {keys.EXPORTS: owned_keys}, apply=apply, grace=grace
+        )
 
     async def draw(self, origin: Origin | None = None) -> Attachment:
         data = os.urandom(64)
@@ -319,6 +323,20 @@ async def test_a_strangers_row_keeps_no_object_of_mine(world: World) -> None:
     assert await world.objects() == {theirs.storage_key, unknown}
 
 
+async def test_an_archive_belongs_to_the_last_attempt_at_its_export(world: World) -> None:
+    tenant_id, user_id, export_id = world.origin.tenant_id, world.origin.user_id, uuid7()
+    row = Export(id=export_id, tenant_id=tenant_id, user_id=user_id, scope=ExportScope.ME, attempt=2, expires_at=now())
+    async with world.database.tenant(tenant_id) as session:
+        session.add(row)
+    earlier, last, of_no_row = (
+        archive_key(tenant_id, owner, attempt) for owner, attempt in ((export_id, 1), (export_id, 2), (uuid7(), 1))
+    )
+    await world.put(earlier, last, of_no_row)
+    await world.look(apply=True)
+    assert counts(await world.look(apply=True)) == {Kind.ORPHAN: (2, 0, 2)}
+    assert await world.objects() == {last}
+
+
 async def test_an_image_whose_object_comes_back_is_shown_again(world: World) -> None:
     row = await world.draw()
     data = await world.store.get(row.storage_key)
@@ -390,7 +408,7 @@ async def test_a_store_that_is_away_is_said_and_changes_nothing(database_url: st
         await store.prepare(create_bucket=True)
         proxy.mode = "refuse"
         with pytest.raises(StorageError):
-            await reconcile(world.database, store, world.spool, world.settings, apply=True, grace=NO_GRACE)
+            await reconcile(world.database, store, world.spool, world.settings, {}, apply=True, grace=NO_GRACE)
         await store.close()
     assert set((await world.rows()).values()) == {(AttachmentStatus.STORED, None)}
     assert counts(await world.look(apply=False)) == {Kind.MISSING: (1, 0, 0)}
@@ -406,7 +424,7 @@ async def test_the_owner_reads_that_an_image_is_gone(server: AppServer, ada: Api
     database = Database(server.settings.database_url.get_secret_value(), pool_size=3)
     spool = Spool(server.settings.data_dir / "spool")
     # The server's own worker reconciles once after its start.
-    await retry_on_conflict(lambda: reconcile(database, store, spool, server.settings, apply=True, grace=NO_GRACE))
+    await retry_on_conflict(lambda: reconcile(database, store, spool, server.settings, {}, apply=True, grace=NO_GRACE))
     await database.close()
     read = ada.http.get(f"/v1/attachments/{drawn['object_id']}").json()
     assert (read["status"], read["url"]) == ("failed", None)

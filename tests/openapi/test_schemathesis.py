@@ -84,6 +84,9 @@ class Belongings:
     def _new_invitation_id(self) -> str:
         return str(self.user.invite(f"{secrets.token_hex(6)}@example.com")["id"])
 
+    def _new_export_id(self) -> str:
+        return str(self.user.http.post("/v1/exports", json={"scope": "tenant"}).json()["id"])
+
     def _new_conversation_id(self) -> str:
         return str(self.user.start("Hello")["conversation_id"])
 
@@ -167,6 +170,7 @@ PREPARE: dict[str, Callable[[Belongings, Any], None]] = {
     "reset_password": _reset_password,
     # A list that holds something.
     "list_api_keys": lambda own, _: own.require("key_id"),
+    "list_exports": lambda own, _: own.require("export_id"),
     "list_invitations": lambda own, _: own.require("invitation_id"),
     "list_attachments": lambda own, _: own.require("object_id"),
     "list_conversations": lambda own, _: own.require("conversation_id"),

@@ -127,7 +127,8 @@ async def test_one_byte_of_a_large_object_costs_one_byte(remote: Backend) -> Non
         await store.close()
 
 
-@pytest.mark.parametrize("data", [b"\x00", THREE_MB * 3], ids=["1 B", "9 MB"])
+# The last one S3 gets in parts.
+@pytest.mark.parametrize("data", [b"\x00", THREE_MB * 3, THREE_MB * 24], ids=["1 B", "9 MB", "72 MB"])
 async def test_a_file_is_put_like_its_bytes(store: Store, tmp_path: Path, data: bytes) -> None:
     key = upload_key(TENANT, uuid4(), "webp")
     (tmp_path / "upload").write_bytes(data)

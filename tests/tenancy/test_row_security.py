@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from app.attachments.models import Attachment, AttachmentKind, OrphanCandidate
 from app.conversations.models import Conversation, Message
 from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
+from app.exports.models import Export, ExportScope
 from app.identity.audit import Action, ActorType, AuditEntry, TargetType
 from app.identity.models import (
     ApiKey,
@@ -196,6 +197,7 @@ def rows_of(tenant: UUID) -> list[Base]:
             tool_call_id="ig_1",
             prompt="cat",
         ),
+        Export(**owned, scope=ExportScope.ME, expires_at=text("now()")),
         UsageEntry(**owned, run_id=run, model="-", kind="input_tokens", quantity=1),
         IdempotencyKey(
             **owned,
@@ -356,6 +358,8 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
         return {"user_id": cast(str, await world.connection.scalar(text(query), {"ours": world.ours}))}
     fresh = {"id": str(uuid7()), "key": "twice", "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
     fresh |= {"word": "dog", "email": "hopper@example.org"}
+    if cell.table == "exports":
+        fresh["scope"] = "tenant"
     if cell.table == "usage_entries":
         fresh["kind"] = "output_tokens"
     return {name: value for name, value in fresh.items() if name in row}
@@ -386,6 +390,7 @@ EXPECTED_RIGHTS = {
         *_rights("attachments", "select", "insert", "update", "delete"),
         *_rights("attachment_words", "select", "insert"),
         *_rights("usage_entries", "select", "insert"),
+        *_rights("exports", "select", "insert", "update", "delete"),
         *_rights("idempotency_keys", "select", "insert", "delete"),
         *_rights("orphan_candidates", "select", "insert", "delete"),
         *_columns("orphan_candidates", "update", "seen_at"),
@@ -406,6 +411,7 @@ EXPECTED_RIGHTS = {
         *_rights("tokens", "select", "insert", "update", "delete"),
         *_columns("runs", "select", "id tenant_id status attempt created_at lease_until unrecorded_images"),
         *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key variants"),
+        *_columns("exports", "select", "id tenant_id status created_at lease_until expires_at"),
         *_rights("idempotency_keys", "delete"),
         *_columns("idempotency_keys", "select", "expires_at"),
     },

@@ -59,6 +59,9 @@ MATRIX: dict[Operation, Call] = {
     ("PATCH", "/v1/members/{user_id}"): Call(body=(("role", "viewer"),)),
     ("GET", "/v1/invitations"): Call(),
     ("POST", "/v1/invitations"): Call(body=(("email", "grace@example.com"), ("role", "member"))),
+    ("POST", "/v1/exports"): Call(body=(("scope", "me"),)),
+    ("GET", "/v1/exports"): Call(),
+    ("GET", "/v1/exports/{export_id}"): Call(),
     ("GET", "/v1/audit"): Call(),
     ("GET", "/v1/agents"): Call(),
     ("GET", "/v1/api-keys"): Call(),
@@ -102,6 +105,7 @@ LISTS: dict[str, list[dict[str, str]]] = {
     "/v1/conversations": [{}, {"q": "red house"}],
     "/v1/attachments": [{}, {"q": "red"}, {"kind": "upload"}, {"kind": "generated", "agent_key": "designer"}],
     "/v1/api-keys": [{}],
+    "/v1/exports": [{}],
 }
 # What a colleague may see, too, as far as their role goes: tests/tenants has that.
 TENANTS_LISTS: dict[str, list[dict[str, str]]] = {
@@ -295,7 +299,7 @@ def _resolved(schema: Schema, part: Schema) -> Schema:
 
 
 def belongings_of(user: ApiUser) -> dict[str, str]:
-    """The ids of one finished run, its conversation and image, two images sent, and a key."""
+    """The ids of one finished run, its conversation and image, two images sent, an export, and a key."""
     events = user.draw("Draw a red house")
     run = one(events, "run.created")["run"]
     drawn = one(events, "attachment.created")["attachment"]
@@ -308,6 +312,7 @@ def belongings_of(user: ApiUser) -> dict[str, str]:
         "attachments": sent(user, image()),
         "mask": sent(user, image("RGBA", (drawn["width"], drawn["height"]))),
         "key_id": make_key(user)["id"],
+        "export_id": exported(user),
         "sign_in_id": other_sign_in(user),
         **invited_by(user),
         "token": "not-a-link",
@@ -329,6 +334,12 @@ def other_sign_in(user: ApiUser) -> str:
     httpx.post(f"{user.base_url}/v1/tokens", json={"email": user.email, "password": PASSWORD}).raise_for_status()
     (made,) = {one["id"] for one in user.sign_ins()} - before
     return cast(str, made)
+
+
+def exported(user: ApiUser) -> str:
+    answer = user.http.post("/v1/exports", json={"scope": "me"})
+    assert answer.status_code == 202, answer.text
+    return cast(str, answer.json()["id"])
 
 
 def make_key(user: ApiUser) -> dict[str, Any]:
