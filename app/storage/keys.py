@@ -32,7 +32,11 @@ def upload_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
 
 
 def variant_key(tenant_id: UUID, object_id: UUID, width: int) -> str:
-    return check_key(f"{tenant_prefix(tenant_id)}{VARIANTS}/{object_id}/{width}.webp")
+    return check_key(f"{variant_prefix(tenant_id, object_id)}{width}.webp")
+
+
+def variant_prefix(tenant_id: UUID, object_id: UUID) -> str:
+    return f"{tenant_prefix(tenant_id)}{VARIANTS}/{object_id}/"
 
 
 def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, extension: str) -> str:

@@ -1,4 +1,4 @@
-"""Periodic work: sweeping up lost runs, repairing storage, deleting what has expired.
+"""Periodic work: sweeping up lost runs, repairing storage, erasing, deleting what has expired.
 
 docket's own periodic tasks stall with the worker that held them, so each worker runs plain loops.
 """
@@ -17,16 +17,20 @@ from app.attachments import variants
 from app.attachments.ingest import store_spooled
 from app.attachments.reconcile import reconcile
 from app.db import now
+from app.erasure.retention import retain
 from app.errors import Conflict
+from app.identity import attempts
 from app.runs import idempotency
 from app.runs.models import Run, RunStatus
 from app.storage.store import StorageError
+from app.worker import erasing
 from app.worker.context import WorkerContext
 from app.worker.recovery import Backoff, recover_images
 
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY = timedelta(seconds=2)
+ERASE_EVERY = timedelta(seconds=2)
 REPAIR_EVERY = timedelta(seconds=5)
 VARIANTS_EVERY = timedelta(seconds=30)
 DAILY = timedelta(days=1)
@@ -68,7 +72,13 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
         Job(
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True
         ),
+        # Each by every worker: they share the rows that are due.
+        Job("erase_rows", ERASE_EVERY, partial(erasing.erase_rows, ctx)),
+        Job("remove_objects", ERASE_EVERY, partial(erasing.remove_objects, ctx)),
+        Job("remove_from_provider", ERASE_EVERY, partial(erasing.remove_from_provider, ctx)),
+        Job("retain", DAILY, partial(_retain, ctx), shared=True),
         Job("delete_idempotency_keys", DAILY, partial(idempotency.delete_expired, ctx.database), shared=True),
+        Job("delete_attempt_counts", DAILY, partial(attempts.delete_expired, ctx.database), shared=True),
         Job("reconcile", DAILY, partial(_reconcile, ctx), shared=True),
     ]
 
@@ -106,6 +116,10 @@ async def _sweep(ctx: WorkerContext) -> None:
 async def _store_spooled(ctx: WorkerContext) -> None:
     for row in await store_spooled(ctx.database, ctx.store, ctx.spool):
         await variants.request(ctx.broker, row.tenant_id, row.id)
+
+
+async def _retain(ctx: WorkerContext) -> None:
+    await retain(ctx.database, ctx.settings)
 
 
 async def _reconcile(ctx: WorkerContext) -> None:

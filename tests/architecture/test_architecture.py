@@ -46,7 +46,9 @@ ARROWS: dict[str, set[str]] = {
         "usage",
         "provider",
         "runs",
+        "erasure",
     },
+    "erasure": {"identity", "tenants", "storage", "attachments", "conversations", "runs"},
     "compat": {"identity", "runs"},
     "web": {"identity"},
 }
@@ -60,7 +62,7 @@ ROOT_ARROWS = {
     "worker": {"worker"},
     "doctor": {"worker"},
     "demo": {"runs", "attachments"},
-    "tenants": {"tenants"},
+    "tenants": {"tenants", "erasure"},
     "users": {"identity", "tenants"},
     "keys": {"tenants"},
 }
