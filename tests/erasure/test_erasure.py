@@ -158,10 +158,11 @@ def test_who_is_erased_leaves_every_tenant_and_the_one_that_was_theirs_alone_goe
     assert refused.status_code == 401
     done = wait_for(server, receipt)
     assert (done["what"], done["counts"]["provider"]) == ("user", 3)
-    assert rows(database_url, f"SELECT 1 FROM users WHERE id = '{member.id}'") == []
+    assert rows(database_url, "SELECT 1 FROM users WHERE id = :id", {"id": member.id}) == []
     for table in ("conversations", "runs", "attachments", "attachment_words", "sign_ins", "memberships", "api_keys"):
-        assert rows(database_url, f"SELECT 1 FROM {table} WHERE user_id = '{member.id}'") == [], table  # noqa: S608
-    assert rows(database_url, f"SELECT 1 FROM tenants WHERE id = '{own}'") == []
+        query = f"SELECT 1 FROM {table} WHERE user_id = :id"  # noqa: S608 - a table of ours
+        assert rows(database_url, query, {"id": member.id}) == [], table
+    assert rows(database_url, "SELECT 1 FROM tenants WHERE id = :id", {"id": own}) == []
     assert objects(server, own) == objects(server, tenant_of(stranger)) == {}
     assert ada.http.get(f"/v1/runs/{hers[0]['run_id']}").status_code == 200
     # In the log they are an id.
@@ -237,7 +238,6 @@ def test_of_twenty_erasures_of_a_tenant_one_is_taken(server: AppServer, ada: Api
     with ThreadPoolExecutor(20) as pool:
         body = {"confirm": "Ada's"}
         answers = list(pool.map(lambda _: ada.http.request("DELETE", "/v1/tenants/current", json=body), range(20)))
-    assert sorted(answer.status_code for answer in answers)[0] == 202
     assert [answer.status_code for answer in answers].count(202) == 1
     assert {answer.status_code for answer in answers} <= {202, 403, 404}
     assert rows(database_url, "SELECT count(*) FROM erasures") == [(1,)]
