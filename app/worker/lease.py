@@ -154,11 +154,12 @@ async def write(database: Database, run: Run, kept: Kept = EMPTY, **values: Any)
 def _insert_kept(run: Run, kept: Kept, held: CTE) -> Insert:
     """Without a run where this worker holds it no more: what nobody will use is deleted at the provider."""
     ids, kinds = literal(list(kept), ARRAY(Text)), literal(list(kept.values()), ARRAY(Text))
-    given = func.unnest(ids, kinds).table_valued(column("id", Text), column("kind", Text), name="given").render_derived()
+    columns = (column("id", Text), column("kind", Text))
+    given = func.unnest(ids, kinds).table_valued(*columns, name="given").render_derived()
     run_id = select(held.c.id).scalar_subquery()
     source = select(literal(run.tenant_id, Uuid), run_id, given.c.id, given.c.kind)
-    columns = ["tenant_id", "run_id", "provider_id", "kind"]
-    return insert(ProviderObject).from_select(columns, source, include_defaults=False).on_conflict_do_nothing()
+    filled = ["tenant_id", "run_id", "provider_id", "kind"]
+    return insert(ProviderObject).from_select(filled, source, include_defaults=False).on_conflict_do_nothing()
 
 
 def _update_held(run: Run) -> Update:
