@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.processes import Processes, running_processes
-from tests.servers import redis_server, s3_server
+from tests.servers import S3Server, redis_server, s3_server
 
 APIS, WORKERS = 2, 2
 
@@ -17,6 +17,7 @@ class Cluster:
     """Processes that come and go; `urls` are of the APIs that were alive last."""
 
     processes: Processes
+    s3: S3Server
     objects: Path
     database_url: str
     provider_url: str
@@ -55,6 +56,6 @@ def running_cluster(database_url: str, provider_url: str, tmp_path: Path) -> Gen
             "LOG_LEVEL": "warning",
         }
         with running_processes(tmp_path / "processes", variables) as processes:
-            cluster = Cluster(processes, tmp_path / "s3" / "easel", database_url, provider_url)
+            cluster = Cluster(processes, s3, tmp_path / "s3" / "easel", database_url, provider_url)
             cluster.populate()
             yield cluster

@@ -235,9 +235,7 @@ def test_an_unknown_receipt_is_not_found(server: AppServer) -> None:
 
 def test_of_twenty_erasures_of_a_tenant_one_is_taken(server: AppServer, ada: ApiUser, database_url: str) -> None:
     ada.draw()
-    with ThreadPoolExecutor(20) as pool:
-        body = {"confirm": "Ada's"}
-        answers = list(pool.map(lambda _: ada.http.request("DELETE", "/v1/tenants/current", json=body), range(20)))
+    answers = at_once(20, ada, "/v1/tenants/current", {"confirm": "Ada's"})
     assert [answer.status_code for answer in answers].count(202) == 1
     assert {answer.status_code for answer in answers} <= {202, 403, 404}
     assert rows(database_url, "SELECT count(*) FROM erasures") == [(1,)]
@@ -245,10 +243,8 @@ def test_of_twenty_erasures_of_a_tenant_one_is_taken(server: AppServer, ada: Api
     wait_for(server, receipt)
 
 
-def test_of_twenty_erasures_of_oneself_one_is_taken(server: AppServer, ada: ApiUser, database_url: str) -> None:
-    with ThreadPoolExecutor(10) as pool:
-        body = {"password": PASSWORD}
-        answers = list(pool.map(lambda _: ada.http.request("DELETE", "/v1/me", json=body), range(10)))
+def test_of_ten_erasures_of_oneself_one_is_taken(server: AppServer, ada: ApiUser, database_url: str) -> None:
+    answers = at_once(10, ada, "/v1/me", {"password": PASSWORD})
     assert [answer.status_code for answer in answers].count(202) == 1
     assert {answer.status_code for answer in answers} <= {202, 401, 429}
     assert rows(database_url, "SELECT count(*) FROM erasures WHERE kind = 'account'") == [(1,)]
@@ -267,6 +263,12 @@ def test_running_runs_are_stopped_and_what_they_bought_is_deleted_there(
     assert deleted_responses(provider_url) >= set(asked)
     assert counts(database_url, tenant_of(ada)) == {}
     assert objects(server, tenant_of(ada)) == {}
+
+
+def at_once(number: int, user: ApiUser, path: str, body: Json) -> list[httpx.Response]:
+    with ThreadPoolExecutor(number) as pool:
+        asked = [pool.submit(user.http.request, "DELETE", path, json=body) for _ in range(number)]
+        return [one_of_them.result() for one_of_them in asked]
 
 
 def erase_tenant(user: ApiUser, name: str) -> Json:
