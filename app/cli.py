@@ -134,6 +134,12 @@ def change_plan(tenant: TenantId, name: str, as_json: AsJson = False) -> None:
     _run("tenants", "plan", tenant_id=tenant, name=name, as_json=as_json)
 
 
+@tenants.command("retain")
+def retain(as_json: AsJson = False) -> None:
+    """Delete the conversations that are older than their tenant keeps them; a worker does so every day."""
+    _run("tenants", "retain", as_json=as_json)
+
+
 @users.command("list")
 def list_users(as_json: AsJson = False) -> None:
     """List all users."""

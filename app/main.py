@@ -26,6 +26,7 @@ from app.connections import open_connections
 from app.conversations import routes as conversations
 from app.db import CurrentDatabase, Database
 from app.embedded import Parts
+from app.erasure import routes as erasure
 from app.error_codes import ErrorCode
 from app.errors import Unavailable
 from app.exports import routes as exports
@@ -87,7 +88,8 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
             allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    for feature in (accounts, tenants, agents, conversations, runs, attachments, content, exports):
+    features = (accounts, tenants, agents, conversations, runs, attachments, content, exports, erasure)
+    for feature in features:
         app.include_router(feature.router)
     app.include_router(probes)
     if settings.api_docs_shown:

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 CheckCredential = Callable[[Database, str], Awaitable[AppError | None]]
 
 UPLOAD = ("POST", "/v1/attachments")
+# What follows in the path is a permission.
+SECRET_BELOW = ("/v1/files/", "/v1/erasures/")
 PUBLIC = ("/v1/signup", "/v1/tokens", "/v1/tokens/refresh")
 # The bytes that a form adds to its file.
 ENVELOPE_BYTES = 16 * 1024
@@ -84,7 +86,7 @@ class RequestMiddleware:
                 await problem(Request(scope), fault)(scope, receive, send_with_id)
             else:
                 await self._app(scope, self._limited(receive, limit), send_with_id)
-            line = {"method": scope["method"], "path": scope["path"].partition("/files/")[0], "status": status}
+            line = {"method": scope["method"], "path": _shown(scope["path"]), "status": status}
             log.info("request", extra={**line, "ms": round((time.monotonic() - started) * 1000, 1)})
 
     async def _fault(self, scope: Scope, limit: BodyLimit) -> AppError | None:
@@ -117,6 +119,11 @@ class RequestMiddleware:
             return message
 
         return count
+
+
+def _shown(path: str) -> str:
+    """For the log: without the permission that a path may hold."""
+    return next((before for before in SECRET_BELOW if path.startswith(before)), path)
 
 
 def complete_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

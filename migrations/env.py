@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from app.attachments import models as attachments
 from app.conversations import models as conversations
 from app.db import Base
+from app.erasure import models as erasure
 from app.identity import models as identity
 from app.migrate import open_for_migration
 from app.runs import idempotency
@@ -16,7 +17,7 @@ from app.runs import models as runs
 from app.settings import load_settings
 from app.usage import models as usage
 
-MODELS = (identity, conversations, runs, idempotency, attachments, usage)
+MODELS = (identity, conversations, runs, idempotency, attachments, usage, erasure)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from app.settings import Settings
 
 MIN_CHARACTERS = 10
 TRY_ANOTHER = "choose another one"
+MISMATCH = "The current password is wrong."
 
 
 async def check_new(password: str, email: str, *, field: str = "password") -> None:
@@ -47,12 +48,7 @@ def _common_passwords() -> frozenset[str]:
 async def change(database: Database, caller: SignedIn, *, current: str, new: str) -> None:
     """The user's other sign-ins end. Raises Forbidden (WRONG_PASSWORD), TooManyAttempts, Invalid."""
     await check_new(new, caller.email, field="new_password")
-    attempts = Attempts.at(caller.email)
-    async with database.identity() as session:
-        await attempts.count(session)
-        stored = await session.scalar(select(User.password_hash).where(User.id == caller.user_id))
-    if not await credentials.verify_password(current, stored):
-        raise Forbidden("The current password is wrong.", code=ErrorCode.WRONG_PASSWORD)
+    attempts, stored = await require_current(database, caller, current)
     hashed = await credentials.hash_password(new)
     async with database.identity() as session:
         await attempts.succeed(session)
@@ -63,9 +59,23 @@ async def change(database: Database, caller: SignedIn, *, current: str, new: str
             .returning(User.id)
         )
         if changed.one_or_none() is None:  # another request has just changed it
-            raise Forbidden("The current password is wrong.", code=ErrorCode.WRONG_PASSWORD)
+            raise Forbidden(MISMATCH, code=ErrorCode.WRONG_PASSWORD)
         await sign_ins.end_all(session, caller.user_id, but=caller.sign_in_id)
         await _record_change(session, caller.user_id)
+
+
+async def require_current(database: Database, caller: SignedIn, password: str) -> tuple[Attempts, str | None]:
+    """The caller's own password, counted as a guess until the attempt is told to have succeeded; its hash.
+
+    Raises Forbidden (WRONG_PASSWORD), TooManyAttempts.
+    """
+    attempts = Attempts.at(caller.email)
+    async with database.identity() as session:
+        await attempts.count(session)
+        stored = await session.scalar(select(User.password_hash).where(User.id == caller.user_id))
+    if not await credentials.verify_password(password, stored):
+        raise Forbidden(MISMATCH, code=ErrorCode.WRONG_PASSWORD)
+    return attempts, stored
 
 
 async def request_reset(database: Database, settings: Settings, broker: Broker, email: str) -> None:

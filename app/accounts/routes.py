@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Response
 from sqlalchemy import update
 
-from app.accounts import acceptance, passwords, service, sign_ins
+from app.accounts import acceptance, closing, passwords, service, sign_ins
 from app.accounts.acceptance import NewAccount
 from app.accounts.schemas import (
     Acceptance,
@@ -23,10 +23,12 @@ from app.accounts.schemas import (
     SignUp,
     TokensView,
     UserChange,
+    UserErasure,
     UserView,
 )
 from app.broker import Broker
 from app.db import CurrentDatabase, IdentitySession, from_state
+from app.erasure.schemas import ErasureRequested
 from app.error_codes import ErrorCode
 from app.errors import id_of
 from app.identity.actor import Bearer, CurrentSettings, SignedInUser, TenantHeader, may_anywhere, require_user
@@ -42,6 +44,7 @@ router = APIRouter(prefix="/v1", tags=["accounts"])
 
 SignInId = Annotated[UUID, id_of("sign-in")]
 UserAgent = Annotated[str | None, Header(include_in_schema=False)]
+CurrentBroker = Annotated[Broker, from_state("broker")]
 GUESSED = (ErrorCode.LIMIT_EXCEEDED, ErrorCode.TOO_MANY_ATTEMPTS)
 
 
@@ -167,6 +170,23 @@ async def update_me(body: UserChange, caller: SignedInUser, session: IdentitySes
     return UserView(id=caller.user_id, email=caller.email, name=body.name)
 
 
+@router.delete(
+    "/me",
+    status_code=202,
+    responses=problems(ErrorCode.LAST_OWNER, ErrorCode.WRONG_PASSWORD, *GUESSED),
+)
+async def erase_me(
+    body: UserErasure, caller: SignedInUser, database: CurrentDatabase, settings: CurrentSettings, broker: CurrentBroker
+) -> ErasureRequested:
+    """Erase the user.
+
+    They are signed out everywhere at once. What they made in any tenant is removed, here, in the storage and at the
+    provider, and so is a tenant that has no other member; the receipt tells how far that is. The last owner of a tenant
+    with other members makes another one owner first.
+    """
+    return await closing.erase(database, broker, settings, caller, password=body.password.get_secret_value())
+
+
 @router.put(
     "/me/password",
     status_code=204,
@@ -197,7 +217,7 @@ async def request_password_reset(
     body: PasswordResetRequest,
     database: CurrentDatabase,
     settings: CurrentSettings,
-    broker: Annotated[Broker, from_state("broker")],
+    broker: CurrentBroker,
 ) -> None:
     """Ask for a mail with a token that sets a new password.
 

@@ -95,6 +95,12 @@ class UserChange(Body):
     name: Name
 
 
+class UserErasure(Body):
+    model_config = example({"password": "correct horse battery"})  # pragma: allowlist secret
+
+    password: SecretStr
+
+
 class PasswordChange(Body):
     model_config = example({"current_password": "a long password", "new_password": "a longer password"})
 

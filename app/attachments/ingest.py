@@ -66,7 +66,7 @@ async def ingest(
         )
         await spool.keep(row.tenant_id, row.id, data)
         return row
-    await mark_stored(database, row.tenant_id, row.id)
+    await mark_stored(database, store, row)
     row.status = AttachmentStatus.STORED
     return row
 
@@ -95,14 +95,28 @@ async def insert_once(database: Database, row: Attachment) -> Attachment:
         return found.one()
 
 
+async def mark_stored(database: Database, store: Store, row: Attachment) -> bool:
+    """False where the row was deleted meanwhile: its object goes, too, as nothing names it any more."""
+    if await _mark_stored(database, row.tenant_id, row.id):
+        return True
+    try:
+        await store.delete(row.storage_key)
+    except StorageError as error:
+        log.warning("image.not_removed", extra={"object_id": str(row.id), "error": str(error)})
+    return False
+
+
 @retry_while_unavailable
-async def mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> None:
+async def _mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> bool:
     async with database.tenant(tenant_id) as session:
-        await session.execute(
+        marked = await session.scalar(
             update(Attachment)
             .where(Attachment.id == object_id, Attachment.status == AttachmentStatus.PENDING)
             .values(status=AttachmentStatus.STORED)
+            .returning(Attachment.id)
         )
+        # Another process may have marked it.
+        return marked is not None or await session.get(Attachment, object_id) is not None
 
 
 async def store_spooled(database: Database, store: Store, spool: Spool) -> list[Attachment]:
@@ -121,8 +135,10 @@ async def store_spooled(database: Database, store: Store, spool: Spool) -> list[
             continue
         except StorageError:
             return stored
-        await mark_stored(database, waiting.tenant_id, row.id)
+        is_there = await mark_stored(database, store, row)
         await spool.drop(waiting)
+        if not is_there:
+            continue
         stored.append(row)
         log.info("image.repaired", extra={"tenant_id": str(waiting.tenant_id), "object_id": str(row.id)})
     return stored

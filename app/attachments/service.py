@@ -158,15 +158,6 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: U
         after_commit(session, partial(drop_previews, store, row.tenant_id, row.run_id, row.tool_call_id))
 
 
-async def remove_objects_of(session: AsyncSession, store: Store, conversation_id: UUID) -> None:
-    """Once the transaction stands, delete every object of a conversation."""
-    found = await session.scalars(select(Attachment).where(Attachment.conversation_id == conversation_id))
-    rows = found.all()
-    _drop_objects(session, store, rows)
-    for tenant_id, run_id in {(row.tenant_id, row.run_id) for row in rows if row.run_id is not None}:
-        after_commit(session, partial(drop_previews, store, tenant_id, run_id))
-
-
 def _drop_objects(session: AsyncSession, store: Store, rows: Sequence[Attachment]) -> None:
     for row in rows:
         for key in (row.storage_key, *stored_keys(row.tenant_id, row.id, row.variants)):

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import variants
 from app.attachments.ingest import new_attachment
@@ -21,7 +22,8 @@ from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.broker import Broker
 from app.db import Database, after_commit
 from app.error_codes import ErrorCode
-from app.errors import AppError, FieldError, Invalid, TooLarge, Unavailable
+from app.errors import AppError, FieldError, Forbidden, Invalid, NotFound, TooLarge, Unavailable
+from app.identity.models import Membership
 from app.identity.service import Actor
 from app.images import sanitise
 from app.images.inspect import UnreadableImage
@@ -79,6 +81,7 @@ async def store_upload(
         cleaned = await _clean(source, target, limit, given)
         row = _new_row(actor, given, cleaned)
         async with database.tenant(actor.tenant_id) as session:
+            await _require_member(session, actor)
             session.add(row)
         try:
             await store.put(row.storage_key, target, mime_type=row.mime_type)
@@ -88,9 +91,20 @@ async def store_upload(
             raise Unavailable("The object storage does not answer; nothing was stored. Send the image again.") from None
     async with database.tenant(actor.tenant_id) as session:
         after_commit(session, partial(variants.request, broker, actor.tenant_id, row.id))
-        await session.execute(update(Attachment).where(Attachment.id == row.id).values(status=AttachmentStatus.STORED))
+        stored = update(Attachment).where(Attachment.id == row.id).values(status=AttachmentStatus.STORED)
+        is_there = await session.scalar(stored.returning(Attachment.id)) is not None
+    if not is_there:
+        await _remove(database, store, row)
+        raise NotFound("attachment")
     row.status = AttachmentStatus.STORED
     return row
+
+
+async def _require_member(session: AsyncSession, actor: Actor) -> None:
+    """Locked until the row is there: who is removed or erased meanwhile leaves nothing behind. Raises Forbidden."""
+    member = select(Membership.user_id).where(Membership.user_id == actor.user_id)
+    if await session.scalar(member.with_for_update(read=True, key_share=True)) is None:
+        raise Forbidden("You are not a member of this tenant any more.")
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from uuid import UUID
 import typer
 
 from app.commands.operator import operate, show
+from app.erasure import retention
 from app.tenants import operation
 
 
@@ -28,3 +29,8 @@ def suspend(*, tenant_id: UUID, suspended: bool, as_json: bool) -> None:
 
 def plan(*, tenant_id: UUID, name: str, as_json: bool) -> None:
     show([operate(lambda _, database: operation.change_plan(database, tenant_id, name))], as_json=as_json)
+
+
+def retain(*, as_json: bool) -> None:
+    rows = operate(lambda settings, database: retention.retain(database, settings))
+    show([{"rows": rows}], as_json=as_json)

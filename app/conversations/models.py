@@ -35,7 +35,7 @@ class Conversation(Identified, Base):
     )
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
     agent_key: Mapped[str]
     title: Mapped[str]
     visibility: Mapped[Visibility] = mapped_column(

@@ -3,11 +3,11 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 from pydantic import AfterValidator
 from sqlalchemy import select
 
-from app.attachments.links import CurrentStore, ReaderLinks
+from app.attachments.links import ReaderLinks
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentPage, give_links, linked
 from app.bodies import storable
@@ -70,20 +70,6 @@ async def update_conversation(
     its runs and images; taken back, it is gone for them with the next request.
     """
     return ConversationView.model_validate(await sharing.change(session, actor, conversation_id, body))
-
-
-@router.delete("/{conversation_id}", status_code=204, response_class=Response)
-async def delete_conversation(
-    conversation_id: ConversationId,
-    actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
-    session: TenantSession,
-    store: CurrentStore,
-) -> None:
-    """Delete a conversation.
-
-    Its messages, runs and generated images go with it; a run that has not ended is stopped.
-    """
-    await service.remove(session, store, actor, conversation_id)
 
 
 @router.get("/{conversation_id}/messages")

@@ -1,10 +1,10 @@
-"""Opening, finding, renaming and deleting conversations; the history that the model gets."""
+"""Opening, finding and renaming conversations; the history that the model gets."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, any_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, any_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
@@ -14,7 +14,6 @@ from app.db import now, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
 from app.identity.sharing import require_own, visible_to
-from app.storage.store import Store
 
 TITLE_CHARACTERS = 60
 # The history for a model whose provider stores nothing: at most so many messages and characters, the newest.
@@ -77,13 +76,6 @@ async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> C
         .returning(Conversation)
     )
     return touched.one_or_none() or await _refuse(session, actor, conversation_id)
-
-
-async def remove(session: AsyncSession, store: Store, actor: Actor, conversation_id: UUID) -> None:
-    """With its messages, runs, attachments and, once committed, their objects."""
-    conversation = await get_own(session, actor, conversation_id)
-    await attachments.remove_objects_of(session, store, conversation.id)
-    await session.execute(delete(Conversation).where(Conversation.id == conversation.id))
 
 
 async def newest_messages(session: AsyncSession, conversation_id: UUID, *, upto: UUID) -> list[Message]:

@@ -64,4 +64,4 @@ class Export(Identified, Base):
 
 
 def archive_key(tenant_id: UUID, export_id: UUID, attempt: int) -> str:
-    return keys.check_key(f"{keys.tenant_prefix(tenant_id)}{keys.EXPORTS}/{export_id}/{attempt}.zip")
+    return keys.check_key(f"{keys.export_prefix(tenant_id, export_id)}{attempt}.zip")

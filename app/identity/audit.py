@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index
+from sqlalchemy import ForeignKey, Index, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -40,6 +40,8 @@ class Action(StrEnum):
     CONVERSATION_DELETED = "conversation.deleted"
     EXPORT_CREATED = "export.created"
     EXPORT_DOWNLOADED = "export.downloaded"
+    ERASURE_REQUESTED = "erasure.requested"
+    ERASURE_COMPLETED = "erasure.completed"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105  # pragma: allowlist secret
 
 
@@ -62,6 +64,11 @@ class AuditEntry(Identified, Base):
     __table_args__ = (
         Index("ix_audit_entries_tenant", "tenant_id", "id"),
         Index("ix_audit_entries_user", "tenant_id", "user_id"),
+        Index(
+            "ix_audit_entries_former",
+            "target_id",
+            postgresql_where=text("action IN ('member.removed', 'member.left')"),
+        ),
     )
 
     tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))

@@ -22,6 +22,7 @@ REFRESH_PREFIX = "easel_rt_"
 KEY_PREFIX = "easel_sk_"
 INVITATION_PREFIX = "easel_iv_"
 RESET_PREFIX = "easel_pr_"
+ERASURE_PREFIX = "easel_er_"
 
 _passwords = PasswordHash.recommended()
 # Argon2id takes 94 ms and 64 MiB a hash: two at a time bound the memory, and the loop never waits. They leave the

@@ -34,6 +34,7 @@ class Permission(Enum):
     MANAGE_KEYS = Role.ADMIN, None, "List and revoke every API key of the tenant."
     MANAGE_TENANT = Role.ADMIN, None, "Rename the tenant and set how long its conversations are kept."
     READ_AUDIT = Role.ADMIN, "audit:read", "Read the tenant's audit log."
+    ERASE_TENANT = Role.OWNER, None, "Erase the tenant; remove a member with all that they made in it."
     MANAGE_OWNERS = Role.OWNER, None, "Make owners; change or remove one."
     EXPORT_TENANT = Role.OWNER, None, "Export everything of the tenant, and fetch the archive."
 

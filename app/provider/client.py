@@ -1,6 +1,6 @@
 """The connection to the model provider, one for each process; nothing outside this package imports `openai`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import openai
 from agents.models.interface import Model
@@ -11,6 +11,7 @@ from app.provider.model import GeneratedImage, ImageExtractingModel, ModelUse, t
 from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
+DELETE_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
 FILE_SECONDS = 30 * 24 * 3600
 # The calls of one run follow each other by `previous_response_id`; an image is seldom far from the last of them.
@@ -70,6 +71,22 @@ class Provider:
         except openai.APIError as error:
             raise from_openai(error) from error
         return file.id
+
+    async def delete_response(self, response_id: str) -> None:
+        """With its images; one that is gone is no error."""
+        await self._delete(self._client.responses.delete(response_id, timeout=DELETE_SECONDS))
+
+    async def delete_file(self, file_id: str) -> None:
+        """One that is gone, or has expired, is no error."""
+        await self._delete(self._client.files.delete(file_id, timeout=DELETE_SECONDS))
+
+    async def _delete(self, request: Awaitable[object]) -> None:
+        try:
+            await request
+        except openai.NotFoundError:
+            return
+        except openai.APIError as error:
+            raise from_openai(error) from error
 
     async def close(self) -> None:
         await self._client.close()

@@ -80,8 +80,8 @@ class BlockingStore(ABC):
     async def delete(self, key: str) -> None:
         await self._call("delete an object", self._delete, check_key(key))
 
-    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        objects = self._list(prefix)
+    async def list(self, prefix: str, *, deleted: bool = False) -> AsyncIterator[StoredObject]:
+        objects = self._list_all_versions(prefix) if deleted else self._list(prefix)
         while page := await self._call("list objects", _next_page, objects):
             for item in page:
                 if is_key(item.key):
@@ -132,6 +132,10 @@ class BlockingStore(ABC):
     def _list(self, prefix: str) -> Iterator[StoredObject]:
         """Ordered by key; read in pages, each in a thread. Keys that are not ours are filtered out afterwards."""
         ...
+
+    def _list_all_versions(self, prefix: str) -> Iterator[StoredObject]:
+        """Each key once, the newest version's; a store with versions overrides this."""
+        return self._list(prefix)
 
     @contextmanager
     def _translated(self, action: str) -> Generator[None]:

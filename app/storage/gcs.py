@@ -184,6 +184,13 @@ class GcsStore(BlockingStore):
         for blob in self._blobs(prefix=prefix, fields="items(name,size,updated),nextPageToken"):
             yield StoredObject(blob.name, blob.size, blob.updated)
 
+    def _list_all_versions(self, prefix: str) -> Iterator[StoredObject]:
+        before = None
+        for blob in self._blobs(prefix=prefix, versions=True, fields="items(name,size,updated),nextPageToken"):
+            if blob.name != before:
+                before = blob.name
+                yield StoredObject(blob.name, blob.size, blob.updated)
+
     def _blobs(self, **query: Any) -> Iterator[Any]:
         return iter(self._client.list_blobs(self._bucket, **query, **_OPTIONS))
 

@@ -32,7 +32,11 @@ def upload_key(tenant_id: UUID, object_id: UUID, extension: str) -> str:
 
 
 def variant_key(tenant_id: UUID, object_id: UUID, width: int) -> str:
-    return check_key(f"{tenant_prefix(tenant_id)}{VARIANTS}/{object_id}/{width}.webp")
+    return check_key(f"{variant_prefix(tenant_id, object_id)}{width}.webp")
+
+
+def variant_prefix(tenant_id: UUID, object_id: UUID) -> str:
+    return f"{tenant_prefix(tenant_id)}{VARIANTS}/{object_id}/"
 
 
 def preview_key(tenant_id: UUID, run_id: UUID, tool_call_id: str, index: int, extension: str) -> str:
@@ -46,6 +50,11 @@ def preview_prefix(tenant_id: UUID, run_id: UUID, tool_call_id: str | None = Non
     if tool_call_id is None:
         return of_run
     return f"{of_run}{hashlib.sha256(tool_call_id.encode()).hexdigest()[:32]}/"
+
+
+def export_prefix(tenant_id: UUID, export_id: UUID) -> str:
+    """Of the archives of all attempts at an export."""
+    return f"{tenant_prefix(tenant_id)}{EXPORTS}/{export_id}/"
 
 
 def parse(key: str) -> tuple[str, UUID]:

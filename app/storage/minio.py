@@ -158,6 +158,16 @@ class MinioStore(BlockingStore):
             if item.object_name and item.last_modified:
                 yield StoredObject(item.object_name, item.size or 0, item.last_modified)
 
+    def _list_all_versions(self, prefix: str) -> Iterator[StoredObject]:
+        if not self._is_versioned():
+            yield from self._list(prefix)
+            return
+        before = None
+        for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True, include_version=True):
+            if item.object_name and item.last_modified and item.object_name != before:
+                before = item.object_name
+                yield StoredObject(item.object_name, item.size or 0, item.last_modified)
+
     @contextmanager
     def _translated(self, action: str) -> Generator[None]:
         try:

@@ -63,8 +63,11 @@ class Store(Protocol):
         """Remove the object and, in a versioned bucket, its older versions; a missing object is no error."""
         ...
 
-    def list(self, prefix: str) -> AsyncIterator[StoredObject]:
-        """Objects whose key starts with `prefix`; other files in the same bucket are left out."""
+    def list(self, prefix: str, *, deleted: bool = False) -> AsyncIterator[StoredObject]:
+        """Objects whose key starts with `prefix`; other files in the same bucket are left out.
+
+        With `deleted` also those of which a versioned bucket has nothing but older versions.
+        """
         ...
 
     async def link(

@@ -105,17 +105,6 @@ async def change_role(
     return await service.change_role(session, actor, user_id, body.role)
 
 
-@router.delete("/members/{user_id}", status_code=204, response_class=Response, responses=problems(ErrorCode.LAST_OWNER))
-async def remove_member(
-    user_id: UserId, actor: Annotated[Actor, may(Permission.LEAVE)], session: TenantSession
-) -> None:
-    """Remove a member, or leave.
-
-    It holds from their next request on; their API keys end with it. What they have made stays the tenant's.
-    """
-    await service.remove_member(session, actor, user_id)
-
-
 @router.post("/invitations", status_code=201, responses=problems(ErrorCode.ALREADY_MEMBER))
 async def create_invitation(
     body: NewInvitation,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from uuid import UUID
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import enter_tenant, uuid7
@@ -12,7 +12,7 @@ from app.error_codes import ErrorCode
 from app.errors import Conflict, Forbidden, NotFound
 from app.identity import audit
 from app.identity.audit import Action, Author, TargetType
-from app.identity.models import Membership, Role, Tenant, User
+from app.identity.models import Invitation, Membership, Role, Tenant, User
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.tenants.schemas import MemberView, TenantChange
@@ -81,15 +81,27 @@ async def change_role(session: AsyncSession, actor: Actor, user_id: UUID, role: 
     return view
 
 
-async def remove_member(session: AsyncSession, actor: Actor, user_id: UUID) -> None:
+async def remove_member(session: AsyncSession, actor: Actor, user_id: UUID, *, needs: Permission | None = None) -> None:
     """With their API keys; what they have made stays. Raises as `change_role`."""
     leaves = user_id == actor.user_id
-    member = await _locked(session, actor, user_id, Permission.LEAVE if leaves else Permission.MANAGE_MEMBERS)
+    least = Permission.LEAVE if leaves else Permission.MANAGE_MEMBERS
+    member = await _locked(session, actor, user_id, needs or least)
     await session.execute(delete(Membership).where(Membership.user_id == user_id))
     action = Action.MEMBER_LEFT if leaves else Action.MEMBER_REMOVED
     changes = {"role": [member.role, None]}
     audit.record(session, actor.tenant_id, Author.of(actor), action, TargetType.USER, user_id, changes)
     await session.flush()
+
+
+async def leave_for_good(session: AsyncSession, tenant_id: UUID, user_id: UUID) -> bool:
+    """The user is being erased: False where nobody else belongs to the tenant. Raises Conflict as `change_role`."""
+    # Whoever is just accepting one is waited for, and seen.
+    await session.execute(select(Invitation.id).with_for_update())
+    others = exists().where(Membership.tenant_id == tenant_id, Membership.user_id != user_id)
+    if not await session.scalar(select(others)):
+        return False
+    await remove_member(session, Actor(user_id, tenant_id, Role.VIEWER), user_id)
+    return True
 
 
 async def _locked(

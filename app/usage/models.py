@@ -2,8 +2,8 @@
 
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, UniqueConstraint
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import UniqueConstraint
+from sqlalchemy.orm import Mapped
 
 from app.db import Base, Identified
 
@@ -12,10 +12,10 @@ class UsageEntry(Identified, Base):
     """`kind` names what was used (`input_tokens`, `image_output_tokens`, …); `quantity` is a count of tokens."""
 
     __tablename__ = "usage_entries"
-    # No foreign key to the run: what was used stays in the books when a conversation is deleted.
+    # No foreign keys: what was used stays in the books when a conversation is deleted, or the tenant erased.
     __table_args__ = (UniqueConstraint("tenant_id", "run_id", "kind"),)
 
-    tenant_id: Mapped[UUID] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
+    tenant_id: Mapped[UUID]
     user_id: Mapped[UUID]
     run_id: Mapped[UUID]
     model: Mapped[str]

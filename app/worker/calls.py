@@ -10,7 +10,7 @@ from app.agents._shared.tools import IMAGE_TOOL
 from app.db import Database
 from app.provider.client import Provider
 from app.provider.errors import ProviderError
-from app.runs.models import Run
+from app.runs.models import ProviderObjectKind, Run
 from app.worker import lease
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class ProviderCalls:
         self._resumed = resumed
         # The response that was named last, committed with the end of the run at the latest.
         self.response_id = run.response_id
+        # What the provider has kept for this run and no statement has recorded yet.
+        self.kept: dict[str, ProviderObjectKind] = {}
         self._draws = False
         self._open = resumed is not None
         self.turn = run.calling_turn
@@ -64,10 +66,14 @@ class ProviderCalls:
     async def on_response_created(self, response_id: str) -> None:
         self.already_sent = self._open = True
         self.response_id = response_id
+        self.kept[response_id] = ProviderObjectKind.RESPONSE
         if self._draws:
             # What was paid for is resumed, and its images are recovered, by this id alone.
             await self._write(response_id=response_id)
         self.no_request_in_flight.set()
+
+    def on_file_uploaded(self, file_id: str) -> None:
+        self.kept[file_id] = ProviderObjectKind.FILE
 
     def on_response_ended(self, usage: dict[str, int]) -> None:
         self._open = False
@@ -77,6 +83,11 @@ class ProviderCalls:
     def resumable(self) -> bool:
         """Whether another attempt could resume the provider's response."""
         return self._run.background and self.response_id is not None and self.no_request_in_flight.is_set()
+
+    async def forget(self) -> None:
+        """This worker holds the run no more: what it knows alone is recorded, to be deleted at the provider."""
+        if self.kept:
+            await lease.write(self._database, self._run, self.kept, lease_until=Run.lease_until)
 
     async def cancel(self) -> None:
         """Stop a response that the provider would finish, and charge for, without a reader."""
@@ -89,5 +100,8 @@ class ProviderCalls:
             log.warning("run.provider_not_stopped", extra={"error": str(error)})
 
     async def _write(self, **values: Any) -> None:
-        if not await lease.write(self._database, self._run, **values):
+        kept = dict(self.kept)
+        is_held = await lease.write(self._database, self._run, kept, **values)
+        self.kept = {provider_id: kind for provider_id, kind in self.kept.items() if provider_id not in kept}
+        if not is_held:
             raise lease.LeaseLost

@@ -108,6 +108,7 @@ class Execution:
             ended = await self._end(outcome)
         except LeaseLost:
             log.warning("run.lease_lost")
+            await self.calls.forget()
             if await lease.is_deleted(self.ctx.database, self.run):
                 await self.calls.cancel()
             return None
@@ -228,6 +229,7 @@ class Execution:
             response_id=self.calls.response_id,
             error=outcome.error,
             unrecorded_images=sorted(self.images.unrecorded),
+            kept=self.calls.kept,
         )
 
     async def _release(self) -> None:
@@ -239,7 +241,7 @@ class Execution:
                 async with asyncio.timeout(GRACE_SECONDS):
                     await self.images.finish_storing()
         await self.events.flush()
-        await lease.release(self.ctx.database, self.run)
+        await lease.release(self.ctx.database, self.run, self.calls.kept)
         log.info("run.released")
 
 

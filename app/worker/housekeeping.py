@@ -1,4 +1,4 @@
-"""Periodic work: sweeping up lost runs, repairing storage, deleting what has expired.
+"""Periodic work: sweeping up lost runs, repairing storage, erasing, deleting what has expired.
 
 docket's own periodic tasks stall with the worker that held them, so each worker runs plain loops.
 """
@@ -17,6 +17,7 @@ from app.attachments import variants
 from app.attachments.ingest import store_spooled
 from app.attachments.reconcile import reconcile
 from app.db import now
+from app.erasure.retention import retain
 from app.errors import Conflict
 from app.exports.service import owned_keys
 from app.identity import expiry
@@ -24,13 +25,14 @@ from app.runs import idempotency
 from app.runs.models import Run, RunStatus
 from app.storage import keys
 from app.storage.store import StorageError
-from app.worker import export_tasks
+from app.worker import erasing, export_tasks
 from app.worker.context import WorkerContext
 from app.worker.recovery import Backoff, recover_images
 
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY = timedelta(seconds=2)
+ERASE_EVERY = timedelta(seconds=2)
 REPAIR_EVERY = timedelta(seconds=5)
 EXPORTS_EVERY = timedelta(seconds=2)
 VARIANTS_EVERY = timedelta(seconds=30)
@@ -75,6 +77,11 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
         ),
         Job("delete_credentials", DAILY, partial(expiry.delete_expired, ctx.database), shared=True),
         Job("sweep_exports", EXPORTS_EVERY, partial(export_tasks.sweep, ctx), shared=True),
+        # Each by every worker: they share the rows that are due.
+        Job("erase_rows", ERASE_EVERY, partial(erasing.erase_rows, ctx)),
+        Job("remove_objects", ERASE_EVERY, partial(erasing.remove_objects, ctx)),
+        Job("remove_from_provider", ERASE_EVERY, partial(erasing.remove_from_provider, ctx)),
+        Job("retain", DAILY, partial(_retain, ctx), shared=True),
         Job("delete_idempotency_keys", DAILY, partial(idempotency.delete_expired, ctx.database), shared=True),
         Job("reconcile", DAILY, partial(_reconcile, ctx), shared=True),
     ]
@@ -113,6 +120,10 @@ async def _sweep(ctx: WorkerContext) -> None:
 async def _store_spooled(ctx: WorkerContext) -> None:
     for row in await store_spooled(ctx.database, ctx.store, ctx.spool):
         await variants.request(ctx.broker, row.tenant_id, row.id)
+
+
+async def _retain(ctx: WorkerContext) -> None:
+    await retain(ctx.database, ctx.settings)
 
 
 async def _reconcile(ctx: WorkerContext) -> None:

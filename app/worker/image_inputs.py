@@ -22,12 +22,16 @@ Convert = Callable[[bytes], Awaitable[bytes]]
 class ImageInputs:
     """Sends stored images for one run, each once. Methods raise StorageError and ProviderError.
 
-    `reduced`, for a request that was refused as too large: all images are files, those after the first thumbnails.
+    `on_upload` gets the id of each file. `reduced`, for a request that was refused as too large: all images are files,
+    those after the first thumbnails.
     """
 
-    def __init__(self, store: Store, provider: Provider, *, reduced: bool = False) -> None:
+    def __init__(
+        self, store: Store, provider: Provider, on_upload: Callable[[str], None], *, reduced: bool = False
+    ) -> None:
         self._store = store
         self._provider = provider
+        self._on_upload = on_upload
         self._reduced = reduced
         self._room = 0 if reduced else INLINE_BYTES
         self._sent: dict[tuple[str, bool], dict[str, str]] = {}
@@ -67,7 +71,9 @@ class ImageInputs:
 
     async def _send(self, filename: str, data: bytes, mime_type: str) -> dict[str, str]:
         if len(data) > self._room:
-            return {"file_id": await self._provider.upload_image(filename, data, mime_type)}
+            file_id = await self._provider.upload_image(filename, data, mime_type)
+            self._on_upload(file_id)
+            return {"file_id": file_id}
         self._room -= len(data)
         return await _data_url(data, mime_type)
 

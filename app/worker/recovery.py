@@ -169,8 +169,8 @@ async def _store(ctx: WorkerContext, row: Attachment, image: Decoded) -> bool:
     if image.sha256 != row.sha256:
         return False
     await ctx.store.put(row.storage_key, image.data, mime_type=row.mime_type)
-    await mark_stored(ctx.database, row.tenant_id, row.id)
-    await _report(ctx, row)
+    if await mark_stored(ctx.database, ctx.store, row):
+        await _report(ctx, row)
     return True
 
 

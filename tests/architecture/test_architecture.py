@@ -48,7 +48,9 @@ ARROWS: dict[str, set[str]] = {
         "provider",
         "runs",
         "exports",
+        "erasure",
     },
+    "erasure": {"identity", "tenants", "storage", "attachments", "conversations", "runs", "exports"},
     "compat": {"identity", "runs"},
     "web": {"identity"},
 }
@@ -62,7 +64,7 @@ ROOT_ARROWS = {
     "worker": {"worker"},
     "doctor": {"worker"},
     "demo": {"runs", "attachments"},
-    "tenants": {"tenants"},
+    "tenants": {"tenants", "erasure"},
     "users": {"identity", "tenants"},
     "keys": {"tenants"},
 }

@@ -87,6 +87,11 @@ class Belongings:
     def _new_export_id(self) -> str:
         return str(self.user.http.post("/v1/exports", json={"scope": "tenant"}).json()["id"])
 
+    def _new_receipt(self) -> str:
+        member = self.server.sign_up_invited(self.user)
+        answer = self.user.http.delete(f"/v1/members/{member.id}", params={"data": "erase"})
+        return str(answer.json()["receipt"])
+
     def _new_conversation_id(self) -> str:
         return str(self.user.start("Hello")["conversation_id"])
 
@@ -147,6 +152,16 @@ def _reset_password(own: Belongings, case: Any) -> None:
     case.body = {"token": token, "new_password": PASSWORD}
 
 
+def _erase_tenant(own: Belongings, case: Any) -> None:
+    case.headers["Authorization"] = own.server.sign_up("Mine").http.headers["Authorization"]
+    case.body = {"confirm": "Mine"}
+
+
+def _erase_me(own: Belongings, case: Any) -> None:
+    case.headers["Authorization"] = own.server.sign_up().http.headers["Authorization"]
+    case.body = {"password": PASSWORD}
+
+
 async def _new_reset(service: Settings, email: str) -> str:
     assert service.database_url
     database = Database(service.database_url.get_secret_value(), pool_size=1)
@@ -168,6 +183,8 @@ PREPARE: dict[str, Callable[[Belongings, Any], None]] = {
     "accept_invitation": _accept_invitation,
     "change_password": _change_password,
     "reset_password": _reset_password,
+    "erase_tenant": _erase_tenant,
+    "erase_me": _erase_me,
     # A list that holds something.
     "list_api_keys": lambda own, _: own.require("key_id"),
     "list_exports": lambda own, _: own.require("export_id"),

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from app.attachments.models import Attachment, AttachmentKind, OrphanCandidate
 from app.conversations.models import Conversation, Message
 from app.db import APP_ROLE, IDENTITY_ROLE, Base, Database, uuid7
+from app.erasure.models import Erasure, ErasureKind, ObjectRemoval
 from app.exports.models import Export, ExportScope
 from app.identity.audit import Action, ActorType, AuditEntry, TargetType
 from app.identity.models import (
@@ -39,7 +40,7 @@ from app.identity.models import (
     User,
 )
 from app.runs.idempotency import IdempotencyKey
-from app.runs.models import Run
+from app.runs.models import ProviderObject, ProviderObjectKind, Run
 from app.usage.models import UsageEntry
 from tests.results import Results
 
@@ -73,6 +74,8 @@ PRIMARY_KEYS = {
     "idempotency_keys": "tenant_id, user_id, route, key",
     "attachment_words": "tenant_id, user_id, word, attachment_id",
     "orphan_candidates": "tenant_id, key",
+    "object_removals": "tenant_id, prefix",
+    "provider_objects": "tenant_id, provider_id",
 }
 
 UNPROTECTED = """
@@ -198,6 +201,9 @@ def rows_of(tenant: UUID) -> list[Base]:
             prompt="cat",
         ),
         Export(**owned, scope=ExportScope.ME, expires_at=text("now()")),
+        Erasure(receipt_hash=secrets.token_bytes(32), kind=ErasureKind.MEMBER, **owned),
+        ObjectRemoval(tenant_id=tenant, prefix="once", due_at=text("now()")),
+        ProviderObject(tenant_id=tenant, provider_id="resp_1", kind=ProviderObjectKind.RESPONSE, run_id=run),
         UsageEntry(**owned, run_id=run, model="-", kind="input_tokens", quantity=1),
         IdempotencyKey(
             **owned,
@@ -286,6 +292,56 @@ async def test_the_sweep_sees_what_is_open_and_nothing_else(world: World) -> Non
             assert [row.tenant_id for row in await session.execute(text(query))] == [world.theirs]
 
 
+NEVER = {
+    APP_ROLE: ("tenants", "users", "audit_entries", "usage_entries", "erasures", "object_removals", "provider_objects"),
+    IDENTITY_ROLE: ("memberships", "conversations", "messages", "runs", "attachments", "usage_entries", "erasures"),
+}
+
+
+@pytest.mark.parametrize("role", [APP_ROLE, IDENTITY_ROLE])
+async def test_what_only_an_erasure_may_delete_is_refused_to_whoever_tries_directly(world: World, role: str) -> None:
+    for table in NEVER[role]:
+        async with world.connection.begin_nested() as savepoint:
+            await become(world, role, world.ours)
+            with pytest.raises(DBAPIError) as refused:
+                await world.connection.execute(text(f"DELETE FROM {table}"))
+            assert getattr(refused.value.orig, "sqlstate", None) == REFUSED, table
+            await savepoint.rollback()
+
+
+async def test_identity_deletes_a_tenant_a_log_or_a_user_only_where_that_was_requested(world: World) -> None:
+    parts = {"tenants": (ErasureKind.TENANT, "id"), "audit_entries": (ErasureKind.TENANT, "tenant_id")}
+    parts["users"] = (ErasureKind.ACCOUNT, "id")
+    for table, (kind, key) in parts.items():
+        async with world.connection.begin_nested() as savepoint:
+            await become(world, IDENTITY_ROLE, None)
+            assert (await world.connection.execute(text(f"DELETE FROM {table}"))).rowcount == 0
+            await world.connection.execute(text("RESET ROLE"))
+            ids = {"tenant_id": world.ours, "user_id": None}
+            if kind == ErasureKind.ACCOUNT:
+                found = "SELECT user_id FROM memberships WHERE tenant_id = :ours"
+                member = await world.connection.scalar(text(found), {"ours": world.ours})
+                ids = {"tenant_id": None, "user_id": member}
+            await world.connection.execute(
+                text(
+                    "INSERT INTO erasures (id, created_at, receipt_hash, kind, tenant_id, user_id, status)"
+                    " VALUES (:id, now(), '', :kind, :tenant_id, :user_id, 'queued')"
+                ),
+                {"id": uuid7(), "kind": kind, **ids},
+            )
+            await become(world, IDENTITY_ROLE, None)
+            gone = await world.connection.scalars(text(f"DELETE FROM {table} RETURNING {key}"))
+            assert gone.all() == [ids["tenant_id"] or ids["user_id"]]
+            await savepoint.rollback()
+
+
+async def become(world: World, role: str, tenant: UUID | None) -> None:
+    await world.connection.execute(
+        text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"),
+        {"role": role, "tenant": str(tenant or "")},
+    )
+
+
 async def reach(world: World, cell: Cell, role: str) -> int:
     """How many rows that are not the cell's tenant's the role has seen or changed; a refusal is none."""
     connection = world.connection
@@ -294,10 +350,7 @@ async def reach(world: World, cell: Cell, role: str) -> int:
     statement, values = await statement_of(world, cell)
     savepoint = await connection.begin_nested()
     try:
-        await connection.execute(
-            text("SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true)"),
-            {"role": role, "tenant": str(cell.tenant or "")},
-        )
+        await become(world, role, cell.tenant)
         result = await connection.execute(text(statement), values)
         if cell.verb == "select":
             return sum(1 for row in result if row.key != cell.tenant)
@@ -357,7 +410,7 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
         query = "SELECT user_id::text FROM memberships WHERE tenant_id = :ours"
         return {"user_id": cast(str, await world.connection.scalar(text(query), {"ours": world.ours}))}
     fresh = {"id": str(uuid7()), "key": "twice", "tool_call_id": "ig_2", "secret_hash": f"\\x{secrets.token_hex(32)}"}
-    fresh |= {"word": "dog", "email": "hopper@example.org"}
+    fresh |= {"word": "dog", "email": "hopper@example.org", "prefix": "twice", "provider_id": "resp_2"}
     if cell.table == "exports":
         fresh["scope"] = "tenant"
     if cell.table == "usage_entries":
@@ -391,14 +444,20 @@ EXPECTED_RIGHTS = {
         *_rights("attachment_words", "select", "insert"),
         *_rights("usage_entries", "select", "insert"),
         *_rights("exports", "select", "insert", "update", "delete"),
+        *_rights("erasures", "select", "insert"),
+        *_columns("erasures", "update", "status lease_until rows_gone_at completed_at rows"),
+        *_rights("object_removals", "select", "insert"),
+        *_columns("object_removals", "update", "erasure_id due_at"),
+        *_rights("provider_objects", "select", "insert"),
+        *_columns("provider_objects", "update", "erasure_id"),
         *_rights("idempotency_keys", "select", "insert", "delete"),
         *_rights("orphan_candidates", "select", "insert", "delete"),
         *_columns("orphan_candidates", "update", "seen_at"),
     },
     IDENTITY_ROLE: {
-        *_rights("tenants", "select", "insert"),
+        *_rights("tenants", "select", "insert", "delete"),
         *_columns("tenants", "update", "plan suspended_at"),
-        *_rights("users", "select", "insert"),
+        *_rights("users", "select", "insert", "delete"),
         *_columns("users", "update", "name password_hash disabled_at"),
         *_rights("sign_ins", "select", "insert", "delete"),
         *_columns("sign_ins", "update", "last_used_at ended_at"),
@@ -412,6 +471,18 @@ EXPECTED_RIGHTS = {
         *_columns("runs", "select", "id tenant_id status attempt created_at lease_until unrecorded_images"),
         *_columns("attachments", "select", "id tenant_id status created_at run_id storage_key variants"),
         *_columns("exports", "select", "id tenant_id status created_at lease_until expires_at"),
+        *_rights("audit_entries", "delete"),
+        *_columns("audit_entries", "select", "id tenant_id action target_id"),
+        *_rights("erasures", "select", "insert"),
+        *_columns(
+            "erasures",
+            "update",
+            "status lease_until rows_gone_at completed_at rows objects size_bytes provider",
+        ),
+        *_rights("object_removals", "select", "delete"),
+        *_columns("object_removals", "update", "due_at"),
+        *_rights("provider_objects", "select", "delete"),
+        *_columns("provider_objects", "update", "due_at"),
         *_rights("idempotency_keys", "delete"),
         *_columns("idempotency_keys", "select", "expires_at"),
     },

@@ -50,6 +50,7 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/readyz"): Call(public=True),
     ("GET", "/metrics"): Call(public=True),
     ("GET", "/v1/files/{token}"): Call(public=True),
+    ("GET", "/v1/erasures/{receipt}"): Call(public=True),
     ("GET", "/v1/me"): Call(),
     ("PATCH", "/v1/me"): Call(body=(("name", "A name"),)),
     ("GET", "/v1/tokens"): Call(),
@@ -95,8 +96,10 @@ MATRIX: dict[Operation, Call] = {
     ("DELETE", "/v1/tokens/{sign_in_id}"): Call(),
     ("PUT", "/v1/me/password"): Call(body=(("current_password", PASSWORD), ("new_password", PASSWORD))),
     ("DELETE", "/v1/tokens/current"): Call(),
+    ("DELETE", "/v1/tenants/current"): Call(body=(("confirm", "A tenant"),)),
     ("POST", "/v1/tenants"): Call(body=(("name", "Another"),)),
     ("DELETE", "/v1/tokens"): Call(),
+    ("DELETE", "/v1/me"): Call(body=(("password", PASSWORD),)),
 }
 
 # Everything that lists rows, in each of the ways that have a query of their own.
@@ -117,6 +120,7 @@ TENANTS_IDS = {"user_id", "invitation_id"}
 
 # Ids that name nothing: positions of pages, and the tenant, which has tests of its own.
 NOT_IDS = {"cursor", "x-tenant-id", "actor_id", "target_id"}
+SIGNS_OUT = (("DELETE", "/v1/tokens"), ("DELETE", "/v1/tokens/current"))
 MALFORMED = ("not-an-id", "0", f"{uuid.UUID(int=7)}x", "null")
 
 
@@ -172,7 +176,7 @@ def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other
             assert found == {name for name, value in theirs.items() if value in others.text}
             assert not [name for name, value in own.items() if value in others.text], f"{path} {query}"
             seen |= found
-    assert seen == own.keys() - {"token"}, seen
+    assert seen == own.keys() - {"token", "receipt"}, seen
     for (method, path), call in MATRIX.items():
         if not call.public and not ids_of(path, call) and (other_tenant or path not in TENANTS_LISTS):
             text = send(other.http, method, path, call, theirs).text
@@ -184,7 +188,7 @@ def test_ada_herself_is_not_refused(ada: ApiUser) -> None:
     for (method, path), call in MATRIX.items():
         if not call.public:
             answer = send(ada.http, method, path, call, own)
-            if (method, path) == ("DELETE", "/v1/tokens/current"):
+            if (method, path) in SIGNS_OUT:
                 ada.sign_in()
             assert answer.is_success or answer.is_redirect, f"{method} {path}: {answer.status_code} {answer.text}"
 
@@ -263,7 +267,7 @@ def operations(schema: Schema) -> list[Operation]:
 def ids_of(path: str, call: Call) -> set[str]:
     """The names of the ids that a call is made with."""
     values = [path, *(str(value) for _, value in (*call.query, *call.body))]
-    return {name for value in values for name in re.findall(r"\{(\w+)\}", value)} - {"token"}
+    return {name for value in values for name in re.findall(r"\{(\w+)\}", value)} - {"token", "receipt"}
 
 
 def ids_in(schema: Schema, method: str, path: str) -> set[str]:
@@ -316,6 +320,7 @@ def belongings_of(user: ApiUser) -> dict[str, str]:
         "sign_in_id": other_sign_in(user),
         **invited_by(user),
         "token": "not-a-link",
+        "receipt": "not-a-receipt",
     }
 
 

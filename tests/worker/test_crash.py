@@ -20,13 +20,11 @@ import pytest
 
 from tests import timeouts
 from tests.app_server import ApiUser, Event, events_of, kinds, one
-from tests.processes import Processes, running_processes
+from tests.cluster import Cluster, running_cluster
 from tests.results import Results
-from tests.servers import redis_server, s3_server
 from tests.tables import rows
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
-APIS, WORKERS = 2, 2
 # Runs at a time; each takes about half a second.
 CLIENTS = 6
 SECONDS_BETWEEN_KILLS = 0.4
@@ -34,52 +32,10 @@ SECONDS_BETWEEN_KILLS = 0.4
 Json = dict[str, Any]
 
 
-@dataclass
-class Cluster:
-    """Processes that come and go; `urls` are of the APIs that were alive last."""
-
-    processes: Processes
-    objects: Path
-    database_url: str
-    provider_url: str
-    workers: list[int] = field(default_factory=list[int])
-    apis: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
-
-    def populate(self) -> None:
-        while len(self.workers) < WORKERS:
-            self.workers.append(self.processes.worker())
-        while len(self.apis) < APIS:
-            self.apis.append(self.processes.api())
-
-    def kill_one(self, chance: random.Random) -> None:
-        if chance.random() < 0.75:
-            self.processes.kill(self.workers.pop(chance.randrange(len(self.workers))))
-        else:
-            self.processes.kill(self.apis.pop(chance.randrange(len(self.apis)))[0])
-        self.populate()
-
-
 @pytest.fixture
 def cluster(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Cluster]:
-    with redis_server(tmp_path / "redis") as redis, s3_server(tmp_path / "s3") as s3:
-        variables = {
-            "DATABASE_URL": database_url,
-            "OPENAI_API_KEY": "sk-test",
-            "OPENAI_BASE_URL": provider_url,
-            "REDIS_URL": redis.url,
-            "EMBEDDED_WORKER": "false",
-            "STORAGE_PROVIDER": "minio",
-            "MINIO_ENDPOINT": s3.endpoint,
-            "MINIO_ACCESS_KEY": s3.access_key,
-            "MINIO_SECRET_KEY": s3.secret_key,
-            "MINIO_SECURE": "false",
-            "RUN_LEASE_SECONDS": "2",
-            "LOG_LEVEL": "warning",
-        }
-        with running_processes(tmp_path / "processes", variables) as processes:
-            cluster = Cluster(processes, tmp_path / "s3" / "easel", database_url, provider_url)
-            cluster.populate()
-            yield cluster
+    with running_cluster(database_url, provider_url, tmp_path) as cluster:
+        yield cluster
 
 
 @dataclass
