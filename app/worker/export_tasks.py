@@ -89,11 +89,10 @@ async def _build(ctx: WorkerContext, export: Export) -> None:
         finally:
             # An upload that was given up ends with it, in its thread.
             os.ftruncate(file.fileno(), 0)
+    # Where another attempt holds the export, what was put is an orphan, which the next reconcile run finds.
     if await lease.complete(ctx.database, export, size_bytes=size_bytes, sha256=sha256):
         fields = {"tenant_id": str(export.tenant_id), "export_id": str(export.id), "size_bytes": size_bytes}
         log.info("export.completed", extra=fields)
-    else:
-        await ctx.store.delete(export.storage_key)
 
 
 def _measure(file: IO[bytes]) -> tuple[int, str]:

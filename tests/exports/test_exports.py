@@ -7,6 +7,7 @@ from io import BytesIO
 from uuid import UUID
 
 import httpx
+import pytest
 from PIL import Image
 
 from app.exports.models import archive_key
@@ -133,6 +134,24 @@ def test_an_archive_is_a_download_and_its_link_needs_no_credential(server: AppSe
     assert (part.status_code, part.content) == (206, archive.data[10:20])
     assert part.headers["content-range"] == f"bytes 10-19/{done['size_bytes']}"
     assert server.anyone().head(done["url"]).headers["content-length"] == str(done["size_bytes"])
+
+
+def test_a_store_without_links_sends_an_archive_in_pieces(
+    own_server: AppServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, archive = export(own_server.sign_up(), "me")
+    store: Store = own_server.uvicorn.app.state.store
+    read, parts = store.get, list[range | None]()
+
+    async def get(key: str, part: range | None = None) -> bytes:
+        parts.append(part)
+        return await read(key, part)
+
+    monkeypatch.setattr(store, "get", get)
+    monkeypatch.setattr("app.attachments.content.PIECE_BYTES", 1_000)
+    assert own_server.anyone().get(done["url"]).content == archive.data
+    assert len(parts) == -(-done["size_bytes"] // 1_000) > 1
+    assert all(part is not None and len(part) <= 1_000 for part in parts)
 
 
 def test_one_export_of_a_scope_is_open_at_a_time_and_a_new_one_replaces_the_old(
