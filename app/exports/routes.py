@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from app.attachments.links import ReaderLinks
 from app.broker import Broker
@@ -16,7 +16,7 @@ from app.identity.actor import TenantSession, may, may_apart
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.openapi import sends
-from app.paging import PageQuery, fetch_page
+from app.paging import Paging, fetch_page
 
 router = APIRouter(prefix="/v1", tags=["exports"])
 
@@ -47,7 +47,7 @@ async def list_exports(
     actor: Annotated[Actor, may_apart(Permission.EXPORT_OWN)],
     database: CurrentDatabase,
     links: ReaderLinks,
-    query: Annotated[PageQuery, Depends()],
+    query: Paging,
 ) -> ExportPage:
     """List exports.
 

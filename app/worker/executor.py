@@ -102,7 +102,7 @@ class Execution:
                 await self.calls.cancel()
             await self._finish_storing()
             if outcome.status == RunStatus.COMPLETED:
-                self.translator.emit_missing(forced=self._forced_tool() == IMAGE_TOOL)
+                self.translator.emit_missing(forced=_forced_tool(self.ctx, self.run) == IMAGE_TOOL)
                 if self.translator.is_empty:
                     outcome = Outcome(RunStatus.FAILED, EMPTY_ANSWER)
             ended = await self._end(outcome)
@@ -177,9 +177,6 @@ class Execution:
             async with _log_and_pause(), self.ctx.database.tenant(self.run.tenant_id) as session:
                 current = await session.get(Run, self.run.id)
 
-    def _forced_tool(self) -> str | None:
-        return self.run.options.tool_choice or self.ctx.registry.specs[self.run.agent_key].spec.tool_choice
-
     async def _finish_storing(self) -> None:
         """A store or database that hangs may take longer than the lease, so the lease is renewed here as well."""
         seconds = self.ctx.settings.run_lease_seconds
@@ -243,6 +240,10 @@ class Execution:
         await self.events.flush()
         await lease.release(self.ctx.database, self.run, self.calls.kept)
         log.info("run.released")
+
+
+def _forced_tool(ctx: WorkerContext, run: Run) -> str | None:
+    return run.options.tool_choice or ctx.registry.specs[run.agent_key].spec.tool_choice
 
 
 def _outcome_of(loop: asyncio.Task[None]) -> Outcome:
