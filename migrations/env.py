@@ -10,14 +10,15 @@ from app.attachments import models as attachments
 from app.conversations import models as conversations
 from app.db import Base
 from app.erasure import models as erasure
+from app.exports import models as exports
 from app.identity import models as identity
 from app.migrate import open_for_migration
-from app.runs import idempotency
+from app.runs import idempotency, provider_objects
 from app.runs import models as runs
 from app.settings import load_settings
 from app.usage import models as usage
 
-MODELS = (identity, conversations, runs, idempotency, attachments, usage, erasure)
+MODELS = (identity, conversations, runs, idempotency, attachments, usage, erasure, exports, provider_objects)
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """Images into storage: the row first, then the object, then the row says that it is stored."""
 
 import logging
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
@@ -95,50 +96,15 @@ async def insert_once(database: Database, row: Attachment) -> Attachment:
         return found.one()
 
 
+@retry_while_unavailable
 async def mark_stored(database: Database, store: Store, row: Attachment) -> bool:
     """False where the row was deleted meanwhile: its object goes, too, as nothing names it any more."""
-    if await _mark_stored(database, row.tenant_id, row.id):
-        return True
-    try:
-        await store.delete(row.storage_key)
-    except StorageError as error:
-        log.warning("image.not_removed", extra={"object_id": str(row.id), "error": str(error)})
-    return False
-
-
-@retry_while_unavailable
-async def _mark_stored(database: Database, tenant_id: UUID, object_id: UUID) -> bool:
-    async with database.tenant(tenant_id) as session:
-        marked = await session.scalar(
-            update(Attachment)
-            .where(Attachment.id == object_id, Attachment.status == AttachmentStatus.PENDING)
-            .values(status=AttachmentStatus.STORED)
-            .returning(Attachment.id)
-        )
-        # Another process may have marked it.
-        return marked is not None or await session.get(Attachment, object_id) is not None
-
-
-async def store_spooled(database: Database, store: Store, spool: Spool) -> list[Attachment]:
-    """Store what waits in this machine's spool; returns the rows that are stored now."""
-    stored: list[Attachment] = []
-    for waiting in spool.waiting():
-        async with database.tenant(waiting.tenant_id) as session:
-            row = await session.scalar(select(Attachment).where(Attachment.id == waiting.object_id))
-        if row is None or row.status != AttachmentStatus.PENDING:
-            await spool.drop(waiting)
-            continue
-        try:
-            await store.put(row.storage_key, await spool.read(waiting), mime_type=row.mime_type)
-        except FileNotFoundError:
-            # Another process of this machine was first.
-            continue
-        except StorageError:
-            return stored
-        is_there = await mark_stored(database, store, row)
-        await spool.drop(waiting)
-        if not is_there:
-            continue
-        stored.append(row)
-        log.info("image.repaired", extra={"tenant_id": str(waiting.tenant_id), "object_id": str(row.id)})
-    return stored
+    pending = Attachment.status == AttachmentStatus.PENDING
+    status = case((pending, AttachmentStatus.STORED), else_=Attachment.status)
+    marked = update(Attachment).where(Attachment.id == row.id).values(status=status).returning(Attachment.id)
+    async with database.tenant(row.tenant_id) as session:
+        is_there = await session.scalar(marked) is not None
+    if not is_there:
+        with suppress(StorageError):
+            await store.delete(row.storage_key)
+    return is_there

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database
 from app.erasure.models import Erasure, ObjectRemoval
-from app.runs.models import ProviderObject, ProviderObjectKind
+from app.runs.provider_objects import ProviderObject, ProviderObjectKind
 from app.storage.store import StorageError, Store, StoredObject
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,8 @@ from app.exports.models import Export, ExportStatus
 from app.identity import audit
 from app.identity.audit import Action, Author, TargetType
 from app.identity.models import Invitation, Membership
-from app.runs.models import ProviderObject, Run
+from app.runs.models import Run
+from app.runs.provider_objects import ProviderObject
 from app.settings import Settings
 from app.storage import keys
 

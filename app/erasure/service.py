@@ -18,8 +18,8 @@ from app.identity.audit import Action, AuditEntry, Author, TargetType
 from app.identity.models import Invitation, Membership, Tenant
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.runs import service as runs
 from app.runs.models import Run
+from app.runs.stopping import stop
 from app.settings import Settings
 from app.tenants import service as tenants
 
@@ -82,7 +82,7 @@ async def delete_conversation(
 ) -> None:
     """Its rows at once, its objects and what the provider has of it soon after. Raises NotFound."""
     conversation = await conversations.get_own(session, actor, conversation_id)
-    await runs.stop(session, broker, Run.conversation_id == conversation.id)
+    await stop(session, broker, Run.conversation_id == conversation.id)
     deletion = Deletion.of(settings, actor.tenant_id)
     await delete_conversations(session, deletion, Conversation.id == conversation.id, Author.of(actor))
 
@@ -106,7 +106,7 @@ async def _take_tenant(
     if user_id not in roles:
         raise NotFound("tenant")
     Actor(user_id, tenant_id, roles[user_id]).require(Permission.ERASE_TENANT)
-    await runs.stop(session, broker)
+    await stop(session, broker)
     part = _part(receipt, ErasureKind.TENANT, tenant_id, None)
     session.add(part)
     await leave_prefix(session, Deletion.of(settings, tenant_id, part.id), settled=False)
@@ -119,7 +119,7 @@ async def _take_member(
     session: AsyncSession, broker: Broker, receipt: str, tenant_id: UUID, user_id: UUID, author: Author
 ) -> None:
     """Once they are no member any more."""
-    await runs.stop(session, broker, Run.user_id == user_id)
+    await stop(session, broker, Run.user_id == user_id)
     await session.execute(
         update(Conversation).where(Conversation.user_id == user_id).values(visibility=Visibility.PRIVATE)
     )

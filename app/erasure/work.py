@@ -16,8 +16,9 @@ from app.erasure.rows import Deletion, delete_conversations, delete_exports, del
 from app.identity import audit
 from app.identity.audit import Action, AuditEntry, TargetType
 from app.identity.models import Invitation, Tenant, User
-from app.runs import service as runs
-from app.runs.models import ProviderObject, Run
+from app.runs.models import Run
+from app.runs.provider_objects import ProviderObject
+from app.runs.stopping import stop
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ async def _erase(database: Database, broker: Broker, settings: Settings, part: E
     deletion = Deletion.of(settings, part.tenant_id, part.id, everything=everything)
     async with database.tenant(part.tenant_id) as session:
         # They tell what the provider has of them as they end.
-        if await runs.stop(session, broker, true() if user_id is None else Run.user_id == user_id):
+        if await stop(session, broker, true() if user_id is None else Run.user_id == user_id):
             return WAIT
         theirs = true() if user_id is None else Conversation.user_id == user_id
         rows = (

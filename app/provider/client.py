@@ -1,21 +1,16 @@
 """The connection to the model provider, one for each process; nothing outside this package imports `openai`."""
 
-from collections.abc import AsyncIterator, Awaitable
-
 import openai
 from agents.models.interface import Model
-from openai.types.responses.response_output_item import ImageGenerationCall
 
 from app.provider.errors import from_openai
-from app.provider.model import GeneratedImage, ImageExtractingModel, ModelUse, to_image
+from app.provider.model import ImageExtractingModel, ModelUse
+from app.provider.stored import StoredObjects
 from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
-DELETE_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
 FILE_SECONDS = 30 * 24 * 3600
-# The calls of one run follow each other by `previous_response_id`; an image is seldom far from the last of them.
-MAX_RESPONSES_BACK = 10
 
 
 class Provider:
@@ -32,6 +27,7 @@ class Provider:
             timeout=timeout,
             http_client=openai.DefaultAioHttpClient(timeout=timeout),
         )
+        self.stored = StoredObjects(self._client)
 
     def model(self, name: str, use: ModelUse) -> Model:
         return ImageExtractingModel(name, self._client, use)
@@ -42,23 +38,6 @@ class Provider:
             await self._client.responses.cancel(response_id)
         except openai.APIError as error:
             raise from_openai(error) from error
-
-    async def images_of(self, response_id: str) -> AsyncIterator[GeneratedImage]:
-        """The images of a stored response and of those before it, the last response first; none where it is gone."""
-        following: str | None = response_id
-        for _ in range(MAX_RESPONSES_BACK):
-            if following is None:
-                return
-            try:
-                response = await self._client.responses.retrieve(following)
-            except openai.NotFoundError:
-                return
-            except openai.APIError as error:
-                raise from_openai(error) from error
-            for item in response.output:
-                if isinstance(item, ImageGenerationCall) and item.result:
-                    yield to_image(item, item.result, "")
-            following = response.previous_response_id
 
     async def upload_image(self, filename: str, data: bytes, mime_type: str) -> str:
         """The id of a file that later requests may name as an input image."""
@@ -71,22 +50,6 @@ class Provider:
         except openai.APIError as error:
             raise from_openai(error) from error
         return file.id
-
-    async def delete_response(self, response_id: str) -> None:
-        """With its images; one that is gone is no error."""
-        await self._delete(self._client.responses.delete(response_id, timeout=DELETE_SECONDS))
-
-    async def delete_file(self, file_id: str) -> None:
-        """One that is gone, or has expired, is no error."""
-        await self._delete(self._client.files.delete(file_id, timeout=DELETE_SECONDS))
-
-    async def _delete(self, request: Awaitable[object]) -> None:
-        try:
-            await request
-        except openai.NotFoundError:
-            return
-        except openai.APIError as error:
-            raise from_openai(error) from error
 
     async def close(self) -> None:
         await self._client.close()

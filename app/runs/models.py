@@ -96,26 +96,3 @@ class Run(Identified, Base):
     lease_until: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     unrecorded_images: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list, server_default="{}")
-
-
-class ProviderObjectKind(StrEnum):
-    RESPONSE = "response"
-    FILE = "file"
-
-
-class ProviderObject(Base):
-    """What the provider keeps of a run; once its run is gone (`run_id` null) it is deleted there, from `due_at` on."""
-
-    __tablename__ = "provider_objects"
-    __table_args__ = (
-        ForeignKeyConstraint(["tenant_id", "run_id"], ["runs.tenant_id", "runs.id"], ondelete="SET NULL (run_id)"),
-        Index("ix_provider_objects_run", "tenant_id", "run_id"),
-        Index("ix_provider_objects_left", "due_at", postgresql_where=text("run_id IS NULL")),
-    )
-
-    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
-    provider_id: Mapped[str] = mapped_column(primary_key=True)
-    kind: Mapped[ProviderObjectKind] = mapped_column(EnumText(ProviderObjectKind))
-    run_id: Mapped[UUID | None]
-    erasure_id: Mapped[UUID | None] = mapped_column(index=True)
-    due_at: Mapped[datetime] = mapped_column(server_default=text("now()"))

@@ -1,11 +1,10 @@
 """Starting, finding and cancelling runs: what the API does with them."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.agents._shared.registry import Registry
@@ -203,25 +202,3 @@ async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
     )
     after_commit(session, lambda: broker.events.signal(run.id))
-
-
-async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement[bool]) -> bool:
-    """End the queued runs that meet the conditions, for good, and signal the workers of the others.
-
-    Whether any is open still. Nobody is told of those that were queued: they are about to be deleted.
-    """
-    open_runs = (await session.execute(select(Run.id, Run.status).where(Run.status.in_(OPEN), *conditions))).all()
-    if not open_runs:
-        return False
-    ids, stopped = [run.id for run in open_runs], {"cancel_requested_at": now()}
-    await session.execute(
-        update(Run)
-        .where(Run.id.in_(ids), Run.status == RunStatus.QUEUED)
-        .values(status=RunStatus.CANCELLED, finished_at=now(), **stopped)
-    )
-    running = await session.scalars(
-        update(Run).where(Run.id.in_(ids), Run.status == RunStatus.RUNNING).values(**stopped).returning(Run.id)
-    )
-    for run_id in (signalled := running.all()):
-        after_commit(session, partial(broker.events.signal, run_id))
-    return bool(signalled)

@@ -81,10 +81,11 @@ class BlockingStore(ABC):
         await self._call("delete an object", self._delete, check_key(key))
 
     async def list(self, prefix: str, *, deleted: bool = False) -> AsyncIterator[StoredObject]:
-        objects = self._list_all_versions(prefix) if deleted else self._list(prefix)
+        objects, before = (self._list_versions if deleted else self._list)(prefix), ""
         while page := await self._call("list objects", _next_page, objects):
             for item in page:
-                if is_key(item.key):
+                if is_key(item.key) and item.key != before:
+                    before = item.key
                     yield item
 
     async def link(
@@ -133,8 +134,8 @@ class BlockingStore(ABC):
         """Ordered by key; read in pages, each in a thread. Keys that are not ours are filtered out afterwards."""
         ...
 
-    def _list_all_versions(self, prefix: str) -> Iterator[StoredObject]:
-        """Each key once, the newest version's; a store with versions overrides this."""
+    def _list_versions(self, prefix: str) -> Iterator[StoredObject]:
+        """The same for every version; a store that has versions overrides it."""
         return self._list(prefix)
 
     @contextmanager

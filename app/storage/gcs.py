@@ -180,16 +180,13 @@ class GcsStore(BlockingStore):
                 with suppress(NotFound):
                     self._bucket.blob(key, generation=blob.generation).delete(**_OPTIONS)
 
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
-        for blob in self._blobs(prefix=prefix, fields="items(name,size,updated),nextPageToken"):
-            yield StoredObject(blob.name, blob.size, blob.updated)
+    def _list_versions(self, prefix: str) -> Iterator[StoredObject]:
+        return self._list(prefix, versions=True)
 
-    def _list_all_versions(self, prefix: str) -> Iterator[StoredObject]:
-        before = None
-        for blob in self._blobs(prefix=prefix, versions=True, fields="items(name,size,updated),nextPageToken"):
-            if blob.name != before:
-                before = blob.name
-                yield StoredObject(blob.name, blob.size, blob.updated)
+    def _list(self, prefix: str, *, versions: bool = False) -> Iterator[StoredObject]:
+        fields = "items(name,size,updated),nextPageToken"
+        for blob in self._blobs(prefix=prefix, versions=versions, fields=fields):
+            yield StoredObject(blob.name, blob.size, blob.updated)
 
     def _blobs(self, **query: Any) -> Iterator[Any]:
         return iter(self._client.list_blobs(self._bucket, **query, **_OPTIONS))

@@ -153,19 +153,12 @@ class MinioStore(BlockingStore):
                 self._versioned = False
         return self._versioned
 
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
-        for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
-            if item.object_name and item.last_modified:
-                yield StoredObject(item.object_name, item.size or 0, item.last_modified)
+    def _list_versions(self, prefix: str) -> Iterator[StoredObject]:
+        return self._list(prefix, versions=self._is_versioned())
 
-    def _list_all_versions(self, prefix: str) -> Iterator[StoredObject]:
-        if not self._is_versioned():
-            yield from self._list(prefix)
-            return
-        before = None
-        for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True, include_version=True):
-            if item.object_name and item.last_modified and item.object_name != before:
-                before = item.object_name
+    def _list(self, prefix: str, *, versions: bool = False) -> Iterator[StoredObject]:
+        for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True, include_version=versions):
+            if item.object_name and item.last_modified:
                 yield StoredObject(item.object_name, item.size or 0, item.last_modified)
 
     @contextmanager

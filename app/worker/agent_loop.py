@@ -72,16 +72,12 @@ class AgentLoop:
             raise NotFound("attachment")
         self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
         try:
-            await self._try_strategies(request, self._inputs(reduced=False))
+            await self._try_strategies(request, ImageInputs(self._ctx.store, self._calls.upload_image))
         except ProviderOverfull:
             if self._calls.already_sent:
                 raise
             log.warning("run.request_too_large")
-            await self._try_strategies(request, self._inputs(reduced=True))
-
-    def _inputs(self, *, reduced: bool) -> ImageInputs:
-        ctx, on_upload = self._ctx, self._calls.on_file_uploaded
-        return ImageInputs(ctx.store, ctx.provider, on_upload, reduced=reduced)
+            await self._try_strategies(request, ImageInputs(self._ctx.store, self._calls.upload_image, reduced=True))
 
     async def _try_strategies(self, request: RunInput, inputs: ImageInputs) -> None:
         already_sent = self._calls.already_sent

@@ -10,7 +10,8 @@ from app.agents._shared.tools import IMAGE_TOOL
 from app.db import Database
 from app.provider.client import Provider
 from app.provider.errors import ProviderError
-from app.runs.models import ProviderObjectKind, Run
+from app.runs.models import Run
+from app.runs.provider_objects import ProviderObjectKind
 from app.worker import lease
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,10 @@ class ProviderCalls:
             await self._write(response_id=response_id)
         self.no_request_in_flight.set()
 
-    def on_file_uploaded(self, file_id: str) -> None:
+    async def upload_image(self, filename: str, data: bytes, mime_type: str) -> str:
+        file_id = await self._provider.upload_image(filename, data, mime_type)
         self.kept[file_id] = ProviderObjectKind.FILE
+        return file_id
 
     def on_response_ended(self, usage: dict[str, int]) -> None:
         self._open = False
@@ -84,10 +87,12 @@ class ProviderCalls:
         """Whether another attempt could resume the provider's response."""
         return self._run.background and self.response_id is not None and self.no_request_in_flight.is_set()
 
-    async def forget(self) -> None:
+    async def lose(self) -> None:
         """This worker holds the run no more: what it knows alone is recorded, to be deleted at the provider."""
         if self.kept:
             await lease.write(self._database, self._run, self.kept, lease_until=Run.lease_until)
+        if await lease.is_deleted(self._database, self._run):
+            await self.cancel()
 
     async def cancel(self) -> None:
         """Stop a response that the provider would finish, and charge for, without a reader."""

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from app.erasure import leftovers, work
 from app.provider.errors import ProviderError
-from app.runs.models import ProviderObjectKind
+from app.runs.provider_objects import ProviderObjectKind
 from app.worker.context import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -23,10 +23,8 @@ async def remove_objects(ctx: WorkerContext) -> None:
 async def remove_from_provider(ctx: WorkerContext) -> None:
     async def delete(kind: ProviderObjectKind, provider_id: str) -> bool:
         """False where it has to be tried again."""
-        provider = ctx.provider
-        delete = provider.delete_response if kind == ProviderObjectKind.RESPONSE else provider.delete_file
         try:
-            await delete(provider_id)
+            await ctx.provider.stored.delete(kind, provider_id)
         except ProviderError as error:
             log.warning("provider.not_deleted", extra={"kind": kind, "error": str(error)})
             return False

@@ -108,9 +108,7 @@ class Execution:
             ended = await self._end(outcome)
         except LeaseLost:
             log.warning("run.lease_lost")
-            await self.calls.forget()
-            if await lease.is_deleted(self.ctx.database, self.run):
-                await self.calls.cancel()
+            await self.calls.lose()
             return None
         except RunReleased:
             await self._release()

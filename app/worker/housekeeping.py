@@ -14,8 +14,8 @@ from functools import partial
 from sqlalchemy import func, or_, select
 
 from app.attachments import variants
-from app.attachments.ingest import store_spooled
 from app.attachments.reconcile import reconcile
+from app.attachments.repair import store_spooled
 from app.db import now
 from app.erasure.retention import retain
 from app.errors import Conflict

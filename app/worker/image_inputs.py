@@ -8,7 +8,6 @@ import pybase64
 
 from app.attachments.models import Attachment
 from app.images import thumbnails
-from app.provider.client import Provider
 from app.storage.store import Store
 
 # The bytes that one request carries; the rest is uploaded before, so that no request exceeds the provider's limit.
@@ -17,21 +16,18 @@ INLINE_BYTES = 8 * 1024 * 1024
 SMALL_BYTES = 256 * 1024
 
 Convert = Callable[[bytes], Awaitable[bytes]]
+Upload = Callable[[str, bytes, str], Awaitable[str]]
 
 
 class ImageInputs:
     """Sends stored images for one run, each once. Methods raise StorageError and ProviderError.
 
-    `on_upload` gets the id of each file. `reduced`, for a request that was refused as too large: all images are files,
-    those after the first thumbnails.
+    `reduced`, for a request that was refused as too large: all images are files, those after the first thumbnails.
     """
 
-    def __init__(
-        self, store: Store, provider: Provider, on_upload: Callable[[str], None], *, reduced: bool = False
-    ) -> None:
+    def __init__(self, store: Store, upload: Upload, *, reduced: bool = False) -> None:
         self._store = store
-        self._provider = provider
-        self._on_upload = on_upload
+        self._upload = upload
         self._reduced = reduced
         self._room = 0 if reduced else INLINE_BYTES
         self._sent: dict[tuple[str, bool], dict[str, str]] = {}
@@ -71,9 +67,7 @@ class ImageInputs:
 
     async def _send(self, filename: str, data: bytes, mime_type: str) -> dict[str, str]:
         if len(data) > self._room:
-            file_id = await self._provider.upload_image(filename, data, mime_type)
-            self._on_upload(file_id)
-            return {"file_id": file_id}
+            return {"file_id": await self._upload(filename, data, mime_type)}
         self._room -= len(data)
         return await _data_url(data, mime_type)
 

@@ -5,33 +5,27 @@ Leases go by Postgres' clock: a worker whose own is wrong neither loses its runs
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    CTE,
     ColumnElement,
     DateTime,
     Integer,
     Interval,
     Select,
-    Text,
     Update,
     Uuid,
     bindparam,
-    column,
     exists,
     func,
-    literal,
     select,
     union_all,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
@@ -39,15 +33,11 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from app.conversations.models import Conversation, Message, MessageRole
 from app.db import Database, now, retry_while_unavailable
 from app.inserts import insert_where
-from app.runs.models import OPEN, ProviderObject, ProviderObjectKind, Run, RunError, RunStatus
+from app.runs.models import OPEN, Run, RunError, RunStatus
+from app.runs.provider_objects import Kept, insert_kept
 from app.usage.models import UsageEntry
 
 log = logging.getLogger(__name__)
-
-
-Kept = Mapping[str, ProviderObjectKind]
-"""What the provider keeps of a run, by its ids."""
-EMPTY: Kept = MappingProxyType({})
 
 
 class LeaseLost(Exception):
@@ -131,13 +121,13 @@ async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> N
             log.warning("run.renewal_failed", exc_info=True)
 
 
-async def release(database: Database, run: Run, kept: Kept = EMPTY) -> None:
+async def release(database: Database, run: Run, kept: Kept | None = None) -> None:
     """Let another worker claim the run at once."""
     await write(database, run, kept, lease_until=func.now())
 
 
 @retry_while_unavailable
-async def write(database: Database, run: Run, kept: Kept = EMPTY, **values: Any) -> bool:
+async def write(database: Database, run: Run, kept: Kept | None = None, **values: Any) -> bool:
     """Change a run that this worker holds; False where another attempt holds it, or the run is gone.
 
     What the provider has kept for it is recorded in any case.
@@ -147,19 +137,8 @@ async def write(database: Database, run: Run, kept: Kept = EMPTY, **values: Any)
         if not kept:
             return await session.scalar(held) is not None
         held = held.cte("held")
-        statement = select(held.c.id).add_cte(_insert_kept(run, kept, held).cte("kept"))
+        statement = select(held.c.id).add_cte(insert_kept(run.tenant_id, kept, held).cte("kept"))
         return await session.scalar(statement) is not None
-
-
-def _insert_kept(run: Run, kept: Kept, held: CTE) -> Insert:
-    """Without a run where this worker holds it no more: what nobody will use is deleted at the provider."""
-    ids, kinds = literal(list(kept), ARRAY(Text)), literal(list(kept.values()), ARRAY(Text))
-    columns = (column("id", Text), column("kind", Text))
-    given = func.unnest(ids, kinds).table_valued(*columns, name="given").render_derived()
-    run_id = select(held.c.id).scalar_subquery()
-    source = select(literal(run.tenant_id, Uuid), run_id, given.c.id, given.c.kind)
-    filled = ["tenant_id", "run_id", "provider_id", "kind"]
-    return insert(ProviderObject).from_select(filled, source, include_defaults=False).on_conflict_do_nothing()
 
 
 def _update_held(run: Run) -> Update:
@@ -233,7 +212,7 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
         message = new_message(run, ending.text, finished_at)
         statement = statement.add_cte(insert_where(message, ended).cte("message"))
     if ending.kept:
-        statement = statement.add_cte(_insert_kept(run, ending.kept, ended).cte("kept"))
+        statement = statement.add_cte(insert_kept(run.tenant_id, ending.kept, ended).cte("kept"))
     for entry in _usage_entries(run, ending):
         statement = statement.add_cte(insert_where(entry, ended).cte(entry.kind))
     return statement

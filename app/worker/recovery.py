@@ -137,7 +137,7 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
     images.prompt, images.parent_object_id = request.message.text, request.parent_object_id
     unrecorded = set(run.unrecorded_images)
     wanted = {row.tool_call_id for row in rows} | unrecorded
-    async for image in ctx.provider.images_of(run.response_id):
+    async for image in ctx.provider.stored.images_of(run.response_id):
         if image.tool_call_id not in wanted:
             continue
         decoded = await _examined(image)

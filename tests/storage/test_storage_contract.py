@@ -173,6 +173,7 @@ async def test_a_list_never_shows_a_strangers_objects(store: Store) -> None:
     for key in [*mine, image_key(STRANGER, uuid4(), "png")]:
         await store.put(key, b"12345", mime_type="image/png")
     found = [item async for item in store.list(tenant_prefix(TENANT))]
+    assert [item async for item in store.list(tenant_prefix(TENANT), deleted=True)] == found
     assert sorted(item.key for item in found) == sorted(mine)
     assert {item.size_bytes for item in found} == {5}
     assert all(abs(datetime.now(UTC) - item.modified_at) < timedelta(minutes=1) for item in found)

@@ -40,7 +40,8 @@ from app.identity.models import (
     User,
 )
 from app.runs.idempotency import IdempotencyKey
-from app.runs.models import ProviderObject, ProviderObjectKind, Run
+from app.runs.models import Run
+from app.runs.provider_objects import ProviderObject, ProviderObjectKind
 from app.usage.models import UsageEntry
 from tests.results import Results
 

@@ -1,0 +1,48 @@
+"""What the provider has stored: the images of earlier responses, and deleting responses and files."""
+
+from collections.abc import AsyncIterator
+
+import openai
+from openai import AsyncOpenAI
+from openai.types.responses.response_output_item import ImageGenerationCall
+
+from app.provider.errors import from_openai
+from app.provider.model import GeneratedImage, to_image
+
+DELETE_SECONDS = 10.0
+# The calls of one run follow each other by `previous_response_id`; an image is seldom far from the last of them.
+MAX_RESPONSES_BACK = 10
+
+
+class StoredObjects:
+    """Methods raise ProviderError."""
+
+    def __init__(self, client: AsyncOpenAI) -> None:
+        self._client = client
+
+    async def images_of(self, response_id: str) -> AsyncIterator[GeneratedImage]:
+        """The images of a stored response and of those before it, the last response first; none where it is gone."""
+        following: str | None = response_id
+        for _ in range(MAX_RESPONSES_BACK):
+            if following is None:
+                return
+            try:
+                response = await self._client.responses.retrieve(following)
+            except openai.NotFoundError:
+                return
+            except openai.APIError as error:
+                raise from_openai(error) from error
+            for item in response.output:
+                if isinstance(item, ImageGenerationCall) and item.result:
+                    yield to_image(item, item.result, "")
+            following = response.previous_response_id
+
+    async def delete(self, kind: str, provider_id: str) -> None:
+        """A `file`, or a response with its images; one that is gone is no error."""
+        delete = self._client.files.delete if kind == "file" else self._client.responses.delete
+        try:
+            await delete(provider_id, timeout=DELETE_SECONDS)
+        except openai.NotFoundError:
+            return
+        except openai.APIError as error:
+            raise from_openai(error) from error
