@@ -5,6 +5,8 @@ machine TEST_TIME_SCALE says how much. `./just prove` runs one test at a time, s
 """
 
 import os
+import time
+from collections.abc import Callable
 
 SCALE = float(os.environ.get("TEST_TIME_SCALE", "2" if "PYTEST_XDIST_WORKER" in os.environ else "1"))
 
@@ -37,3 +39,11 @@ DRAINED = 5 * SCALE
 IDLE_EXIT = 3 * SCALE
 NOTHING_LEAKED = 5 * SCALE
 LOOP_STALL = 0.05 * SCALE
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For what the service does soon after it has answered."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from io import BytesIO
 from itertools import count
 from pathlib import Path
@@ -83,7 +84,11 @@ def test_the_copies_go_with_the_image_and_with_its_conversation(server: AppServe
         store = cast(Store, server.uvicorn.app.state.store)
         assert len(asyncio.run(objects(store, object_id))) == 4
         assert ada.http.delete(path).status_code == 204
-        assert asyncio.run(objects(store, object_id)) == []
+        timeouts.wait_until(partial(is_gone, store, object_id))
+
+
+def is_gone(store: Store, object_id: str) -> bool:
+    return asyncio.run(objects(store, object_id)) == []
 
 
 def test_a_stranger_is_not_shown_the_copies(ada: ApiUser, stranger: ApiUser) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from app.cli import main
 from app.storage.store import Store
+from app.worker import housekeeping
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, running_server
 from tests.tables import rows
@@ -85,6 +86,8 @@ def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # Not by the worker, which does so once a day, and soon after its start.
+    monkeypatch.setattr(housekeeping, "retain", retain_nothing)
     old, young, others = (user.ask("Hello")[0]["run"]["conversation_id"] for user in (ada, ada, stranger))
     age(database_url, old, others)
     assert ada.http.patch("/v1/tenants/current", json={"retention_days": 30}).status_code == 200
@@ -100,6 +103,10 @@ def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
     assert stranger.http.get(f"/v1/conversations/{others}").status_code == 200
     assert actions(ada)[0] == ("system", "conversation.deleted", old)
     wait_until(lambda: len(provider_objects(database_url)) == 2)
+
+
+async def retain_nothing(*_: object) -> int:
+    return 0
 
 
 def test_a_worker_applies_the_retention_by_itself(database_url: str, provider_url: str, tmp_path: Path) -> None:

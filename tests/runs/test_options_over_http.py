@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import timeouts
 from tests.app_server import ApiUser, kinds, one
 
 DOCUMENTED = ("object_id", "filename", "mime_type", "size_bytes", "url", "tool_call_id")
@@ -62,4 +63,4 @@ def test_a_deleted_conversation_takes_its_images_along(ada: ApiUser) -> None:
     conversation_id = one(events, "run.created")["run"]["conversation_id"]
     assert ada.http.delete(f"/v1/conversations/{conversation_id}").status_code == 204
     assert ada.http.get(f"/v1/attachments/{attachment['object_id']}").status_code == 404
-    assert httpx.get(attachment["url"]).status_code == 404
+    timeouts.wait_until(lambda: httpx.get(attachment["url"]).status_code == 404)
