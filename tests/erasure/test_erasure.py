@@ -253,16 +253,31 @@ def test_of_ten_erasures_of_oneself_one_is_taken(server: AppServer, ada: ApiUser
 def test_running_runs_are_stopped_and_what_they_bought_is_deleted_there(
     server: AppServer, ada: ApiUser, database_url: str, provider_url: str
 ) -> None:
-    for _ in range(3):
-        ada.start("Draw a house [offline: slow=20]", agent_key="designer", image={"partial_images": 2})
-    wait_until(lambda: len(at_provider(database_url, tenant_of(ada))) == 3)
+    for _ in range(2):
+        ada.start("Draw a house [offline: slow=1000]", agent_key="designer", image={"partial_images": 2})
+    wait_until(lambda: len(at_provider(database_url, tenant_of(ada))) == 2)
     asked = at_provider(database_url, tenant_of(ada))
     began = time.monotonic()
-    wait_for(server, erase_tenant(ada, "Ada's")["receipt"])
+    done = wait_for(server, erase_tenant(ada, "Ada's")["receipt"])
+    assert done["counts"]["provider"] == len(asked)
     assert time.monotonic() - began < 2 * server.settings.run_lease_seconds
     assert deleted_responses(provider_url) >= set(asked)
     assert counts(database_url, tenant_of(ada)) == {}
     assert objects(server, tenant_of(ada)) == {}
+
+
+def test_a_run_that_its_worker_holds_is_waited_for(server: AppServer, ada: ApiUser, database_url: str) -> None:
+    """It tells what the provider has of it as it ends; a lost worker's is taken over, and ends as well."""
+    ada.ask("Hello")
+    for written in ("usage_entries", "messages WHERE role = 'assistant'"):
+        rows(database_url, f"DELETE FROM {written}")  # noqa: S608 - tables of ours
+    held = "UPDATE runs SET status = 'running', lease_until = now() + interval '7 seconds' RETURNING id"
+    assert len(rows(database_url, held)) == 1
+    receipt = erase_tenant(ada, "Ada's")["receipt"]
+    wait_until(lambda: rows(database_url, "SELECT status FROM erasures") == [("running",)])
+    time.sleep(4)
+    assert rows(database_url, "SELECT status, cancel_requested_at IS NOT NULL FROM runs") == [("running", True)]
+    assert wait_for(server, receipt)["counts"]["provider"] == 1
 
 
 def at_once(number: int, user: ApiUser, path: str, body: Json) -> list[httpx.Response]:

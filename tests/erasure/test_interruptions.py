@@ -59,7 +59,7 @@ def test_whoever_dies_an_erased_tenant_is_gone_and_its_neighbour_is_as_before(
     before = found_of(cluster, neighbour)
     for owner in owners:
         fill(cluster, owner, 200)
-        owner.start("Draw a house [offline: slow=0.6]", agent_key="designer")
+        owner.start("Draw a house [offline: slow=100]", agent_key="designer")
     stop = threading.Event()
     with ThreadPoolExecutor(len(owners)) as pool:
         uploading = [pool.submit(keep_uploading, cluster, owner, stop) for owner in owners]

@@ -67,7 +67,7 @@ def test_a_deleted_conversation_takes_what_the_provider_has_of_it(
 def test_a_conversation_that_is_deleted_while_it_draws_leaves_nothing(
     server: AppServer, ada: ApiUser, database_url: str, provider_url: str
 ) -> None:
-    run = ada.start("Draw a house [offline: slow=20]", agent_key="designer", image={"partial_images": 2})
+    run = ada.start("Draw a house [offline: slow=1000]", agent_key="designer", image={"partial_images": 2})
     wait_until(lambda: bool(provider_objects(database_url)))
     ((response, *_),) = provider_objects(database_url)
     assert ada.http.delete(f"/v1/conversations/{run['conversation_id']}").status_code == 204
