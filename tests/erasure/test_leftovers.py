@@ -93,6 +93,8 @@ def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
     assert ada.http.patch("/v1/tenants/current", json={"retention_days": 30}).status_code == 200
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url)
+    # The command would take the log away from all tests after this one.
+    monkeypatch.setattr("app.logs.configure", str)
     monkeypatch.setattr(sys, "argv", ["easel", "tenants", "retain", "--json"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -28,6 +28,8 @@ def easel(
     """The command, in this process; what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url)
+    # The command would take the log away from all tests after this one.
+    monkeypatch.setattr("app.logs.configure", str)
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["easel", *arguments])
