@@ -211,7 +211,7 @@ def id_of(what: str) -> BeforeValidator:
     return BeforeValidator(parse, json_schema_input_type=UUID)
 
 
-# What asyncpg raises while a server starts, stops or is gone, and where of two transactions one had to give way.
+# What asyncpg raises while a server starts, stops or is gone.
 CONNECTION_FAULTS = (
     OSError,
     asyncpg.PostgresConnectionError,
@@ -219,7 +219,6 @@ CONNECTION_FAULTS = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.QueryCanceledError,
-    asyncpg.DeadlockDetectedError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InternalClientError,
 )

@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.db import Database, uuid7
 from app.errors import AppError, FieldError, TooLarge
 from app.logs import tagged
-from app.origin import Origin, coming_from
 from app.problems import problem
+from app.request_context import RequestContext, in_request
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class RequestMiddleware:
             await send(message)
 
         client = scope.get("client")
-        with tagged(request_id=request_id), coming_from(Origin(request_id, client[0] if client else None)):
+        with tagged(request_id=request_id), in_request(RequestContext(request_id, client[0] if client else None)):
             limit = self._limit_of(scope)
             if fault := await self._fault(scope, limit):
                 await problem(Request(scope), fault)(scope, receive, send_with_id)

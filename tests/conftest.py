@@ -198,6 +198,16 @@ def server(shared_server: AppServer) -> AppServer:
 
 
 @pytest.fixture
+def kept_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that runs a command in this process, which would take the log from the tests after it."""
+
+    def configure(level: str) -> None:
+        pass
+
+    monkeypatch.setattr("app.logs.configure", configure)
+
+
+@pytest.fixture
 def ada(server: AppServer) -> Generator[ApiUser]:
     """A user of Easel."""
     user = server.sign_up("Ada's")

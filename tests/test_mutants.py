@@ -121,7 +121,7 @@ MUTANTS = [
     Mutant(
         "a suspended tenant is closed",
         "app/identity/service.py",
-        "        if place.suspended:",
+        "        if membership.suspended:",
         "        if False:",
         "tests/tenants/test_permissions.py::test_a_suspended_tenant_is_closed_to_its_members_and_keys",
     ),

@@ -41,9 +41,9 @@ NOTHING_LEAKED = 5 * SCALE
 LOOP_STALL = 0.05 * SCALE
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 2 * PATIENCE) -> None:
     """For what the service does soon after it has answered."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.05)

@@ -22,13 +22,13 @@ async def erase(
     """
     attempts, stored = await passwords.require_current(database, caller, password)
     async with database.identity() as session:
-        await attempts.succeed(session)
         unchanged = select(User.id).where(
             User.id == caller.user_id, User.password_hash == stored, User.disabled_at.is_(None)
         )
         if await session.scalar(unchanged.with_for_update(key_share=True)) is None:
             # Another request was first.
             raise Unauthenticated(NOT_SIGNED_IN)
+        await attempts.succeed(session)
         await sign_ins.end_all(session, caller.user_id)
         await session.execute(update(User).where(User.id == caller.user_id).values(disabled_at=now()))
         await session.execute(delete(PasswordReset).where(PasswordReset.user_id == caller.user_id))

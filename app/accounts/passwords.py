@@ -15,7 +15,7 @@ from app.errors import Forbidden, Invalid, NotFound, Unavailable
 from app.identity import audit, credentials
 from app.identity.attempts import Attempts
 from app.identity.audit import Action, Author, TargetType
-from app.identity.letters import SEND_RESET
+from app.identity.mails import SEND_RESET
 from app.identity.models import Membership, PasswordReset, User
 from app.identity.service import SignedIn
 from app.loading import load
@@ -51,7 +51,6 @@ async def change(database: Database, caller: SignedIn, *, current: str, new: str
     attempts, stored = await require_current(database, caller, current)
     hashed = await credentials.hash_password(new)
     async with database.identity() as session:
-        await attempts.succeed(session)
         changed = await session.execute(
             update(User)
             .where(User.id == caller.user_id, User.password_hash == stored)
@@ -60,6 +59,7 @@ async def change(database: Database, caller: SignedIn, *, current: str, new: str
         )
         if changed.one_or_none() is None:  # another request has just changed it
             raise Forbidden(MISMATCH, code=ErrorCode.WRONG_PASSWORD)
+        await attempts.succeed(session)
         await sign_ins.end_all(session, caller.user_id, but=caller.sign_in_id)
         await _record_change(session, caller.user_id)
 
@@ -112,8 +112,8 @@ async def reset(database: Database, token: str, *, new: str) -> None:
         )
         if used.one_or_none() is None:
             raise NotFound("password reset")
-        await attempts.succeed(session)
         await session.execute(update(User).where(User.id == user.id).values(password_hash=hashed))
+        await attempts.succeed(session)
         await sign_ins.end_all(session, user.id)
         await _record_change(session, user.id)
 

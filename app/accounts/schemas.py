@@ -78,14 +78,14 @@ class Me(BaseModel):
     @classmethod
     def of(cls, caller: Caller, tenant_id: UUID | None) -> Self:
         """Raises NotFound where the tenant is none of the caller's, Forbidden where it is suspended."""
-        place = caller.find_place(tenant_id)
-        actor = place and caller.actor(place)
+        membership = caller.find_membership(tenant_id)
+        actor = membership and caller.actor(membership)
         return cls(
             user=UserView(id=caller.user_id, email=caller.email, name=caller.name),
-            tenant=place and TenantView(id=place.tenant_id, name=place.name),
+            tenant=membership and TenantView(id=membership.tenant_id, name=membership.name),
             role=actor and actor.role,
             scopes=None if caller.scopes is None else sorted(caller.scopes),
-            tenants=[TenantRole(id=one.tenant_id, name=one.name, role=one.role) for one in caller.places],
+            tenants=[TenantRole(id=one.tenant_id, name=one.name, role=one.role) for one in caller.memberships],
         )
 
 

@@ -3,7 +3,7 @@
 import typer
 
 from app.commands.operator import operate, show
-from app.identity import letters
+from app.identity import mails
 from app.tenants import operation
 
 
@@ -16,7 +16,7 @@ def disable(*, email: str, disabled: bool, as_json: bool) -> None:
 
 
 def reset_password(*, email: str, as_json: bool) -> None:
-    made = operate(lambda settings, database: letters.make_reset(database, settings, email))
+    made = operate(lambda settings, database: mails.make_reset(database, settings, email))
     if as_json:
         show([vars(made)], as_json=True)
         return

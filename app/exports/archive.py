@@ -23,7 +23,7 @@ from app.db import Database, now
 from app.exports.models import Export
 from app.exports.rows import Row, batches, selected
 from app.identity.models import Tenant
-from app.storage.store import ObjectMissing, StorageError, Store
+from app.storage.store import ObjectMissing, StorageUnavailable, Store
 
 FORMAT = "easel-export/1"
 # At most so much of so many objects is in memory; a smaller object is read at once.
@@ -189,7 +189,7 @@ async def _read_first(store: Store, original: Original) -> bytes | None:
 
 async def _read(store: Store, key: str, part: range | None) -> bytes:
     for pause in PAUSES:
-        with suppress(StorageError):
+        with suppress(StorageUnavailable):
             return await store.get(key, part)
         await asyncio.sleep(pause)
     return await store.get(key, part)

@@ -44,7 +44,7 @@ async def authenticate(
     """Identify the actor and do the request's work in one transaction, committed before the reply."""
     async with database.identity() as session:
         caller = await identify(session, bearer)
-        actor = caller.actor(caller.require_place(x_tenant_id))
+        actor = caller.actor(caller.require_membership(x_tenant_id))
         await enter_tenant(session, actor.tenant_id)
         yield Authenticated(actor, session)
 
@@ -53,7 +53,7 @@ async def authenticate_apart(database: CurrentDatabase, bearer: Bearer, x_tenant
     """Identify the actor in a transaction that ends before the route begins, for one that waits for other parts."""
     async with database.identity() as session:
         caller = await identify(session, bearer)
-    return caller.actor(caller.require_place(x_tenant_id))
+    return caller.actor(caller.require_membership(x_tenant_id))
 
 
 async def identify(session: AsyncSession, bearer: HTTPAuthorizationCredentials | None) -> Caller:

@@ -9,7 +9,7 @@ from app.broker import BROKER_UNAVAILABLE, Broker
 from app.db import from_state
 from app.errors import LimitExceeded
 from app.identity.actor import CurrentSettings
-from app.origin import current_origin
+from app.request_context import current_request
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ async def limit_anonymous(settings: CurrentSettings, broker: Annotated[Broker, f
     """For `dependencies=[LimitedByAddress]` of a route. While Redis is away nobody is refused."""
     allowed = settings.anonymous_requests_per_minute
     try:
-        wait = await broker.buckets.take(f"anonymous:{current_origin().network}", size=allowed, seconds=60)
+        wait = await broker.buckets.take(f"anonymous:{current_request().network}", size=allowed, seconds=60)
     except BROKER_UNAVAILABLE as error:
         log.warning("limit.not_counted", extra={"error": type(error).__name__})
         return

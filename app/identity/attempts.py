@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import now
 from app.errors import TooManyAttempts
 from app.identity.models import AttemptCount
-from app.origin import current_origin
+from app.request_context import current_request
 
 MINUTE, PER_MINUTE = timedelta(minutes=1), 10
 HOUR, PER_HOUR = timedelta(hours=1), 100
@@ -29,12 +29,12 @@ class Attempts:
 
     @classmethod
     def at(cls, email: str) -> "Attempts":
-        return cls(_subject("minute", email, current_origin().network), _subject("hour", email))
+        return cls(_subject("minute", email, current_request().network), _subject("hour", email))
 
     @classmethod
     def with_token(cls) -> "Attempts":
         """Of one-time tokens, which name no address: counted by where they come from."""
-        return cls(_subject("minute", "a one-time token", current_origin().network), None)
+        return cls(_subject("minute", "a one-time token", current_request().network), None)
 
     async def count(self, session: AsyncSession) -> None:
         """Count one as failed before it is looked at, so that none of many at once slips through.
@@ -63,14 +63,17 @@ class Attempts:
             raise TooManyAttempts((max(exceeded) - starts).total_seconds())
 
     async def succeed(self, session: AsyncSession) -> None:
-        """The last one was no failure: it clears the minute, and takes itself back from the hour."""
-        await session.execute(delete(AttemptCount).where(AttemptCount.subject == self.from_here))
-        if self.from_anywhere is not None:
-            await session.execute(
-                update(AttemptCount)
-                .where(AttemptCount.subject == self.from_anywhere)
-                .values(count=func.greatest(AttemptCount.count - 1, 0))
-            )
+        """The last one was no failure: it clears the minute, and takes itself back from the hour.
+
+        Locks the counts in the order of `count`, and after the user: whoever has both asks for the user first.
+        """
+        for subject in sorted(filter(None, (self.from_here, self.from_anywhere))):
+            same = AttemptCount.subject == subject
+            if subject == self.from_here:
+                await session.execute(delete(AttemptCount).where(same))
+            else:
+                one_less = func.greatest(AttemptCount.count - 1, 0)
+                await session.execute(update(AttemptCount).where(same).values(count=one_less))
 
 
 def _subject(*parts: str) -> bytes:

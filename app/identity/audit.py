@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified
 from app.identity.service import Actor
-from app.origin import current_origin
+from app.request_context import current_request
 
 
 class ActorType(StrEnum):
@@ -116,7 +116,7 @@ def record(
     changes: dict[str, list[Any]] | None = None,
 ) -> None:
     """Add an entry to the transaction of the change, which must be the tenant's; no secret or text of users in it."""
-    origin = current_origin()
+    request = current_request()
     entry = AuditEntry(
         tenant_id=tenant_id,
         actor_type=author.type,
@@ -126,7 +126,7 @@ def record(
         target_type=target_type,
         target_id=target_id,
         changes=changes or {},
-        request_id=origin.request_id,
-        ip=origin.ip,
+        request_id=request.request_id,
+        ip=request.ip,
     )
     session.add(entry)

@@ -54,7 +54,7 @@ def _require_scope(scopes: frozenset[str] | None, permission: Permission) -> Non
 
 
 @dataclass(frozen=True)
-class Place:
+class TenantMembership:
     """A tenant in which the caller has a role."""
 
     tenant_id: UUID
@@ -70,7 +70,7 @@ class Caller:
     user_id: UUID
     email: str
     name: str | None
-    places: tuple[Place, ...]
+    memberships: tuple[TenantMembership, ...]
     scopes: frozenset[str] | None = None
     api_key_id: UUID | None = None
 
@@ -79,29 +79,29 @@ class Caller:
         if self.api_key_id is not None:
             _require_scope(self.scopes, permission)
 
-    def actor(self, place: Place) -> Actor:
-        if place.suspended:
+    def actor(self, membership: TenantMembership) -> Actor:
+        if membership.suspended:
             raise Forbidden("This tenant is suspended: ask whoever runs this service.", code=ErrorCode.TENANT_SUSPENDED)
-        return Actor(self.user_id, place.tenant_id, place.role, self.scopes, self.api_key_id)
+        return Actor(self.user_id, membership.tenant_id, membership.role, self.scopes, self.api_key_id)
 
-    def require_place(self, tenant_id: UUID | None) -> Place:
+    def require_membership(self, tenant_id: UUID | None) -> TenantMembership:
         """The tenant that was asked for, or the only one; raises NotFound, Forbidden or Invalid."""
-        place = self.find_place(tenant_id)
-        if place is None and not self.places:
+        membership = self.find_membership(tenant_id)
+        if membership is None and not self.memberships:
             raise Forbidden("You are not a member of any tenant.", code=ErrorCode.NO_TENANT)
-        if place is None:
+        if membership is None:
             raise Invalid(
                 "You belong to several tenants: say which with the header X-Tenant-Id.", code=ErrorCode.TENANT_REQUIRED
             )
-        return place
+        return membership
 
-    def find_place(self, tenant_id: UUID | None) -> Place | None:
+    def find_membership(self, tenant_id: UUID | None) -> TenantMembership | None:
         """The tenant that was asked for, or the only one, or None; raises NotFound."""
         if tenant_id is None:
-            return self.places[0] if len(self.places) == 1 else None
-        for place in self.places:
-            if place.tenant_id == tenant_id:
-                return place
+            return self.memberships[0] if len(self.memberships) == 1 else None
+        for membership in self.memberships:
+            if membership.tenant_id == tenant_id:
+                return membership
         raise NotFound("tenant")
 
 
@@ -128,8 +128,8 @@ async def _identify_key(session: AsyncSession, bearer: str) -> Caller:
         # At once: the use counts though the request may fail, and no other request with this key waits for this one.
         await session.commit()
     scopes = None if row.scopes is None else frozenset(row.scopes)
-    place = Place(row.tenant_id, row.tenant_name, Role(row.role), row.suspended_at is not None)
-    return Caller(row.user_id, row.email, row.name, (place,), scopes, api_key_id=row.key_id)
+    membership = TenantMembership(row.tenant_id, row.tenant_name, Role(row.role), row.suspended_at is not None)
+    return Caller(row.user_id, row.email, row.name, (membership,), scopes, api_key_id=row.key_id)
 
 
 async def _identify_token(session: AsyncSession, bearer: str) -> SignedIn:
@@ -140,12 +140,12 @@ async def _identify_token(session: AsyncSession, bearer: str) -> SignedIn:
     if first.last_used_at is None or first.last_used_at < now() - LAST_USED_PRECISION:
         await session.execute(update(SignIn).where(SignIn.id == first.sign_in_id).values(last_used_at=now()))
         await session.commit()
-    places = tuple(
-        Place(row.tenant_id, row.tenant_name, Role(row.role), row.suspended_at is not None)
+    memberships = tuple(
+        TenantMembership(row.tenant_id, row.tenant_name, Role(row.role), row.suspended_at is not None)
         for row in rows
         if row.tenant_id is not None
     )
-    return SignedIn(first.user_id, first.email, first.name, places, sign_in_id=first.sign_in_id)
+    return SignedIn(first.user_id, first.email, first.name, memberships, sign_in_id=first.sign_in_id)
 
 
 def _given(bearer: str) -> dict[str, Any]:
@@ -155,9 +155,9 @@ def _given(bearer: str) -> dict[str, Any]:
 # Composed once: every request executes one of them, and to compose it costs more than to execute it.
 _HASH, _NOW = bindparam("secret_hash", type_=LargeBinary), bindparam("now", type_=DateTime(timezone=True))
 _USER = (User.id.label("user_id"), User.email, User.name)
-_PLACE = (Membership.tenant_id, Membership.role, Tenant.name.label("tenant_name"), Tenant.suspended_at)
+_MEMBERSHIP = (Membership.tenant_id, Membership.role, Tenant.name.label("tenant_name"), Tenant.suspended_at)
 _OF_KEY = (
-    select(ApiKey.id.label("key_id"), ApiKey.scopes, ApiKey.last_used_at, *_USER, *_PLACE)
+    select(ApiKey.id.label("key_id"), ApiKey.scopes, ApiKey.last_used_at, *_USER, *_MEMBERSHIP)
     .join(Membership, (Membership.tenant_id == ApiKey.tenant_id) & (Membership.user_id == ApiKey.user_id))
     .join(Tenant, Tenant.id == ApiKey.tenant_id)
     .join(User, User.id == ApiKey.user_id)
@@ -165,7 +165,7 @@ _OF_KEY = (
     .where(or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW), User.disabled_at.is_(None))
 )
 _OF_TOKEN = (
-    select(SignIn.id.label("sign_in_id"), SignIn.last_used_at, *_USER, *_PLACE)
+    select(SignIn.id.label("sign_in_id"), SignIn.last_used_at, *_USER, *_MEMBERSHIP)
     .select_from(Token)
     .join(SignIn, SignIn.id == Token.sign_in_id)
     .join(User, User.id == SignIn.user_id)

@@ -56,15 +56,17 @@ class AccessWatch:
             yield streams.lost
         finally:
             streams.count -= 1
-            if not streams.count:
-                self._open.pop(opened, None)
+            if not streams.count and self._open.get(opened) is streams:
+                del self._open[opened]
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            lost = [streams for opened, streams in list(self._open.items()) if not await self._is_allowed(opened)]
-            for streams in lost:
-                streams.lost.set()
+            lost = [opened for opened in list(self._open) if not await self._is_allowed(opened)]
+            for opened in lost:
+                # Whoever gets access back begins anew.
+                if streams := self._open.pop(opened, None):
+                    streams.lost.set()
             if lost:
                 self._events.wake_readers()
 
@@ -72,10 +74,10 @@ class AccessWatch:
         try:
             async with self._database.identity() as session:
                 caller = await identity.identify(session, opened.credential)
-                place = caller.find_place(opened.tenant_id)
-                if place is None:
+                membership = caller.find_membership(opened.tenant_id)
+                if membership is None:
                     return False
-                actor = caller.actor(place)
+                actor = caller.actor(membership)
                 actor.require(Permission.READ_CHAT)
                 await enter_tenant(session, actor.tenant_id)
                 await service.get(session, actor, opened.run_id)

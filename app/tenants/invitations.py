@@ -14,7 +14,7 @@ from app.error_codes import ErrorCode
 from app.errors import Conflict, NotFound
 from app.identity import audit, credentials
 from app.identity.audit import Action, Author, TargetType
-from app.identity.letters import SEND_INVITATION
+from app.identity.mails import SEND_INVITATION
 from app.identity.models import Invitation, Membership, Role, User
 from app.identity.permissions import Permission
 from app.identity.service import Actor

@@ -1,4 +1,4 @@
-"""Tenants and their members: founding, changing roles, leaving; a tenant always has an owner."""
+"""Tenants and their members: creating, changing roles, leaving; a tenant always has an owner."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,9 +18,9 @@ from app.identity.service import Actor
 from app.tenants.schemas import MemberView, TenantChange
 
 
-async def found(session: AsyncSession, user_id: UUID, name: str) -> Tenant:
+async def create(session: AsyncSession, user_id: UUID, name: str) -> Tenant:
     """A new tenant with this owner; begun as identity, the transaction ends in the tenant."""
-    tenant = Tenant(id=uuid7(), name=name, plan="unlimited")
+    tenant = Tenant(id=uuid7(), name=name)
     session.add(tenant)
     await session.flush()
     session.add(Membership(tenant_id=tenant.id, user_id=user_id, role=Role.OWNER))

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from docket import ExponentialRetry
 
-from app.identity import letters
+from app.identity import mails
 from app.mail import open_mailer
 from app.worker.context import WorkerContext
 
@@ -27,10 +27,10 @@ def mail_tasks(ctx: WorkerContext) -> list[Callable[..., Awaitable[None]]]:
         if mailer is None:
             log.warning("mail.not_sent", extra={"reason": "SMTP_URL is not set", "invitation_id": invitation_id})
             return
-        await letters.send_invitation(ctx.database, mailer, ctx.settings, UUID(tenant_id), UUID(invitation_id))
+        await mails.send_invitation(ctx.database, mailer, ctx.settings, UUID(tenant_id), UUID(invitation_id))
 
     async def send_password_reset(email: str, retry: ExponentialRetry = retry()) -> None:  # noqa: B008
         if mailer is not None:
-            await letters.send_reset(ctx.database, mailer, ctx.settings, email)
+            await mails.send_reset(ctx.database, mailer, ctx.settings, email)
 
     return [send_invitation, send_password_reset]

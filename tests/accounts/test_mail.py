@@ -22,25 +22,25 @@ AT_ONCE = 1.0
 
 
 class Mailbox(MessageHandler):
-    """An SMTP server's letters."""
+    """An SMTP server's mails."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.letters: list[Message] = []
+        self.mails: list[Message] = []
 
     def handle_message(self, message: Message) -> None:
-        self.letters.append(message)
+        self.mails.append(message)
 
     def wait(self, address: str = ADDRESS) -> Message:
         deadline = time.monotonic() + timeouts.PATIENCE
-        while not (found := [letter for letter in self.letters if letter["To"] == address]):
+        while not (found := [mail for mail in self.mails if mail["To"] == address]):
             assert time.monotonic() < deadline, "no mail came"
             time.sleep(0.05)
         return found[-1]
 
 
-def text_of(letter: Message) -> str:
-    text = letter.get_payload(decode=True)
+def text_of(mail: Message) -> str:
+    text = mail.get_payload(decode=True)
     assert isinstance(text, bytes)
     return text.decode()
 
@@ -76,9 +76,9 @@ def test_an_invitation_goes_to_its_address_by_smtp(server: AppServer, port: int)
     ada = server.sign_up()
     with mail_server(port) as mailbox:
         token = ada.invite(ADDRESS)["token"]
-        letter = mailbox.wait()
-    assert (letter["To"], letter["From"]) == (ADDRESS, "Easel <hello@example.com>")
-    assert f"https://chat.example.com/invitation#token={token}" in text_of(letter)
+        mail = mailbox.wait()
+    assert (mail["To"], mail["From"]) == (ADDRESS, "Easel <hello@example.com>")
+    assert f"https://chat.example.com/invitation#token={token}" in text_of(mail)
 
 
 def test_a_mail_server_that_is_away_delays_no_request_and_gets_the_mail_later(server: AppServer, port: int) -> None:
@@ -98,7 +98,7 @@ def test_an_invitation_that_is_revoked_in_the_meantime_is_not_mailed(server: App
     assert ada.http.delete(f"/v1/invitations/{revoked['id']}").status_code == 204
     with mail_server(port) as mailbox:
         assert kept["token"] in text_of(mailbox.wait("hopper@example.com"))
-    assert [letter["To"] for letter in mailbox.letters] == ["hopper@example.com"]
+    assert [mail["To"] for mail in mailbox.mails] == ["hopper@example.com"]
 
 
 def test_production_without_smtp_resets_no_passwords_and_invites_by_token(

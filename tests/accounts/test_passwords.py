@@ -122,6 +122,14 @@ def test_the_right_password_clears_the_minute(server: AppServer, ada: ApiUser) -
         assert sign_in(server, ada.email, PASSWORD).status_code == 201
 
 
+def test_sign_ins_of_one_user_at_once_do_not_wait_for_each_other_in_a_circle(server: AppServer) -> None:
+    """Which of a user's two counts comes first is a matter of their hashes: of six users both orders are among them."""
+    for user in [server.sign_up() for _ in range(6)]:
+        with ThreadPoolExecutor(8) as pool:
+            signing_in = [pool.submit(sign_in, server, user.email, PASSWORD) for _ in range(24)]
+        assert {one.result().status_code for one in signing_in} <= {201, 429}
+
+
 def test_an_address_is_guessed_a_hundred_times_an_hour_from_anywhere(
     server: AppServer, ada: ApiUser, database_url: str
 ) -> None:

@@ -4,19 +4,21 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from app.logins import EMBEDDED_LOGIN
 from app.storage import keys
 from app.storage.store import Store
 from tests import timeouts
-from tests.app_server import PASSWORD, ApiUser, AppServer, one
+from tests.app_server import PASSWORD, ApiUser, AppServer, one, running_server
 from tests.tables import every_value, rows
 
 Json = dict[str, Any]
@@ -30,8 +32,10 @@ WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND column_name = 't
 
 
 @pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
+def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
+    """What is on its way into the store is waited for, for a lease."""
+    with running_server(database_url, provider_url, tmp_path, login=EMBEDDED_LOGIN, run_lease_seconds=4) as server:
+        yield server
 
 
 def test_nothing_of_an_erased_tenant_is_left_and_its_neighbour_is_as_before(
@@ -246,7 +250,7 @@ def test_of_twenty_erasures_of_a_tenant_one_is_taken(server: AppServer, ada: Api
 def test_of_ten_erasures_of_oneself_one_is_taken(server: AppServer, ada: ApiUser, database_url: str) -> None:
     answers = at_once(10, ada, "/v1/me", {"password": PASSWORD})
     assert [answer.status_code for answer in answers].count(202) == 1
-    assert {answer.status_code for answer in answers} <= {202, 401, 429, 503}
+    assert {answer.status_code for answer in answers} <= {202, 401, 429}
     assert rows(database_url, "SELECT count(*) FROM erasures WHERE kind = 'account'") == [(1,)]
 
 
@@ -255,7 +259,7 @@ def test_running_runs_are_stopped_and_what_they_bought_is_deleted_there(
 ) -> None:
     for _ in range(2):
         ada.start("Draw a house [offline: slow=1000]", agent_key="designer", image={"partial_images": 2})
-    wait_until(lambda: len(at_provider(database_url, tenant_of(ada))) == 2)
+    timeouts.wait_until(lambda: len(at_provider(database_url, tenant_of(ada))) == 2)
     asked = at_provider(database_url, tenant_of(ada))
     began = time.monotonic()
     done = wait_for(server, erase_tenant(ada, "Ada's")["receipt"])
@@ -274,7 +278,7 @@ def test_a_run_that_its_worker_holds_is_waited_for(server: AppServer, ada: ApiUs
     held = "UPDATE runs SET status = 'running', lease_until = now() + interval '7 seconds' RETURNING id"
     assert len(rows(database_url, held)) == 1
     receipt = erase_tenant(ada, "Ada's")["receipt"]
-    wait_until(lambda: rows(database_url, "SELECT status FROM erasures") == [("running",)])
+    timeouts.wait_until(lambda: rows(database_url, "SELECT status FROM erasures") == [("running",)])
     time.sleep(4)
     assert rows(database_url, "SELECT status, cancel_requested_at IS NOT NULL FROM runs") == [("running", True)]
     assert wait_for(server, receipt)["counts"]["provider"] == 1
@@ -306,20 +310,13 @@ def wait_for(server: AppServer, receipt: str) -> Json:
         found.update(server.anyone().get(f"/v1/erasures/{receipt}").json())
         return found["status"] == "completed"
 
-    wait_until(completed)
+    timeouts.wait_until(completed)
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 2 * timeouts.PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def wait_until_quiet(database_url: str) -> None:
     """Until every image has its variants."""
-    wait_until(lambda: not rows(database_url, "SELECT 1 FROM attachments WHERE variants IS NULL"))
+    timeouts.wait_until(lambda: not rows(database_url, "SELECT 1 FROM attachments WHERE variants IS NULL"))
 
 
 def tenant_of(user: ApiUser) -> str:

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -55,7 +55,7 @@ def test_whoever_dies_an_erased_tenant_is_gone_and_its_neighbour_is_as_before(
     links = [
         one(owner.draw(image={"partial_images": 1}), "attachment.created")["attachment"]["url"] for owner in owners
     ]
-    wait_until(lambda: not rows(cluster.database_url, "SELECT 1 FROM attachments WHERE variants IS NULL"))
+    timeouts.wait_until(lambda: not rows(cluster.database_url, "SELECT 1 FROM attachments WHERE variants IS NULL"))
     before = found_of(cluster, neighbour)
     for owner in owners:
         fill(cluster, owner, 200)
@@ -72,11 +72,11 @@ def test_whoever_dies_an_erased_tenant_is_gone_and_its_neighbour_is_as_before(
         for owner in waiting:
             erase(cluster, owner)
         killed = time.monotonic()
-        wait_until(lambda: len(erasures(cluster)) == len(owners))
+        timeouts.wait_until(lambda: len(erasures(cluster)) == len(owners))
         stop.set()
         for one_of_them in uploading:
             one_of_them.result()
-    wait_until(lambda: all(end for _, end, *_ in erasures(cluster)), GONE_AFTER_SECONDS)
+    timeouts.wait_until(lambda: all(end for _, end, *_ in erasures(cluster)), GONE_AFTER_SECONDS)
     ended = time.monotonic() - killed
     left = [found_of(cluster, owner) for owner in owners]
     working = [url for url in links if httpx.get(renewed(cluster, url)).status_code == 200]
@@ -104,7 +104,7 @@ def test_objects_are_removed_several_at_a_time(cluster: Cluster, objects: int, r
     fill(cluster, owner, objects)
     began = time.monotonic()
     erase(cluster, owner)
-    wait_until(lambda: found_of(cluster, owner)[1] == {}, GONE_AFTER_SECONDS)
+    timeouts.wait_until(lambda: found_of(cluster, owner)[1] == {}, GONE_AFTER_SECONDS)
     rate = objects / (time.monotonic() - began)
     results(21, "erase: objects", tried=f"{objects} objects of one tenant, S3", kept=f"{rate:.0f} objects/s")
     assert rate > 10
@@ -124,13 +124,13 @@ def test_while_the_provider_is_away_the_receipt_waits_and_all_else_is_gone(
         proxy.mode = "refuse"
         answer = ada.http.request("DELETE", "/v1/tenants/current", json={"confirm": "Ada's"})
         path = f"/v1/erasures/{answer.json()['receipt']}"
-        wait_until(lambda: set(counts_of(database_url, ada)) == {"provider_objects"})
-        wait_until(lambda: httpx.get(url).status_code == 404)
+        timeouts.wait_until(lambda: set(counts_of(database_url, ada)) == {"provider_objects"})
+        timeouts.wait_until(lambda: httpx.get(url).status_code == 404)
         waiting = server.anyone().get(path).json()
         assert (waiting["status"], waiting["completed_at"], waiting["counts"]["provider"]) == ("running", None, 0)
         assert waiting["counts"]["objects"] >= 1
         proxy.mode = "pass"
-        wait_until(lambda: server.anyone().get(path).json()["status"] == "completed")
+        timeouts.wait_until(lambda: server.anyone().get(path).json()["status"] == "completed")
         assert server.anyone().get(path).json()["counts"]["provider"] == 1
         assert counts_of(database_url, ada) == {}
 
@@ -155,13 +155,13 @@ def test_an_upload_that_lands_after_its_tenant_is_gone_goes_too(
             member = server.sign_up_invited(ada, "member")
             proxy.mode = "hang"
             uploading = pool.submit(upload, member.http)
-            wait_until(lambda: bool(rows(database_url, "SELECT 1 FROM attachments")))
+            timeouts.wait_until(lambda: bool(rows(database_url, "SELECT 1 FROM attachments")))
             answer = ada.http.delete(f"/v1/members/{member.id}", params={"data": "erase"})
             assert answer.status_code == 202
-            wait_until(lambda: not rows(database_url, "SELECT 1 FROM attachments"))
+            timeouts.wait_until(lambda: not rows(database_url, "SELECT 1 FROM attachments"))
             proxy.mode = "pass"
             assert uploading.result().status_code == 404
-            wait_until(
+            timeouts.wait_until(
                 lambda: server.anyone().get(f"/v1/erasures/{answer.json()['receipt']}").json()["status"] == "completed"
             )
         assert [path for path in (tmp_path / "s3").rglob("*") if path.is_file()] == []
@@ -261,10 +261,3 @@ def png() -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 2 * timeouts.PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

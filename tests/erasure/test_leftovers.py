@@ -4,8 +4,7 @@ import asyncio
 import json
 import logging
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Generator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from PIL import Image
 
 from app.cli import main
+from app.logins import EMBEDDED_LOGIN
 from app.storage.store import Store
 from app.worker import housekeeping
 from tests import timeouts
@@ -25,8 +25,10 @@ KEY = {"Authorization": "Bearer sk-test"}
 
 
 @pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
+def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
+    """What is on its way into the store is waited for, for a lease."""
+    with running_server(database_url, provider_url, tmp_path, login=EMBEDDED_LOGIN, run_lease_seconds=4) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,7 @@ def test_a_deleted_conversation_takes_what_the_provider_has_of_it(
     assert len(files) == len(requests_to(provider_url, "POST", "/v1/files")) == 2
     assert ada.http.delete(f"/v1/conversations/{talk}").status_code == 204
     assert ada.http.get(f"/v1/conversations/{talk}").status_code == 404
-    wait_until(lambda: {run_id for *_, run_id in provider_objects(database_url)} == {other})
+    timeouts.wait_until(lambda: {run_id for *_, run_id in provider_objects(database_url)} == {other})
     (left,) = [provider_id for provider_id, *_ in provider_objects(database_url)]
     for response in responses:
         found = httpx.get(f"{provider_url}/responses/{response}", headers=KEY).status_code
@@ -68,13 +70,13 @@ def test_a_conversation_that_is_deleted_while_it_draws_leaves_nothing(
     server: AppServer, ada: ApiUser, database_url: str, provider_url: str
 ) -> None:
     run = ada.start("Draw a house [offline: slow=1000]", agent_key="designer", image={"partial_images": 2})
-    wait_until(lambda: bool(provider_objects(database_url)))
+    timeouts.wait_until(lambda: bool(provider_objects(database_url)))
     ((response, *_),) = provider_objects(database_url)
     assert ada.http.delete(f"/v1/conversations/{run['conversation_id']}").status_code == 204
-    wait_until(lambda: not provider_objects(database_url))
+    timeouts.wait_until(lambda: not provider_objects(database_url))
     assert httpx.get(f"{provider_url}/responses/{response}", headers=KEY).status_code == 404
-    wait_until(lambda: not rows(database_url, "SELECT 1 FROM object_removals"))
-    wait_until(lambda: not [path for path in stored(server) if ada.signed_up["tenant"]["id"] in path])
+    timeouts.wait_until(lambda: not rows(database_url, "SELECT 1 FROM object_removals"))
+    timeouts.wait_until(lambda: not [path for path in stored(server) if ada.signed_up["tenant"]["id"] in path])
 
 
 def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
@@ -83,6 +85,7 @@ def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
     stranger: ApiUser,
     database_url: str,
     tmp_path: Path,
+    kept_log: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -93,8 +96,6 @@ def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
     assert ada.http.patch("/v1/tenants/current", json={"retention_days": 30}).status_code == 200
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    # The command would take the log away from all tests after this one.
-    monkeypatch.setattr("app.logs.configure", str)
     monkeypatch.setattr(sys, "argv", ["easel", "tenants", "retain", "--json"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -104,7 +105,7 @@ def test_what_nobody_has_touched_for_so_long_is_deleted_by_the_system(
     assert ada.http.get(f"/v1/conversations/{young}").status_code == 200
     assert stranger.http.get(f"/v1/conversations/{others}").status_code == 200
     assert actions(ada)[0] == ("system", "conversation.deleted", old)
-    wait_until(lambda: len(provider_objects(database_url)) == 2)
+    timeouts.wait_until(lambda: len(provider_objects(database_url)) == 2)
 
 
 async def retain_nothing(*_: object) -> int:
@@ -118,7 +119,7 @@ def test_a_worker_applies_the_retention_by_itself(database_url: str, provider_ur
         assert ada.http.patch("/v1/tenants/current", json={"retention_days": 30}).status_code == 200
         age(database_url, old)
     with running_server(database_url, provider_url, tmp_path / "second"):
-        wait_until(lambda: not rows(database_url, "SELECT 1 FROM conversations"))
+        timeouts.wait_until(lambda: not rows(database_url, "SELECT 1 FROM conversations"))
 
 
 def test_no_receipt_is_in_the_log(server: AppServer, ada: ApiUser, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,10 +169,3 @@ def stored(server: AppServer) -> list[str]:
 def actions(user: ApiUser) -> list[tuple[str, str, str]]:
     entries = user.http.get("/v1/audit").json()["data"]
     return [(entry["actor"]["type"], entry["action"], entry["target"]["id"]) for entry in entries]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 2 * timeouts.PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

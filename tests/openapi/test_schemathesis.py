@@ -21,7 +21,7 @@ from schemathesis import GenerationMode, checks
 from schemathesis.core.failures import FailureGroup
 
 from app.db import Database
-from app.identity import letters
+from app.identity import mails
 from app.settings import Settings
 from tests.app_server import PASSWORD, ApiUser, AppServer, one
 from tests.replies import DOCUMENT, event_faults
@@ -166,7 +166,7 @@ async def _new_reset(service: Settings, email: str) -> str:
     assert service.database_url
     database = Database(service.database_url.get_secret_value(), pool_size=1)
     try:
-        return (await letters.make_reset(database, service, email)).token
+        return (await mails.make_reset(database, service, email)).token
     finally:
         await database.close()
 

@@ -23,13 +23,15 @@ def server(own_server: AppServer) -> AppServer:
 
 @pytest.fixture
 def easel(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kept_log: None,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Easel:
     """The command, in this process; what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    # The command would take the log away from all tests after this one.
-    monkeypatch.setattr("app.logs.configure", str)
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["easel", *arguments])

@@ -139,8 +139,8 @@ def test_the_open_stream_of_who_loses_access_ends(
     share(ada, run["conversation_id"])
     key = member.http.post("/v1/api-keys", json={"name": "A key"}).json()["key"]
     with (
-        following(ada, run["id"], ada.http.headers["Authorization"]) as kept,
-        following(member, run["id"], f"Bearer {key}") as lost,
+        Follower(ada, run["id"], ada.http.headers["Authorization"]) as kept,
+        Follower(member, run["id"], f"Bearer {key}") as lost,
     ):
         time.sleep(1)
         assert not lost.ended.is_set()
@@ -153,7 +153,7 @@ def test_the_open_stream_of_who_loses_access_ends(
     assert "run.cancelled" not in lost.text
 
 
-class following:  # noqa: N801 - used as a function
+class Follower:
     """Reads a run's events in a thread until they end."""
 
     def __init__(self, user: ApiUser, run_id: str, authorization: str) -> None:
@@ -164,7 +164,7 @@ class following:  # noqa: N801 - used as a function
         self._headers = {"Authorization": authorization}
         self._thread = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> "following":
+    def __enter__(self) -> "Follower":
         self._thread.start()
         assert self._begun.wait(timeouts.PATIENCE)
         return self

@@ -11,7 +11,7 @@ IPV6_PREFIX = 64
 
 
 @dataclass(frozen=True)
-class Origin:
+class RequestContext:
     """`ip` is the peer's address, behind `TRUSTED_PROXIES` the client's; both are None outside of requests."""
 
     request_id: str | None = None
@@ -29,17 +29,17 @@ class Origin:
         return str(address)
 
 
-_origin: ContextVar[Origin] = ContextVar("origin", default=Origin())  # noqa: B039 - frozen
+_context: ContextVar[RequestContext] = ContextVar("request_context", default=RequestContext())  # noqa: B039 - frozen
 
 
 @contextmanager
-def coming_from(origin: Origin) -> Generator[None]:
-    token = _origin.set(origin)
+def in_request(context: RequestContext) -> Generator[None]:
+    token = _context.set(context)
     try:
         yield
     finally:
-        _origin.reset(token)
+        _context.reset(token)
 
 
-def current_origin() -> Origin:
-    return _origin.get()
+def current_request() -> RequestContext:
+    return _context.get()

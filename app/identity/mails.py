@@ -45,7 +45,7 @@ async def send_invitation(
         log.warning("mail.dropped", extra={"reason": "its SECRET_KEY is gone", "invitation_id": str(row.id)})
         return
     text = f"You are invited to join {_one_line(tenant_name or '')} as {row.role}. The invitation is good for 7 days."
-    await mailer.send(_letter(settings, row.email, "You are invited", text, INVITATION_PAGE, token))
+    await mailer.send(_message(settings, row.email, "You are invited", text, INVITATION_PAGE, token))
     log.info("mail.sent", extra={"kind": "invitation", "invitation_id": str(row.id)})
 
 
@@ -79,7 +79,7 @@ async def send_reset(database: Database, mailer: Mailer, settings: Settings, ema
     except NoAccount:
         return
     text = "Somebody, probably you, asked for a new password. If it was not you, there is nothing to do."
-    await mailer.send(_letter(settings, email, "Your new password", text, RESET_PAGE, reset.token))
+    await mailer.send(_message(settings, email, "Your new password", text, RESET_PAGE, reset.token))
     log.info("mail.sent", extra={"kind": "password_reset"})
 
 
@@ -89,7 +89,7 @@ def _link(settings: Settings, page: str, token: str) -> str | None:
     return f"{base}/{page}#token={token}" if base else None
 
 
-def _letter(settings: Settings, to: str, subject: str, text: str, page: str, token: str) -> EmailMessage:
+def _message(settings: Settings, to: str, subject: str, text: str, page: str, token: str) -> EmailMessage:
     message = EmailMessage()
     message["From"], message["To"], message["Subject"] = settings.mail_from, to, subject
     message.set_content(f"{text}\n\n{_link(settings, page, token) or ''}\n\nThe token alone: {token}\n")
