@@ -28,7 +28,7 @@ revision message: _ready
 
 # Run the tests, many at once as they wait a lot; arguments go to pytest
 test *args: _ready
-    pytest --numprocesses $(({{ num_cpus() }} + 1)) "$@"
+    pytest --numprocesses $((2 * {{ num_cpus() }})) "$@"
 
 # Run the full-size fault and attack suites
 prove *args: _ready

