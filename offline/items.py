@@ -142,7 +142,7 @@ async def image_call(out: Output, drawing: Drawing) -> AsyncIterator[Json]:
 
 def _paint(drawing: Drawing, directives: Directives) -> Artwork:
     """The image, with the faults that the directives ask for; what an edit starts from stays whole."""
-    artwork = _painted(drawing.spec) if drawing.number else paint(drawing.spec)
+    artwork = paint(drawing.spec) if drawing.spec.sources else _painted(drawing.spec)
     final = artwork.final
     if drawing.number and drawing.spec.output_format == "png":
         final = enlarge_png(final, len(final) + 12 + drawing.number)
@@ -160,8 +160,8 @@ def _paint(drawing: Drawing, directives: Directives) -> Artwork:
     return Artwork(final, partials, artwork.editable or artwork.final)
 
 
-# Many images that look alike are painted once.
-_painted = lru_cache(maxsize=1)(paint)
+# The same words give the same image: it is painted once.
+_painted = lru_cache(maxsize=16)(paint)
 
 
 async def _while_drawing(painting: asyncio.Task[Artwork], seconds: float) -> AsyncIterator[Json]:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -157,7 +157,7 @@ async def test_every_event_is_whole_by_the_sdk_s_own_types(call: Caller, said: s
 
 async def test_keepalives_use_up_sequence_numbers_while_drawing_takes_long(call: Caller) -> None:
     events = await call.stream("draw a cat [offline: slow=0.7]", {})
-    assert _kinds(events).count("keepalive") == 2
+    assert _kinds(events).count("keepalive") >= 2
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
@@ -873,7 +873,8 @@ def test_every_directive_is_tried_here() -> None:
 
 async def test_a_keepalive_and_a_second_image_come_on_request(call: Caller) -> None:
     events = await call.stream("draw a cat [offline: keepalive] [offline: two]", {})
-    assert _kinds(events).count("keepalive") == 2
+    following = [after for before, after in pairwise(_kinds(events)) if before.endswith("call.generating")]
+    assert following == ["keepalive", "keepalive"]
     assert len(_images(events[-1].response)) == 2
 
 
