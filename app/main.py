@@ -45,6 +45,7 @@ from app.storage import keys
 from app.storage.service import open_store
 from app.storage.store import StorageError
 from app.tenants import routes as tenants
+from app.usage import routes as usage
 
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
@@ -88,7 +89,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
             allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    features = (accounts, tenants, agents, conversations, runs, attachments, content, exports, erasure)
+    features = (accounts, tenants, agents, conversations, runs, attachments, content, usage, exports, erasure)
     for feature in features:
         app.include_router(feature.router)
     app.include_router(probes)

@@ -13,6 +13,7 @@ from app.loading import freeze
 from app.provider.client import Provider
 from app.provider.warm_up import warm_up
 from app.settings import Settings
+from app.usage.prices import load_prices
 from app.worker import dispatcher, housekeeping, tasks
 from app.worker.context import WorkerContext
 from app.worker.image_intake import ImageIntake
@@ -58,6 +59,7 @@ async def working(
             intake,
             registry,
             provider,
+            load_prices(settings.prices_file),
             stopping,
         )
         # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.

@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
         "exports",
         "erasure",
     },
-    "erasure": {"identity", "tenants", "storage", "attachments", "conversations", "runs", "exports"},
+    "erasure": {"identity", "tenants", "storage", "attachments", "conversations", "usage", "runs", "exports"},
     "compat": {"identity", "runs"},
     "web": {"identity"},
 }
