@@ -46,6 +46,7 @@ from app.storage.service import open_store
 from app.storage.store import StorageError
 from app.tenants import routes as tenants
 from app.usage import routes as usage
+from app.usage.prices import load_prices
 
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
@@ -75,6 +76,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.settings = settings
     app.state.parts = parts
     app.state.worker = load("app.worker.process") if settings.embedded_worker else None
+    app.state.prices = load_prices(settings.prices_file)
     app.state.registry = registry or (app.state.worker.load_agents if app.state.worker else load_registry)(settings)
     app.state.draining = asyncio.Event()
     app.state.limits = Limits.of(settings)

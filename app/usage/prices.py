@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from app import EaselError
 from app.usage.kinds import Basis, Kind, Quantity
 from app.usage.money import NANO
 
@@ -102,7 +103,7 @@ _TOOLS = {Kind.WEB_SEARCHES: "web_search", Kind.CODE_INTERPRETER_SESSIONS: "code
 _INPUT_KINDS = frozenset(_TEXT) - {Kind.OUTPUT}
 
 
-class PricesError(ValueError):
+class PricesError(EaselError):
     """A prices file that cannot be used; the message is one sentence."""
 
 

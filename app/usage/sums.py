@@ -54,12 +54,16 @@ async def page(
         statement = statement.where(tuple_(*(key.element for key in keys)) > _after(keys, _open(cursor, seal)))
     rows = (await session.execute(statement.limit(limit + 1))).all()
     shown = rows[:limit]
-    total = (await session.execute(_sums(selection, []))).one()
     return UsagePage(
         data=[UsageGroup(**_sum(row), **{key.name: getattr(row, key.name) for key in keys}) for row in shown],
-        total=UsageSum(**_sum(total)),
+        total=await whole(session, selection),
         next_cursor=_close([getattr(shown[-1], key.name) for key in keys], seal) if len(rows) > limit else None,
     )
+
+
+async def whole(session: AsyncSession, selection: Selection) -> UsageSum:
+    """Of all that is selected."""
+    return UsageSum(**_sum((await session.execute(_sums(selection, []))).one()))
 
 
 def _sums(selection: Selection, keys: Sequence[Label[Any]]) -> Select[Any]:

@@ -9,7 +9,12 @@ TEXT: dict[str, tuple[tuple[str, str, str, str, str], bool]] = {
     "gpt-6.1-sol": (("2", "0.10", "2.50", "5", "10"), True),
     "gpt-5.6-luna": (("0.20", "0.02", "0.25", "0.50", "1.20"), True),
     "gpt-5": (("1.25", "0.125", "1.25", "1.25", "10"), False),
+    "gpt-5.6-sol": (("4", "0.40", "5", "10", "20"), True),
+    "gpt-5-nano": (("0.05", "0.005", "0.05", "0.05", "0.40"), False),
     "gpt-4.1": (("2", "0.50", "2", "2", "8"), False),
+    "gpt-4.1-mini": (("0.40", "0.10", "0.40", "0.40", "1.60"), False),
+    "gpt-4o": (("2.50", "1.25", "2.50", "2.50", "10"), False),
+    "o4-mini": (("1.10", "0.275", "1.10", "1.10", "4.40"), False),
     "gpt-4o-mini": (("0.15", "0.075", "0.15", "0.15", "0.60"), False),
 }
 # Text in, cached, image in, cached, image out, text out.
@@ -22,6 +27,11 @@ TIERS: dict[str, dict[str, str]] = {
     "gpt-6.1-sol": {"flex": "0.5", "priority": "2", "ultrafast": "6"},
     "gpt-5.6-luna": {"flex": "0.5", "priority": "2"},
     "gpt-5": {"flex": "0.5", "priority": "2"},
+    "gpt-5.6-sol": {"flex": "0.5", "priority": "2"},
+    "gpt-5-nano": {"flex": "0.5", "priority": "2"},
+    "gpt-4.1-mini": {"flex": "0.5", "priority": "1.75"},
+    "gpt-4o": {"flex": "0.5", "priority": "1.7"},
+    "o4-mini": {"flex": "0.5"},
     "gpt-4.1": {"flex": "0.5", "priority": "1.75"},
     "gpt-4o-mini": {"flex": "0.5", "priority": "1.7"},
 }

@@ -1,5 +1,6 @@
 """What was bought is in the ledger once, for every way in which a run can end."""
 
+import logging
 from collections.abc import Callable, Generator
 from decimal import Decimal
 from math import ceil
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.usage.prices import SHIPPED
 from tests import made_streams, timeouts
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
 from tests.tables import rows
@@ -343,3 +345,27 @@ def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
     ]
     assert nano(failed["cost_usd"]) == 1600 * 1250 + ceil(len(text) / 3) * 10_000
     assert failed["cost_basis"] == "estimated"
+
+
+def test_a_model_without_a_price_is_warned_of_at_the_start(
+    database_url: str, provider_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.WARNING),
+        running_server(database_url, provider_url, tmp_path, agent_default_model="gpt-9-nova"),
+    ):
+        pass
+    told = [record.__dict__["detail"] for record in caplog.records if record.message == "price.missing"]
+    assert told == [
+        "The model 'gpt-9-nova' has no price: what it does is booked as unpriced. Name a PRICES_FILE that has one."
+    ]
+
+
+def test_an_operators_prices_are_those_that_are_booked(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text(SHIPPED.read_text().replace("output = 10.00", "output = 1000.00"))
+    with running_server(database_url, provider_url, tmp_path / "data", prices_file=prices) as server:
+        ada = server.sign_up()
+        run = ended(ada.ask("Hello"))
+        (output,) = [entry for entry in entries(ada, run["id"]) if entry["kind"] == "output_tokens"]
+        assert nano(output["cost_usd"]) == output["quantity"] * 1_000_000
