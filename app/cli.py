@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from datetime import datetime
+from enum import StrEnum
 from types import FrameType
 from typing import Annotated
 from uuid import UUID
@@ -19,6 +21,13 @@ cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
+
+
+class ExportFormat(StrEnum):
+    JSONL = "jsonl"
+    STRIPE = "stripe"
+
+
 Port = Annotated[int, typer.Option(help="The port to listen on.")]
 
 
@@ -99,9 +108,13 @@ def openapi() -> None:
 tenants = typer.Typer(no_args_is_help=True, help="Look at tenants, suspend them, change their plan.")
 users = typer.Typer(no_args_is_help=True, help="Look at users, disable them, help with a forgotten password.")
 keys = typer.Typer(no_args_is_help=True, help="Look at the API keys of a tenant, and revoke them.")
+usage = typer.Typer(help="See what tenants have used, and hand it to a billing system.")
+ledger = typer.Typer(no_args_is_help=True, help="Look whether the books are right.")
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
+cli.add_typer(usage, name="usage")
+cli.add_typer(ledger, name="ledger")
 
 
 @tenants.command("list")
@@ -178,3 +191,32 @@ def revoke_key(key: Annotated[UUID, typer.Argument(metavar="ID")], as_json: AsJs
 
 if __name__ == "__main__":
     main()
+
+
+@usage.callback(invoke_without_command=True)
+def sum_usage(
+    context: typer.Context,
+    tenant: Annotated[UUID | None, typer.Option(help="Its id; without it all of them.")] = None,
+    month: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m"], help="In UTC; without it the present one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """See what tenants have used in a month."""
+    if context.invoked_subcommand is None:
+        _run("usage", tenant_id=tenant, month=month, as_json=as_json)
+
+
+@usage.command("export")
+def export_usage(
+    after: Annotated[UUID | None, typer.Option(help="The greatest id of the last export.")] = None,
+    form: Annotated[ExportFormat, typer.Option("--format", help="How a line is written.")] = ExportFormat.JSONL,
+) -> None:
+    """Write the ledger's entries, one a line, but for those of the last minute."""
+    _run("usage", "export", after=after, form=form)
+
+
+@ledger.command("verify")
+def verify_ledger(as_json: AsJson = False) -> None:
+    """Check the books; list the calls whose cost is an estimate."""
+    _run("ledger", "verify", as_json=as_json)

@@ -45,6 +45,8 @@ from app.storage import keys
 from app.storage.service import open_store
 from app.storage.store import StorageError
 from app.tenants import routes as tenants
+from app.usage import routes as usage
+from app.usage.prices import load_prices
 
 EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
 """The headers a browser's script may read."""
@@ -74,6 +76,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.settings = settings
     app.state.parts = parts
     app.state.worker = load("app.worker.process") if settings.embedded_worker else None
+    app.state.prices = load_prices(settings.prices_file)
     app.state.registry = registry or (app.state.worker.load_agents if app.state.worker else load_registry)(settings)
     app.state.draining = asyncio.Event()
     app.state.limits = Limits.of(settings)
@@ -88,7 +91,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
             allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
             expose_headers=EXPOSED_HEADERS,
         )
-    features = (accounts, tenants, agents, conversations, runs, attachments, content, exports, erasure)
+    features = (accounts, tenants, agents, conversations, runs, attachments, content, usage, exports, erasure)
     for feature in features:
         app.include_router(feature.router)
     app.include_router(probes)

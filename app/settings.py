@@ -122,6 +122,7 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     agents_dir: Annotated[list[Path], NoDecode] = []
     agent_default_model: str = "gpt-6.1-sol"
     agent_code_model: str | None = None
+    prices_file: Path | None = None
     upstream_idle_seconds: float = Field(default=180, gt=0)
     upstream_background: bool = True
     run_timeout_seconds: float = Field(default=900, gt=0)

@@ -20,6 +20,7 @@ DIRECTIVES: dict[str, str] = {
     "reset": "the connection is aborted before any header",
     # The stream breaks; a background response goes on behind it
     "cut": "=N: the connection is aborted after N events (default: after the third piece of text)",
+    "cut_bytes": "=N: the connection is aborted after N bytes",
     "eof": "=N: the stream ends cleanly after N events (default: right before the last one)",
     "silence": "=N: silence after N events (default: after the third piece of text)",
     "stall": "created, then silence for ever",
@@ -52,11 +53,22 @@ DIRECTIVES: dict[str, str] = {
     "text_only": "no image, even when one is forced",
     "no_text": "no message after the image",
     "empty": "neither text nor image",
-    "no_usage": "no `tool_usage`",
+    # What is reported of its use
+    "no_usage": "no `tool_usage`; =all: no `usage` either",
+    "cached": "=N: so many of the input tokens came from the cache",
+    "cache_write": "=N: so many of the input tokens were written to the cache; `cache_12h`=N of them for 12 hours",
+    "cache_12h": "=N: with `cache_write`",
+    "input": "=N: so many input tokens",
+    "tier": "=TIER: the service tier that answered (default `default`)",
+    "searches": "=N: so many billable web searches",
+    "answers_as": "=MODEL: the model that answered, where it is not the one that was asked",
 }
 
-_DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.]+)\s*)?\]", re.IGNORECASE)
-_NUMBERS = ("http", "retry_after", "cut", "eof", "silence", "big", "slow", "words", "images", "max_body")
+_DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.-]+)\s*)?\]", re.IGNORECASE)
+_NUMBERS = (
+    *("http", "retry_after", "cut", "cut_bytes", "eof", "silence", "big", "slow", "words", "images", "max_body"),
+    *("cached", "cache_write", "cache_12h", "input", "searches"),
+)
 _NUMBER = re.compile(r"\d{1,9}(\.\d+)?")
 
 

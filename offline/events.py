@@ -67,6 +67,7 @@ def new_response(body: Json, image_options: ImageOptions | None) -> Json:
 async def response_events(response: Json, request: ParsedRequest, out: Output) -> AsyncIterator[Json]:
     """The events, without sequence numbers; `response` and `out` follow them and are up to date at each one."""
     response["output"] = out.items
+    response["model"] = out.directives.text("answers_as") or response["model"]
     yield _about(response, "created")
     if response["background"]:
         yield _about(response, "queued")
@@ -114,13 +115,15 @@ def _finish(response: Json, request: ParsedRequest, out: Output) -> None:
     response["status"] = "incomplete" if cut_short else "completed"
     response["incomplete_details"] = {"reason": "max_output_tokens"} if cut_short else None
     response["completed_at"] = None if cut_short else int(time.time())
-    response["service_tier"] = "default"
+    response["service_tier"] = out.directives.text("tier") or "default"
     response["usage"] = text_usage(
-        [str(response["instructions"] or ""), *request.conversation.texts], request.plan.text
+        [str(response["instructions"] or ""), *request.conversation.texts], request.plan.text, out.directives
     )
-    response["tool_usage"] = _tool_usage(image_usage(out.drawn))
+    response["tool_usage"] = _tool_usage(image_usage(out.drawn), searches=int(out.directives.number("searches", 0)))
     if "no_usage" in out.directives:
         del response["tool_usage"]
+    if out.directives.text("no_usage") == "all":
+        response["usage"] = None
 
 
 def _failure(out: Output) -> Callable[[Json], AsyncIterator[Json]] | None:
@@ -155,8 +158,8 @@ def _about(response: Json, kind: str) -> Json:
     return {"type": f"response.{kind}", "response": response}
 
 
-def _tool_usage(image_gen: Json) -> Json:
-    return {"image_gen": image_gen, "web_search": {"num_requests": 0}}
+def _tool_usage(image_gen: Json, *, searches: int = 0) -> Json:
+    return {"image_gen": image_gen, "web_search": {"num_requests": searches}}
 
 
 def _echo(tool: Json, image_options: ImageOptions | None) -> Json:

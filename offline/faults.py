@@ -17,11 +17,16 @@ _TEXT_BEFORE_CUT = 3
 async def with_faults(request: Request, generation: Generation, directives: Directives) -> AsyncIterator[bytes]:
     """The generation's frames to the client that asked for them, broken off where a directive says so."""
     broken_off = next((name for name in ("cut", "eof", "silence") if name in directives), "eof")
-    limit = int(directives.number(broken_off, 0))
+    limit, room = int(directives.number(broken_off, 0)), int(directives.number("cut_bytes", 0))
     sent = texts = 0
     async for frame in generation.follow():
         if limit and sent == limit:
             break
+        if room and room <= len(frame):
+            yield frame[:room]
+            broken_off = "cut"
+            break
+        room -= len(frame) if room else 0
         if "eof" in directives and frame.startswith((b"event: response.completed", b"event: response.incomplete")):
             break
         yield frame

@@ -179,7 +179,7 @@ async def _finished_response(request: Request, generation: Generation) -> Respon
         done.cancel()
     if not generation.finished:
         await stop_generation(generation)
-    if "cut" in generation.conversation.directives or "eof" in generation.conversation.directives:
+    if generation.conversation.directives.values.keys() & {"cut", "cut_bytes", "eof"}:
         return await abort(request)
     return _json(generation.response)
 

@@ -7,6 +7,7 @@ from math import ceil
 from PIL import Image
 
 from offline.decide import Drawing
+from offline.directives import Directives
 from offline.wire import Json
 
 _TOKENS_PER_PARTIAL = 100
@@ -41,13 +42,18 @@ def image_usage(drawings: Sequence[tuple[Drawing, int]]) -> Json:
     }
 
 
-def text_usage(conversation: list[str], answered: str | None) -> Json:
-    """`usage` of the response itself."""
-    given = 8 + sum(_words(text) for text in conversation)
+def text_usage(conversation: list[str], answered: str | None, directives: Directives) -> Json:
+    """`usage` of the response itself, with the counts that the directives ask for."""
+    given = int(directives.number("input", 8 + sum(_words(text) for text in conversation)))
     made = 4 + _words(answered or "")
+    cached, written, for_12h = (int(directives.number(name, 0)) for name in ("cached", "cache_write", "cache_12h"))
     return {
         "input_tokens": given,
-        "input_tokens_details": {"cache_write_tokens": 0, "cached_tokens": 0},
+        "input_tokens_details": {
+            "cached_tokens": cached,
+            "cache_write_tokens": written,
+            "cache_write_tokens_details": {"ttl_30m_tokens": written - for_12h, "ttl_12h_tokens": for_12h},
+        },
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": given + made,

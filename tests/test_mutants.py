@@ -35,6 +35,62 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a refused call costs nothing",
+        "app/worker/open_call.py",
+        "        if self.refused:",
+        "        if False:",
+        "tests/usage/test_ledger.py",
+    ),
+    Mutant(
+        "cached tokens are not booked as new ones",
+        "app/usage/reports.py",
+        'count_of(usage, "input_tokens") - cached - written',
+        'count_of(usage, "input_tokens")',
+        "tests/usage/test_reports.py",
+    ),
+    Mutant(
+        "the call before is settled with the next one",
+        "app/worker/calls.py",
+        "Booking(call=book.row_of(call, background=background), settlement=settlement)",
+        "Booking(call=book.row_of(call, background=background))",
+        "tests/usage/test_ledger.py",
+    ),
+    Mutant(
+        "a deleted conversation's call is booked",
+        "app/worker/calls.py",
+        "                    await settle(session, settlement)",
+        "                    pass",
+        "tests/usage/test_ledger.py::test_what_a_deleted_conversation_was_drawing_is_booked",
+    ),
+    Mutant(
+        "what nobody has settled is settled by a sweep",
+        "app/worker/housekeeping.py",
+        'Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx)),',
+        "",
+        "tests/usage/test_ledger.py::test_what_nobody_has_settled_is_settled_by_a_sweep",
+    ),
+    Mutant(
+        "a response is kept at the provider until its call is booked",
+        "app/erasure/leftovers.py",
+        "ProviderObject.due_at <= func.now(), ~unsettled)",
+        "ProviderObject.due_at <= func.now())",
+        "tests/usage/test_ledger.py::test_what_nobody_has_settled_is_settled_by_a_sweep",
+    ),
+    Mutant(
+        "members sum up their own usage alone",
+        "app/usage/service.py",
+        "    return actor.user_id",
+        "    return user_id",
+        "tests/usage/test_usage.py",
+    ),
+    Mutant(
+        "a cursor belongs to its question",
+        "app/usage/sums.py",
+        "    if found != seal:",
+        "    if False:",
+        "tests/usage/test_usage.py",
+    ),
+    Mutant(
         "a run is read by its user alone",
         "app/runs/service.py",
         "    visible = visible_to(actor, Run.user_id, Run.conversation_id)",

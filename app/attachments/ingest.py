@@ -44,11 +44,10 @@ def new_attachment(
     )
 
 
-async def ingest(
+async def store_image(
     database: Database, store: Store, spool: Spool, outage: Outage, row: Attachment, data: bytes
 ) -> Attachment:
-    """Row pending -> object -> row stored; where the store fails the row stays pending and the bytes are spooled."""
-    row = await insert_once(database, row)
+    """Object -> row stored; where the store fails the inserted row stays pending and the bytes are spooled."""
     if row.status == AttachmentStatus.STORED:
         return row
     try:

@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Computed, ForeignKey, ForeignKeyConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, Computed, ForeignKey, ForeignKeyConstraint, Index, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified, ModelJson
 from app.error_codes import ErrorCode
+from app.usage.kinds import Basis
+from app.usage.money import to_usd
 
 
 class AttachmentStatus(StrEnum):
@@ -39,6 +41,8 @@ class Attachment(Identified, Base):
 
     `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
     `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.
+    `cost_nano`, in nano-dollars, is the image's share of what its call used of the image model; null until that is
+    settled.
     """
 
     __tablename__ = "attachments"
@@ -87,6 +91,12 @@ class Attachment(Identified, Base):
     variants: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB(none_as_null=True))
     blurhash: Mapped[str | None]
     error: Mapped[AttachmentError | None] = mapped_column(ModelJson(AttachmentError))
+    cost_nano: Mapped[int | None] = mapped_column(BigInteger)
+    cost_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
+
+    @property
+    def cost_usd(self) -> str | None:
+        return to_usd(self.cost_nano)
 
 
 class AttachmentWord(Base):

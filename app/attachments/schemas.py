@@ -13,6 +13,7 @@ from app.attachments.links import Links
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.images import thumbnails
 from app.paging import Page
+from app.usage.kinds import Basis
 
 # When a link that was not made yet expires: long ago.
 UNLINKED = datetime.fromtimestamp(0, UTC)
@@ -33,7 +34,9 @@ class AttachmentView(BaseModel):
     """`url` needs no Authorization header and works until `url_expires_at`; both are null until the object is stored.
 
     `width` and `height` are pixels, `sha256` is hex. `variants` (smallest first) and `blurhash` follow soon after the
-    image; an image that has none stays as it is. In the event log `url` is the object's storage key, as links expire.
+    image; an image that has none stays as it is. `cost_usd` is a decimal string: the image's share of what the image
+    model used, null for uploads and until its call has ended. In the event log `url` is the object's storage key, as
+    links expire.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -58,6 +61,8 @@ class AttachmentView(BaseModel):
     parent_object_id: UUID | None
     error: AttachmentError | None
     blurhash: str | None
+    cost_usd: str | None
+    cost_basis: Basis | None
     created_at: datetime
     url: str | None
     url_expires_at: datetime | None

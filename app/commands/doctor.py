@@ -10,14 +10,16 @@ from app.embedded import Parts, running_parts
 from app.logins import explain, login_faults
 from app.migrate import is_current
 from app.settings import Settings, SettingsError
-from app.worker.process import load_agents
+from app.usage.prices import load_prices
+from app.worker.process import load_agents, price_warnings
 
 
 def run() -> None:
     settings = start("error")
     registry = load_agents(settings)
     typer.echo(f"agents: {', '.join(sorted(registry.specs))}")
-    for warning in (*registry.warnings, *settings.warnings):
+    prices = price_warnings(settings, registry, load_prices(settings.prices_file))
+    for warning in (*registry.warnings, *settings.warnings, *prices):
         typer.echo(f"warning: {warning}")
     with running_parts(settings) as parts:
         asyncio.run(_look_at(settings, parts))

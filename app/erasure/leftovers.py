@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, exists, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Database
 from app.erasure.models import Erasure, ObjectRemoval
 from app.runs.provider_objects import ProviderObject, ProviderObjectKind
 from app.storage.store import StorageError, Store, StoredObject
+from app.usage.models import CallState, ProviderCall
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +92,14 @@ async def _delete(store: Store, slots: asyncio.Semaphore, key: str) -> None:
 
 
 async def remove_from_provider(database: Database, delete_there: Delete, lease: timedelta) -> bool:
-    """The first responses and files whose run is gone; False where there is none, or the provider does not answer."""
+    """The first responses and files whose run is gone; False where there is none, or the provider does not answer.
+
+    Not the response of a call that has yet to be booked: it says what the call used.
+    """
     key = (ProviderObject.tenant_id, ProviderObject.provider_id)
-    due = select(*key).where(ProviderObject.run_id.is_(None), ProviderObject.due_at <= func.now())
+    named = ProviderCall.response_id == ProviderObject.provider_id
+    unsettled = exists(select(ProviderCall.number).where(named, ProviderCall.state != CallState.SETTLED))
+    due = select(*key).where(ProviderObject.run_id.is_(None), ProviderObject.due_at <= func.now(), ~unsettled)
     first = due.order_by(ProviderObject.due_at).limit(REMOVALS_AT_ONCE).with_for_update(skip_locked=True).cte("due")
     async with database.identity() as session:
         claimed = await session.scalars(

@@ -48,6 +48,8 @@ RUNS = (
     Run.input_message_id,
     Run.output_message_id,
     Run.usage,
+    Run.booked_nano,
+    Run.booked_basis,
     Run.error,
     Run.created_at,
     Run.started_at,
@@ -76,6 +78,8 @@ ATTACHMENTS = (
     Attachment.parent_object_id,
     Attachment.blurhash,
     Attachment.error,
+    Attachment.cost_nano,
+    Attachment.cost_basis,
     Attachment.created_at,
 )
 MEMBERS = (Membership.user_id, User.email, User.name, Membership.role, Membership.created_at)
@@ -95,9 +99,14 @@ USAGE = (
     UsageEntry.id,
     UsageEntry.user_id,
     UsageEntry.run_id,
+    UsageEntry.call,
+    UsageEntry.agent_key,
     UsageEntry.model,
     UsageEntry.kind,
     UsageEntry.quantity,
+    UsageEntry.basis,
+    UsageEntry.cost_nano,
+    UsageEntry.object_id,
     UsageEntry.created_at,
 )
 AUDIT = (
@@ -124,7 +133,7 @@ def selected(export: Export) -> Mapping[str, Statement]:
     members = select(*MEMBERS).join(User, User.id == Membership.user_id).order_by(Membership.user_id)
     invitations = select(*INVITATIONS)
     api_keys = select(*API_KEYS)
-    usage = select(*USAGE).order_by(UsageEntry.run_id, UsageEntry.kind)
+    usage = select(*USAGE).order_by(UsageEntry.created_at, UsageEntry.id)
     audit = select(*AUDIT).order_by(AuditEntry.id)
     if export.scope == ExportScope.ME:
         own = select(Conversation.id).where(Conversation.user_id == export.user_id)

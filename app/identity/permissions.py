@@ -33,6 +33,8 @@ class Permission(Enum):
     )
     MANAGE_KEYS = Role.ADMIN, None, "List and revoke every API key of the tenant."
     MANAGE_TENANT = Role.ADMIN, None, "Rename the tenant and set how long its conversations are kept."
+    READ_USAGE = Role.MEMBER, "usage:read", "See what one's own runs have used, and what that cost."
+    READ_TENANT_USAGE = Role.ADMIN, "usage:read", "See what everyone's runs have used."
     READ_AUDIT = Role.ADMIN, "audit:read", "Read the tenant's audit log."
     ERASE_TENANT = Role.OWNER, None, "Erase the tenant; remove a member with all that they made in it."
     MANAGE_OWNERS = Role.OWNER, None, "Make owners; change or remove one."

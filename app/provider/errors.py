@@ -147,6 +147,25 @@ def _from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError
             )
 
 
+def was_refused(error: Exception) -> bool:
+    """Whether a request with which this ended was not accepted for certain: refused, or never sent."""
+    if isinstance(error, openai.APIStatusError):
+        return True
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def is_last_event(error: Exception) -> bool:
+    """Whether the provider itself ended the stream with it, by an `error` event."""
+    return isinstance(error, openai.APIError) and not isinstance(
+        error, openai.APIStatusError | openai.APIConnectionError
+    )
+
+
 def _was_cut_off(error: BaseException | None) -> bool:
     """The SDK's transport reports every lost connection of aiohttp as a timeout."""
     while error is not None and not isinstance(error, aiohttp.ClientConnectionError):

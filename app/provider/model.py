@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import openai
@@ -29,61 +28,13 @@ from app.provider import errors
 from app.provider.cursor import StreamCursor
 from app.provider.errors import ProviderError, ProviderUnreachable, ProviderUnreadable
 from app.provider.image_bytes import ImageBytes
-from app.provider.usage import usage_of
+from app.provider.observers import GeneratedImage, ModelUse, PartialImage
+from app.provider.request_size import characters_of
+from app.provider.usage import report_of
 from app.provider.wire import image_of
 
 RETRY_AFTER_MAX_SECONDS = 20
 MAX_PROMPT_CHARACTERS = 8_000
-
-
-@dataclass(frozen=True)
-class PartialImage:
-    """A preview as the provider sent it."""
-
-    tool_call_id: str
-    index: int
-    content: ImageBytes
-
-
-@dataclass(frozen=True)
-class GeneratedImage:
-    """A final image as the provider sent it; `options` are those that the provider reports."""
-
-    agent_key: str
-    tool_call_id: str
-    content: ImageBytes
-    revised_prompt: str | None
-    options: dict[str, Any]
-
-
-class CallObserver(Protocol):
-    """Follows a run's calls to the provider.
-
-    `take_resumed` returns, once, the id of a response that was paid for before, to resume instead of a first request.
-    """
-
-    def take_resumed(self) -> str | None: ...
-    async def on_request(self, agent_key: str, *, background: bool) -> None: ...
-    async def on_response_created(self, response_id: str) -> None: ...
-    def on_response_ended(self, usage: dict[str, int]) -> None: ...
-
-
-class ImageSink(Protocol):
-    """Receives the images of a run, each once."""
-
-    def on_partial(self, partial: PartialImage) -> None: ...
-    def on_image(self, image: GeneratedImage) -> None: ...
-
-
-@dataclass(frozen=True)
-class ModelUse:
-    """One agent's use of a model in one run, and who follows it; `on_event` gets each event, deltas included."""
-
-    agent_key: str
-    observer: CallObserver
-    images: ImageSink
-    on_event: Callable[[ResponseStreamEvent], None]
-    background: bool
 
 
 class ImageExtractingModel(OpenAIResponsesModel):
@@ -106,7 +57,9 @@ class ImageExtractingModel(OpenAIResponsesModel):
         resumed = self._use.observer.take_resumed()
         cursor = StreamCursor(resumed)
         if resumed is None:
-            await self._use.observer.on_request(self._use.agent_key, background=self._use.background)
+            await self._use.observer.on_request(
+                self._use.agent_key, background=self._use.background, characters=characters_of(*args, **kwargs)
+            )
         # One request at most; whatever happens to its stream, the response is only retrieved after that.
         source = self._request(*args, **kwargs) if resumed is None else self._retrieve(cursor)
         while True:
@@ -116,6 +69,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
                         if not cursor.accept(event):
                             continue
                         if event.type.endswith(".delta"):
+                            self._use.meter.on_delta(len(getattr(event, "delta", "")))
                             self._on_event(event)
                             continue
                         await self._extract(event)
@@ -125,6 +79,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
                     return
                 broken = errors.stream_cut_off()
             except (openai.APIError, json.JSONDecodeError) as error:
+                self._tell_end(error, cursor)
                 broken = errors.from_openai(error)
                 if not isinstance(broken, ProviderUnreachable | ProviderUnreadable):
                     raise broken from error
@@ -161,6 +116,13 @@ class ImageExtractingModel(OpenAIResponsesModel):
             async for event in stream:
                 yield event
 
+    def _tell_end(self, error: Exception, cursor: StreamCursor) -> None:
+        """Of a call that cost nothing because it was refused, and of a stream that ends with an error."""
+        if cursor.response_id is None and errors.was_refused(error):
+            self._use.meter.on_refused()
+        elif errors.is_last_event(error):
+            self._use.meter.on_response_ended(None)
+
     async def _extract(self, event: ResponseStreamEvent) -> None:
         match event:
             case ResponseCreatedEvent():
@@ -168,7 +130,9 @@ class ImageExtractingModel(OpenAIResponsesModel):
             case ResponseImageGenCallPartialImageEvent():
                 content = image_of(event, event.partial_image_b64)
                 event.partial_image_b64 = ""
-                self._use.images.on_partial(PartialImage(event.item_id, event.partial_image_index, content))
+                partial = PartialImage(event.item_id, event.partial_image_index, content)
+                self._use.meter.on_partial(partial)
+                self._use.images.on_partial(partial)
             case ResponseOutputItemDoneEvent():
                 self._extract_item(event.item)
             case ResponseCompletedEvent():
@@ -183,7 +147,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
     def _extract_output(self, response: Response) -> None:
         for item in response.output:
             self._extract_item(item)
-        self._use.observer.on_response_ended(usage_of(response))
+        self._use.meter.on_response_ended(report_of(response, self._extracted))
 
     def _extract_item(self, item: object) -> None:
         if not isinstance(item, ImageGenerationCall) or not item.result:
@@ -197,6 +161,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
         if last is None or not last.equals(image.content):
             self._last[item.id] = image.content
             self._extracted.add(item.id)
+            self._use.meter.on_image(image)
             self._use.images.on_image(image)
 
 

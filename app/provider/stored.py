@@ -7,7 +7,9 @@ from openai import AsyncOpenAI
 from openai.types.responses.response_output_item import ImageGenerationCall
 
 from app.provider.errors import from_openai
-from app.provider.model import GeneratedImage, to_image
+from app.provider.model import to_image
+from app.provider.observers import GeneratedImage
+from app.provider.usage import ResponseReport, report_of
 
 DELETE_SECONDS = 10.0
 # The calls of one run follow each other by `previous_response_id`; an image is seldom far from the last of them.
@@ -36,6 +38,13 @@ class StoredObjects:
                 if isinstance(item, ImageGenerationCall) and item.result:
                     yield to_image(item, item.result, "")
             following = response.previous_response_id
+
+    async def report_of(self, response_id: str) -> ResponseReport:
+        """What a response used, as far as it has come."""
+        try:
+            return report_of(await self._client.responses.retrieve(response_id), ())
+        except openai.APIError as error:
+            raise from_openai(error) from error
 
     async def delete(self, kind: str, provider_id: str) -> None:
         """A `file`, or a response with its images; one that is gone is no error."""

@@ -9,7 +9,7 @@ from agents.models.openai_responses import OpenAIResponsesModel
 from openai import DefaultAsyncHttpxClient
 from openai.types.responses import ResponseCompletedEvent
 
-from app.provider.usage import usage_of
+from app.provider.usage import report_of
 from app.provider.wire import WireTapClient
 
 _MESSAGE: dict[str, Any] = {
@@ -71,7 +71,7 @@ async def warm_up() -> None:
         streamed = Runner.run_streamed(agent, "Warm up.", run_config=RunConfig(tracing_disabled=True))
         async for event in streamed.stream_events():
             if event.type == "raw_response_event" and isinstance(event.data, ResponseCompletedEvent):
-                usage_of(event.data.response)
+                report_of(event.data.response, ())
 
 
 def _answer(request: httpx2.Request) -> httpx2.Response:

@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import ForeignKeyConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy import BigInteger, ForeignKeyConstraint, Index, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, EnumText, Identified, ModelJson
 from app.error_codes import ErrorCode
+from app.usage.kinds import Basis
+from app.usage.money import to_usd
 
 
 class RunStatus(StrEnum):
@@ -61,7 +63,8 @@ class Run(Identified, Base):
     and `background` are committed before a paid request, `response_id` as soon as the provider has named its response
     (with the end, where the agent cannot draw): with both, a later attempt can resume a response that the provider
     finishes in the background. `unrecorded_images` are the tool calls whose images have no row although they were paid
-    for: they are fetched again from the provider's stored response.
+    for: they are fetched again from the provider's stored response. `booked_nano`, in nano-dollars, and `booked_basis`
+    sum up the ledger's entries of the calls that are settled so far.
     """
 
     __tablename__ = "runs"
@@ -91,8 +94,21 @@ class Run(Identified, Base):
     last_seq: Mapped[int] = mapped_column(default=0)
     error: Mapped[RunError | None] = mapped_column(ModelJson(RunError))
     usage: Mapped[dict[str, Any] | None]
+    booked_nano: Mapped[int | None] = mapped_column(BigInteger)
+    booked_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     unrecorded_images: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list, server_default="{}")
+
+    @property
+    def cost_usd(self) -> str | None:
+        """Null until the run has ended, and where nothing that it used has a price."""
+        if not self.status.ended:
+            return None
+        return to_usd(0 if self.booked_basis is None else self.booked_nano)
+
+    @property
+    def cost_basis(self) -> Basis | None:
+        return (self.booked_basis or Basis.REPORTED) if self.status.ended else None

@@ -19,14 +19,15 @@ from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
-from app.runs import idempotency, reader, service
+from app.runs import estimates, idempotency, reader, service
 from app.runs.access import AccessWatch
 from app.runs.direct import deliver_to
 from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
 from app.runs.reader import EventSource, follow
-from app.runs.schemas import NewRun, RunView
+from app.runs.schemas import NewRun, RunEstimate, RunView
+from app.usage.prices import Prices
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -60,7 +61,7 @@ START: Responses = {
         ErrorCode.UNKNOWN_AGENT,
     ),
 }
-
+ESTIMATE: Responses = problems(ErrorCode.ATTACHMENT_NOT_STORED, ErrorCode.INVALID_OPTION, ErrorCode.UNKNOWN_AGENT)
 
 CurrentBroker = Annotated[Broker, from_state("broker")]
 CurrentRegistry = Annotated[Registry, from_state("registry")]
@@ -109,6 +110,22 @@ async def start_run(
         run = answer.run or await service.get(session, actor, answer.run_id)
         return _events(source, links, permit, run, last_event_id or 0, answer.headers)
     return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+
+
+@router.post("/estimate", responses=ESTIMATE)
+async def estimate_run(
+    body: NewRun,
+    actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
+    session: TenantSession,
+    settings: CurrentSettings,
+    registry: CurrentRegistry,
+    prices: Annotated[Prices, from_state("prices")],
+) -> RunEstimate:
+    """Estimate what a run would cost.
+
+    Nothing is started or counted. It refuses what a start refuses, but for limits.
+    """
+    return await estimates.estimate(session, settings, registry, prices, actor, body)
 
 
 @router.get("/{run_id}")

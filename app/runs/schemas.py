@@ -11,6 +11,7 @@ from app.agents.schemas import ImageRequest
 from app.bodies import Body, not_blank
 from app.errors import id_of
 from app.runs.models import RunError, RunStatus
+from app.usage.kinds import Basis, Kind
 
 # As many images as the provider accepts in one request.
 MAX_INPUTS = 16
@@ -72,7 +73,11 @@ class Usage(TypedDict, total=False):
 
 
 class RunView(BaseModel):
-    """A run as its user sees it; `error` is set for failed runs alone, `usage` once the run has ended."""
+    """A run as its user sees it; `error` is set for failed runs alone, `usage` and what it cost once the run has ended.
+
+    `cost_usd` is a decimal string, null where nothing that was used has a price. `cost_basis` is the worst of its
+    entries: what the provider reported, an estimate where it did not, or something without a price.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -82,6 +87,27 @@ class RunView(BaseModel):
     status: RunStatus
     error: RunError | None
     usage: Usage | None
+    cost_usd: str | None
+    cost_basis: Basis | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+class EstimatedItem(BaseModel):
+    """`basis`: whether the provider has published how much such a run takes. `cost_usd` is null without a price."""
+
+    kind: Kind
+    model: str
+    quantity: int
+    cost_usd: str | None
+    basis: Literal["published", "assumed"]
+
+
+class RunEstimate(BaseModel):
+    """What a run will probably cost, and what is reserved for it; null where a part of it has no price."""
+
+    currency: Literal["USD"]
+    cost_usd: str | None
+    reserved_usd: str | None
+    items: list[EstimatedItem]

@@ -148,7 +148,7 @@ def _new_rows(actor: Actor, conversation: Conversation, agent_key: str, request:
         user_id=actor.user_id,
         agent_key=agent_key,
         status=RunStatus.QUEUED,
-        options=_options(request),
+        options=options_of(request),
         input_message_id=message_id,
         output_message_id=uuid7(),
         created_at=now(),
@@ -156,7 +156,7 @@ def _new_rows(actor: Actor, conversation: Conversation, agent_key: str, request:
     return message, run
 
 
-def _options(request: NewRun) -> RunOptions:
+def options_of(request: NewRun) -> RunOptions:
     """A request that names an image to edit, or a mask, wants an edit."""
     forced, image = request.forced_tool, request.image
     if request.edit is not None or request.mask is not None:

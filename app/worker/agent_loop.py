@@ -23,8 +23,9 @@ from app.agents._shared.registry import LoadedAgent, runs_in_background
 from app.agents._shared.specs import ToolContext
 from app.errors import NotFound
 from app.provider.errors import ProviderForgot, ProviderOverfull
-from app.provider.model import ModelUse
+from app.provider.observers import ModelUse
 from app.runs.models import Run
+from app.usage.pictures import input_tokens
 from app.worker import model_input
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
@@ -71,6 +72,9 @@ class AgentLoop:
         if request.missing:
             raise NotFound("attachment")
         self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
+        self._calls.book.given_tokens = sum(
+            input_tokens(row.width or 0, row.height or 0) for row in (*request.images, request.edit) if row is not None
+        )
         try:
             await self._try_strategies(request, ImageInputs(self._ctx.store, self._calls.upload_image))
         except ProviderOverfull:
@@ -150,7 +154,9 @@ class AgentLoop:
 
     def _model_for(self, loaded: LoadedAgent) -> Model:
         background = runs_in_background(self._ctx.settings, loaded)
-        use = ModelUse(loaded.spec.key, self._calls, self._images, self._translator.on_event, background)
+        use = ModelUse(
+            loaded.spec.key, self._calls, self._calls.book, self._images, self._translator.on_event, background
+        )
         return self._ctx.provider.model(loaded.model, use)
 
 

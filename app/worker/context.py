@@ -10,6 +10,7 @@ from app.db import Database
 from app.provider.client import Provider
 from app.settings import Settings
 from app.storage.store import Store
+from app.usage.prices import Prices
 from app.worker.image_intake import ImageIntake
 
 
@@ -25,4 +26,5 @@ class WorkerContext:
     intake: ImageIntake
     registry: Registry
     provider: Provider
+    prices: Prices
     stopping: asyncio.Event

@@ -20,6 +20,8 @@ from app.runs.models import Run, RunError, RunStatus
 from app.runs.schemas import RunView
 from app.worker import lease, previews
 from app.worker.agent_loop import AgentLoop
+from app.worker.booking import Booking
+from app.worker.call_book import CallBook, unsettled_call
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
 from app.worker.errors import AGENT_GONE, EMPTY_ANSWER, OUR_FAULT, PROVIDER_MAY_CONTINUE, to_run_error
@@ -73,9 +75,10 @@ async def _open(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> 
     resumed = resumed_response(run)
     written = await ctx.broker.events.fence(run.id, run.attempt)
     events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
-    calls = ProviderCalls(ctx.database, ctx.provider, ctx.registry, run, resumed)
     options = image_options_of(ctx.settings, ctx.registry, run)
     images = RunImages(ctx, run, events, options)
+    book = CallBook(run, ctx.prices, options, images.rows.ids, await unsettled_call(ctx.database, run))
+    calls = ProviderCalls(ctx, run, book, images.rows, resumed)
     translator = Translator(events, images, run.output_message_id, written, resumed)
     loop = AgentLoop(ctx, run, request, calls, images, options, translator)
     return Execution(ctx, run, events, calls, images, translator, loop)
@@ -130,8 +133,7 @@ class Execution:
         run = self.run
         if run.agent_key not in self.ctx.registry.specs:
             return Outcome(RunStatus.FAILED, AGENT_GONE)
-        request_lost = run.calling_turn and not self.calls.already_sent
-        if request_lost or run.attempt > MAX_ATTEMPTS:
+        if self.calls.is_lost or run.attempt > MAX_ATTEMPTS:
             return Outcome(RunStatus.FAILED, to_run_error(provider.unknown_outcome()))
         return await self._supervise()
 
@@ -199,8 +201,12 @@ class Execution:
     async def _commit_end(self, outcome: Outcome) -> tuple[Ended | None, str | None, list[Attachment]]:
         async with self.ctx.database.tenant(self.run.tenant_id) as session:
             rows = await self._images(session)
+            if self.calls.is_lost:
+                self.calls.book.recall(self.translator.text, rows)
             ending = self._ending(outcome, rows)
-            return await lease.end(session, self.run, ending), ending.text, rows
+            ended = await lease.end(session, self.run, ending)
+            ending.booking.show_costs(rows)
+            return ended, ending.text, rows
 
     async def _images(self, session: AsyncSession) -> list[Attachment]:
         """None are looked for where no attempt can have stored one."""
@@ -214,17 +220,18 @@ class Execution:
         has_message = bool(self.translator.text or rows or outcome.status == RunStatus.COMPLETED)
         if has_message:
             self.translator.start_message()
-        loaded = self.ctx.registry.specs.get(self.run.agent_key)
+        settlement = self.calls.book.settlement()
+        usage, cost = self.calls.book.with_present(settlement)
         return Ending(
             status=outcome.status,
             text=self.translator.text if has_message else None,
             last_seq=self.events.seq + 1 + has_message,
-            usage=dict(self.calls.usage),
-            model=loaded.model if loaded else "",
+            usage=dict(usage),
+            cost=cost,
             response_id=self.calls.response_id,
             error=outcome.error,
             unrecorded_images=sorted(self.images.unrecorded),
-            kept=self.calls.kept,
+            booking=Booking(self.calls.kept, settlement=settlement),
         )
 
     async def _release(self) -> None:
@@ -236,7 +243,7 @@ class Execution:
                 async with asyncio.timeout(GRACE_SECONDS):
                     await self.images.finish_storing()
         await self.events.flush()
-        await lease.release(self.ctx.database, self.run, self.calls.kept)
+        await lease.release(self.ctx.database, self.run, Booking(self.calls.kept))
         log.info("run.released")
 
 

@@ -28,6 +28,7 @@ from app.storage.store import StorageError
 from app.worker import erasing, export_tasks
 from app.worker.context import WorkerContext
 from app.worker.recovery import Backoff, recover_images
+from app.worker.settling import settle_calls
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
         Job("sweep", min(SWEEP_EVERY, timedelta(seconds=ctx.settings.run_lease_seconds / 4)), partial(_sweep, ctx)),
         # Each worker stores what waits on its own disk, and all of them recover what lost workers left.
         Job("store_spooled", REPAIR_EVERY, partial(_store_spooled, ctx)),
+        Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx)),
         Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, Backoff())),
         Job(
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True

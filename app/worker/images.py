@@ -7,18 +7,19 @@ from typing import Any
 from uuid import UUID
 
 from app.attachments import variants
-from app.attachments.ingest import ingest, insert_once, new_attachment
+from app.attachments.ingest import insert_once, new_attachment, store_image
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.schemas import AttachmentView
 from app.error_codes import ErrorCode
 from app.images.inspect import Decoded, UnreadableImage, examine
 from app.images.reduce import fit
-from app.provider.model import GeneratedImage, PartialImage
+from app.provider.observers import GeneratedImage, PartialImage
 from app.runs.events import AttachmentCreated, AttachmentFailed
 from app.runs.models import Run
 from app.worker.context import WorkerContext
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import ImageOptions
+from app.worker.image_rows import ImageRows
 from app.worker.previews import RunPreviews
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class RunImages:
     def __init__(self, ctx: WorkerContext, run: Run, events: EventWriter, options: ImageOptions) -> None:
         # The tool_call_ids whose bytes have arrived.
         self.received: set[str] = set()
+        self.rows = ImageRows()
         # Those of them that have an image without a row.
         self.unrecorded: set[str] = set()
         # What the request says: its text, and the image that an edit in this run starts from.
@@ -59,7 +61,7 @@ class RunImages:
 
     def on_image(self, image: GeneratedImage) -> None:
         self.received.add(image.tool_call_id)
-        self._images.append(asyncio.create_task(self._store(image)))
+        self._images.append(self.rows.expect(image.tool_call_id, asyncio.create_task(self._store(image))))
 
     def abandon(self) -> None:
         """Leave what is under way to the next attempt, which will receive the same images."""
@@ -147,10 +149,12 @@ class RunImages:
         if fitting is None:
             row.status = AttachmentStatus.FAILED
             row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(size))
-            return await insert_once(ctx.database, row)
-        if fitting is not decoded:
+        elif fitting is not decoded:
             row.options = {**row.options, REDUCED_FROM: size}
-        return await ingest(ctx.database, ctx.store, ctx.spool, ctx.intake.image_outage, row, fitting.data)
+        row = self.rows.add(image.tool_call_id, await insert_once(ctx.database, row))
+        if fitting is None:
+            return row
+        return await store_image(ctx.database, ctx.store, ctx.spool, ctx.intake.image_outage, row, fitting.data)
 
     def _too_large(self, size_bytes: int) -> str:
         allowed = self._ctx.settings.image_output_max_mb

@@ -34,8 +34,8 @@ from app.conversations.models import Conversation, Message, MessageRole
 from app.db import Database, now, retry_while_unavailable
 from app.inserts import insert_where
 from app.runs.models import OPEN, Run, RunError, RunStatus
-from app.runs.provider_objects import Kept, insert_kept
-from app.usage.models import UsageEntry
+from app.usage.ledger import Cost
+from app.worker.booking import Booking
 
 log = logging.getLogger(__name__)
 
@@ -121,23 +121,20 @@ async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> N
             log.warning("run.renewal_failed", exc_info=True)
 
 
-async def release(database: Database, run: Run, kept: Kept | None = None) -> None:
+async def release(database: Database, run: Run, booking: Booking | None = None) -> None:
     """Let another worker claim the run at once."""
-    await write(database, run, kept, lease_until=func.now())
+    await write(database, run, booking, lease_until=func.now())
 
 
 @retry_while_unavailable
-async def write(database: Database, run: Run, kept: Kept | None = None, **values: Any) -> bool:
+async def write(database: Database, run: Run, booking: Booking | None = None, **values: Any) -> bool:
     """Change a run that this worker holds; False where another attempt holds it, or the run is gone.
 
     What the provider has kept for it is recorded in any case.
     """
-    held = _update_held(run).values(**values).returning(Run.id)
+    held = _update_held(run).values(**values).returning(Run.id).cte("held")
+    statement = select(held.c.id).add_cte(*booking.statements(run, held) if booking else ())
     async with database.tenant(run.tenant_id) as session:
-        if not kept:
-            return await session.scalar(held) is not None
-        held = held.cte("held")
-        statement = select(held.c.id).add_cte(insert_kept(run.tenant_id, kept, held).cte("kept"))
         return await session.scalar(statement) is not None
 
 
@@ -155,16 +152,16 @@ async def is_deleted(database: Database, run: Run) -> bool:
 class Ending:
     """How a run ended; `text` is the message's, None where the agent said and drew nothing.
 
-    `response_id` is the provider's last response, None where it named none.
+    `response_id` is the provider's last response, None where it named none; `cost` is that of all calls.
     """
 
     status: RunStatus
     text: str | None
     last_seq: int
     usage: dict[str, int]
-    model: str
+    cost: Cost
     response_id: str | None
-    kept: Kept
+    booking: Booking
     error: RunError | None = None
     unrecorded_images: Sequence[str] = ()
 
@@ -188,7 +185,7 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
 
 
 def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:
-    """Four writes in one round trip; those of message and usage happen only where the run is still held.
+    """All writes in one round trip; those of message and usage happen only where the run is still held.
 
     The lock on the conversation keeps a new run from being added, and from finding this one open, between the look for
     waiting runs and the commit.
@@ -200,6 +197,8 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
         "finished_at": finished_at,
         "last_seq": ending.last_seq,
         "usage": ending.usage,
+        "booked_nano": ending.cost.nano,
+        "booked_basis": ending.cost.basis,
         "response_id": ending.response_id,
         "error": ending.error,
         "unrecorded_images": list(ending.unrecorded_images),
@@ -211,11 +210,7 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
     if ending.text is not None:
         message = new_message(run, ending.text, finished_at)
         statement = statement.add_cte(insert_where(message, ended).cte("message"))
-    if ending.kept:
-        statement = statement.add_cte(insert_kept(run.tenant_id, ending.kept, ended).cte("kept"))
-    for entry in _usage_entries(run, ending):
-        statement = statement.add_cte(insert_where(entry, ended).cte(entry.kind))
-    return statement
+    return statement.add_cte(*ending.booking.statements(run, ended))
 
 
 def new_message(run: Run, text: str, created_at: datetime) -> Message:
@@ -228,18 +223,3 @@ def new_message(run: Run, text: str, created_at: datetime) -> Message:
         text=text,
         created_at=created_at,
     )
-
-
-def _usage_entries(run: Run, ending: Ending) -> list[UsageEntry]:
-    return [
-        UsageEntry(
-            tenant_id=run.tenant_id,
-            user_id=run.user_id,
-            run_id=run.id,
-            model=ending.model,
-            kind=kind,
-            quantity=quantity,
-        )
-        for kind, quantity in ending.usage.items()
-        if quantity
-    ]

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from app.db import now
 from app.images.inspect import UnreadableImage, facts_of
-from app.provider.model import PartialImage
+from app.provider.observers import PartialImage
 from app.runs.events import ImagePartial
 from app.runs.models import Run
 from app.storage import keys

@@ -1,26 +1,44 @@
 """A process that executes runs: `easel worker`, and `easel serve` with its embedded worker."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from app.agents._shared.registry import Registry, load_registry
+from app.agents._shared.registry import Registry, image_options, load_registry
 from app.agents._shared.sdk_tools import make_function_tool
+from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments.spool import Spool
 from app.connections import Connections, open_connections
+from app.db import now
 from app.embedded import Parts
 from app.loading import freeze
 from app.provider.client import Provider
 from app.provider.warm_up import warm_up
 from app.settings import Settings
+from app.usage.prices import Prices, load_prices
 from app.worker import dispatcher, housekeeping, tasks
 from app.worker.context import WorkerContext
 from app.worker.image_intake import ImageIntake
+
+log = logging.getLogger(__name__)
 
 
 def load_agents(settings: Settings) -> Registry:
     """The agents with their tools as the SDK takes them. Raises SpecError."""
     return load_registry(settings, make_tool=make_function_tool)
+
+
+def price_warnings(settings: Settings, registry: Registry, prices: Prices) -> list[str]:
+    """A sentence for each model of an agent that has no price."""
+    models = {agent.model for agent in registry.specs.values()}
+    drawing = [agent for agent in registry.specs.values() if IMAGE_TOOL in agent.spec.tool_keys]
+    models |= {image_options(settings, agent, {}).get("model") or prices.default_image_model for agent in drawing}
+    return [
+        f"The model {model!r} has no price: what it does is booked as unpriced. Name a PRICES_FILE that has one."
+        for model in sorted(models)
+        if not prices.has(model, now())
+    ]
 
 
 async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
@@ -47,6 +65,9 @@ async def working(
             api_key=parts.provider_key, base_url=parts.provider_url, idle_seconds=settings.upstream_idle_seconds
         )
         stack.push_async_callback(provider.close)
+        prices = load_prices(settings.prices_file)
+        for sentence in price_warnings(settings, registry, prices):
+            log.warning("price.missing", extra={"detail": sentence})
         intake = ImageIntake(settings.data_dir)
         stack.callback(intake.close)
         ctx = WorkerContext(
@@ -58,6 +79,7 @@ async def working(
             intake,
             registry,
             provider,
+            prices,
             stopping,
         )
         # Between a paid request and the commit of its response's id no run can be resumed: that time must be short.

@@ -19,8 +19,10 @@ from app.db import now
 from app.images.inspect import Decoded, UnreadableImage, examine
 from app.images.reduce import fit
 from app.provider.errors import ProviderError
-from app.provider.model import GeneratedImage
+from app.provider.observers import GeneratedImage
 from app.runs.models import Run
+from app.usage.ledger import Cost
+from app.usage.models import UsageEntry
 from app.worker import model_input
 from app.worker.context import WorkerContext
 from app.worker.event_writer import EventWriter
@@ -177,8 +179,20 @@ async def _store(ctx: WorkerContext, row: Attachment, image: Decoded) -> bool:
 async def _record(ctx: WorkerContext, images: RunImages, image: GeneratedImage, decoded: Decoded) -> None:
     """The row that is missing; there may be one after all, as the tool call may have brought two images."""
     row = await images.ingest(image, decoded)
+    await _charge(ctx, row)
     if row.status == AttachmentStatus.STORED:
         await _report(ctx, row)
+
+
+async def _charge(ctx: WorkerContext, row: Attachment) -> None:
+    """With what was booked for the picture when it had no row."""
+    entry = (UsageEntry.run_id == row.run_id) & (UsageEntry.tool_call_id == row.tool_call_id)
+    async with ctx.database.tenant(row.tenant_id) as session:
+        booked = select(UsageEntry.cost_nano, UsageEntry.basis).where(entry, UsageEntry.object_id.is_(None))
+        cost = sum((Cost(*found) for found in await session.execute(booked)), Cost())
+        if cost.basis is not None:
+            charged = update(Attachment).where(Attachment.id == row.id, Attachment.cost_basis.is_(None))
+            await session.execute(charged.values(cost_nano=cost.nano, cost_basis=cost.basis))
 
 
 async def _report(ctx: WorkerContext, row: Attachment) -> None:

@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
         "exports",
         "erasure",
     },
-    "erasure": {"identity", "tenants", "storage", "attachments", "conversations", "runs", "exports"},
+    "erasure": {"identity", "tenants", "storage", "attachments", "conversations", "usage", "runs", "exports"},
     "compat": {"identity", "runs"},
     "web": {"identity"},
 }
@@ -62,11 +62,13 @@ ROOT_ARROWS = {
     "main": ARROWS.keys() - {"provider", "worker"},
     "connections": {"storage"},
     "worker": {"worker"},
-    "doctor": {"worker"},
+    "doctor": {"usage", "worker"},
     "demo": {"runs", "attachments"},
     "tenants": {"tenants", "erasure"},
     "users": {"identity", "tenants"},
     "keys": {"tenants"},
+    "usage": {"usage"},
+    "ledger": {"usage"},
 }
 
 # Inside a feature a file may import files on its left, never on its right. Other names (store, options, ...) may be

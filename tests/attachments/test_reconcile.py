@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.attachments.ingest import ingest, new_attachment
+from app.attachments.ingest import insert_once, new_attachment, store_image
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.attachments.reconcile import LOCK_KEY, Kind, Report, reconcile
 from app.attachments.spool import Spool
@@ -85,7 +85,8 @@ class World:
             tool_call_id=f"ig_{uuid4().hex}",
             options={},
         )
-        return await ingest(self.database, self.store, self.spool, Outage(), row, data)
+        row = await insert_once(self.database, row)
+        return await store_image(self.database, self.store, self.spool, Outage(), row, data)
 
     async def upload(self, status: AttachmentStatus = AttachmentStatus.STORED, **fields: Any) -> Attachment:
         """A row alone."""

@@ -17,7 +17,9 @@ from pydantic import BaseModel
 
 from app.provider import image_bytes
 from app.provider.image_bytes import ImageBytes
-from app.provider.model import GeneratedImage, ImageExtractingModel, ModelUse, PartialImage
+from app.provider.model import ImageExtractingModel
+from app.provider.observers import GeneratedImage, ModelUse, PartialImage
+from app.provider.usage import ResponseReport
 from app.provider.wire import IMAGE, MAX_COPIES, WireTapClient, image_of
 from tests.stream_server import read_stream
 
@@ -267,7 +269,7 @@ async def test_copies_of_many_images_are_dropped_at_the_end_of_their_stream() ->
 
 
 class _Received:
-    """An ImageSink and CallObserver."""
+    """An ImageSink, CallObserver and CallMeter."""
 
     def __init__(self) -> None:
         self.partials: list[PartialImage] = []
@@ -282,13 +284,19 @@ class _Received:
     def take_resumed(self) -> None:
         pass
 
-    async def on_request(self, agent_key: str, *, background: bool) -> None:
+    async def on_request(self, agent_key: str, *, background: bool, characters: int) -> None:
+        pass
+
+    def on_delta(self, characters: int) -> None:
+        pass
+
+    def on_refused(self) -> None:
         pass
 
     async def on_response_created(self, response_id: str) -> None:
         pass
 
-    def on_response_ended(self, usage: dict[str, int]) -> None:
+    def on_response_ended(self, report: ResponseReport | None) -> None:
         pass
 
 
@@ -298,7 +306,9 @@ async def test_an_image_that_is_sent_three_times_is_handed_over_once() -> None:
     received, passed = _Received(), list[str]()
     http_client = DefaultAsyncHttpxClient(transport=_Transport([stream.data]))
     async with WireTapClient(api_key="none", http_client=http_client) as client:
-        use = ModelUse("designer", received, received, lambda event: passed.append(event.type), background=False)
+        use = ModelUse(
+            "designer", received, _Received(), received, lambda event: passed.append(event.type), background=False
+        )
         model = ImageExtractingModel("m", client, use)
         streamed = Runner.run_streamed(
             Agent(name="designer", model=model), "Draw", run_config=RunConfig(tracing_disabled=True)

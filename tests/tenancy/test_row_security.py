@@ -42,7 +42,8 @@ from app.identity.models import (
 from app.runs.idempotency import IdempotencyKey
 from app.runs.models import Run
 from app.runs.provider_objects import ProviderObject, ProviderObjectKind
-from app.usage.models import UsageEntry
+from app.usage.kinds import Basis, Kind
+from app.usage.models import ProviderCall, UsageEntry
 from tests.results import Results
 
 pytestmark = pytest.mark.proof(1, "row security")
@@ -76,6 +77,7 @@ PRIMARY_KEYS = {
     "attachment_words": "tenant_id, user_id, word, attachment_id",
     "orphan_candidates": "tenant_id, key",
     "object_removals": "tenant_id, prefix",
+    "provider_calls": "tenant_id, run_id, number",
     "provider_objects": "tenant_id, provider_id",
 }
 
@@ -205,7 +207,26 @@ def rows_of(tenant: UUID) -> list[Base]:
         Erasure(receipt_hash=secrets.token_bytes(32), kind=ErasureKind.MEMBER, **owned),
         ObjectRemoval(tenant_id=tenant, prefix="once", due_at=text("now()")),
         ProviderObject(tenant_id=tenant, provider_id="resp_1", kind=ProviderObjectKind.RESPONSE, run_id=run),
-        UsageEntry(**owned, run_id=run, model="-", kind="input_tokens", quantity=1),
+        ProviderCall(
+            **owned,
+            run_id=run,
+            number=1,
+            agent_key="designer",
+            model="-",
+            background=False,
+            characters=1,
+            given_tokens=0,
+        ),
+        UsageEntry(
+            **owned,
+            run_id=run,
+            call=1,
+            agent_key="designer",
+            model="-",
+            kind=Kind.INPUT,
+            quantity=1,
+            basis=Basis.REPORTED,
+        ),
         IdempotencyKey(
             **owned,
             route="POST /v1/runs",
@@ -279,13 +300,19 @@ async def test_a_role_has_these_rights_and_no_more(world: World, role: str) -> N
 
 
 async def test_the_sweep_sees_what_is_open_and_nothing_else(world: World) -> None:
-    queries = {"runs": "SELECT id, tenant_id FROM runs", "attachments": "SELECT id, tenant_id FROM attachments"}
+    queries = {
+        "runs": "SELECT id, tenant_id FROM runs",
+        "attachments": "SELECT id, tenant_id FROM attachments",
+        "provider_calls": "SELECT run_id, tenant_id FROM provider_calls",
+    }
     async with world.database.identity() as session:
         assert {table: len((await session.execute(text(query))).all()) for table, query in queries.items()} == {
             "runs": 2,
             "attachments": 2,
+            "provider_calls": 2,
         }
     async with world.database.tenant(world.ours) as session:
+        await session.execute(text("UPDATE provider_calls SET state = 'settled'"))
         await session.execute(text("UPDATE runs SET status = 'completed'"))
         await session.execute(text("UPDATE attachments SET status = 'stored', variants = '[]'"))
     async with world.database.identity() as session:
@@ -294,8 +321,14 @@ async def test_the_sweep_sees_what_is_open_and_nothing_else(world: World) -> Non
 
 
 NEVER = {
-    APP_ROLE: ("tenants", "users", "audit_entries", "usage_entries", "erasures", "object_removals", "provider_objects"),
-    IDENTITY_ROLE: ("memberships", "conversations", "messages", "runs", "attachments", "usage_entries", "erasures"),
+    APP_ROLE: (
+        *("tenants", "users", "audit_entries", "usage_entries", "provider_calls", "erasures", "object_removals"),
+        "provider_objects",
+    ),
+    IDENTITY_ROLE: (
+        *("memberships", "conversations", "messages", "runs", "attachments", "usage_entries", "provider_calls"),
+        "erasures",
+    ),
 }
 
 
@@ -416,6 +449,8 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
         fresh["scope"] = "tenant"
     if cell.table == "usage_entries":
         fresh["kind"] = "output_tokens"
+    if cell.table == "provider_calls":
+        fresh["number"] = "2"
     return {name: value for name, value in fresh.items() if name in row}
 
 
@@ -444,6 +479,8 @@ EXPECTED_RIGHTS = {
         *_rights("attachments", "select", "insert", "update", "delete"),
         *_rights("attachment_words", "select", "insert"),
         *_rights("usage_entries", "select", "insert"),
+        *_rights("provider_calls", "select", "insert"),
+        *_columns("provider_calls", "update", "response_id state settled_at"),
         *_rights("exports", "select", "insert", "update", "delete"),
         *_rights("erasures", "select", "insert"),
         *_columns("erasures", "update", "status lease_until rows_gone_at completed_at rows"),
@@ -482,6 +519,7 @@ EXPECTED_RIGHTS = {
         ),
         *_rights("object_removals", "select", "delete"),
         *_columns("object_removals", "update", "due_at"),
+        *_columns("provider_calls", "select", "tenant_id run_id number asked_at response_id state"),
         *_rights("provider_objects", "select", "delete"),
         *_columns("provider_objects", "update", "due_at"),
         *_rights("idempotency_keys", "delete"),

@@ -1,0 +1,141 @@
+"""What a run will probably cost, before it is started."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.agents._shared.registry import LoadedAgent, Registry, image_options
+from app.agents._shared.tools import IMAGE_TOOL
+from app.attachments import service as attachments
+from app.conversations import service as conversations
+from app.conversations.models import Conversation, Message
+from app.db import now
+from app.identity.service import Actor
+from app.identity.sharing import require_own
+from app.runs.models import RunOptions
+from app.runs.schemas import EstimatedItem, NewRun, RunEstimate
+from app.runs.service import DEFAULT_AGENT, options_of
+from app.runs.validation import check_images, check_options
+from app.settings import Settings
+from app.usage import pictures
+from app.usage.estimates import (
+    LIKELY_OUTPUT_TOKENS,
+    LIKELY_OUTPUT_TOKENS_DRAWING,
+    RESERVED_OUTPUT_TOKENS,
+    CallEstimate,
+)
+from app.usage.kinds import Basis, Kind, Quantity
+from app.usage.ledger import Cost
+from app.usage.money import to_usd
+from app.usage.prices import Prices
+from app.usage.reports import Picture
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The quantities of a run: those that are likely, and those that are to be reserved; `published` names kinds."""
+
+    likely: Sequence[Quantity]
+    reserved: Sequence[Quantity]
+    published: frozenset[Kind]
+
+
+async def estimate(
+    session: AsyncSession, settings: Settings, registry: Registry, prices: Prices, actor: Actor, request: NewRun
+) -> RunEstimate:
+    """Nothing is started or counted. Refuses what a start would refuse, but for its limits."""
+    conversation = None
+    if request.conversation_id is not None:
+        conversation = await conversations.get(session, actor, request.conversation_id)
+        require_own(actor, conversation.user_id)
+    agent_key = request.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
+    check_options(settings, registry, agent_key, request)
+    await check_images(session, actor, request)
+    expected = await expect(session, settings, prices, actor, registry.specs[agent_key], request, conversation)
+    moment = now()
+    likely = prices.price(expected.likely, at=moment)
+    reserved = Cost.of(prices.price(expected.reserved, at=moment))
+    return RunEstimate(
+        currency="USD",
+        cost_usd=_total(Cost.of(likely)),
+        reserved_usd=_total(reserved),
+        items=[
+            EstimatedItem(
+                kind=one.of.kind,
+                model=one.of.model,
+                quantity=one.of.quantity,
+                cost_usd=to_usd(one.cost_nano),
+                basis="published" if one.of.kind in expected.published else "assumed",
+            )
+            for one in likely
+        ],
+    )
+
+
+async def expect(
+    session: AsyncSession,
+    settings: Settings,
+    prices: Prices,
+    actor: Actor,
+    agent: LoadedAgent,
+    request: NewRun,
+    conversation: Conversation | None,
+) -> Expected:
+    """One picture where the agent may draw; two calls where it may hand over. Nothing is taken as cached."""
+    draws = IMAGE_TOOL in agent.spec.tool_keys
+    history = await _history_characters(session, conversation) if conversation is not None else 0
+    characters = len(agent.prompt or "") + history + len(request.input)
+    options = _merged(settings, agent, options_of(request)) if draws else {}
+    image_model = str(options.get("model") or prices.default_image_model) if draws else None
+    call = CallEstimate(agent.model, image_model, characters, await _given_tokens(session, actor, request))
+    picture = [*_picture(image_model, options, call.given_tokens)] if image_model else []
+    output = LIKELY_OUTPUT_TOKENS_DRAWING if draws else LIKELY_OUTPUT_TOKENS
+    most = RESERVED_OUTPUT_TOKENS * (2 if agent.spec.handoff_keys else 1)
+    given = call.input()
+    published = image_model is not None and pictures.is_published(
+        image_model, quality=options.get("quality"), size=options.get("size")
+    )
+    return Expected(
+        likely=[*given, _output(agent, output), *picture],
+        reserved=[*given, _output(agent, most), *picture],
+        published=frozenset({Kind.IMAGE_OUTPUT} if published else ()),
+    )
+
+
+async def _history_characters(session: AsyncSession, conversation: Conversation) -> int:
+    """As much of the conversation as is sent along."""
+    newest = select(func.length(Message.text).label("characters")).where(Message.conversation_id == conversation.id)
+    limited = newest.order_by(Message.id.desc()).limit(conversations.HISTORY_MESSAGES).subquery()
+    found = await session.scalar(select(func.coalesce(func.sum(limited.c.characters), 0))) or 0
+    return min(int(found), conversations.HISTORY_CHARACTERS)
+
+
+async def _given_tokens(session: AsyncSession, actor: Actor, request: NewRun) -> int:
+    wanted = [*request.attachments, *filter(None, (request.edit,))]
+    rows = await attachments.own_of_ids(session, actor, wanted) if wanted else {}
+    return sum(pictures.input_tokens(rows[one].width or 0, rows[one].height or 0) for one in wanted)
+
+
+def _merged(settings: Settings, agent: LoadedAgent, options: RunOptions) -> dict[str, Any]:
+    return image_options(settings, agent, options.image)
+
+
+def _picture(model: str, options: dict[str, Any], given_tokens: int) -> Sequence[Quantity]:
+    one = Picture(
+        "", options.get("size"), options.get("quality"), options.get("frame_count") or 1, options["partial_images"]
+    )
+    made = Quantity(Kind.IMAGE_OUTPUT, model, one.output_tokens(model), Basis.ESTIMATED)
+    looked_at = Quantity(Kind.IMAGE_INPUT, model, given_tokens, Basis.ESTIMATED)
+    return [looked_at, made] if given_tokens else [made]
+
+
+def _output(agent: LoadedAgent, tokens: int) -> Quantity:
+    return Quantity(Kind.OUTPUT, agent.model, tokens, Basis.ESTIMATED)
+
+
+def _total(cost: Cost) -> str | None:
+    """None where a part of it has no price."""
+    return None if cost.basis == Basis.UNPRICED else to_usd(cost.nano)

@@ -1,0 +1,132 @@
+"""What the operator reads of the ledger: sums, entries for a billing system, and whether it is right."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+
+from app.db import Database, now
+from app.usage import sums
+from app.usage.kinds import Basis
+from app.usage.models import UsageEntry
+from app.usage.money import to_usd
+from app.usage.schemas import UsageEntryView
+from app.usage.service import Period, Selection
+
+ENTRIES_AT_ONCE = 1_000
+Found = dict[str, object]
+
+# What is wrong -> the query that finds it among a tenant's own rows: runs, and numbers of calls.
+INVARIANTS = {
+    "a call that was not settled has entries": (
+        "SELECT e.run_id, e.call FROM usage_entries e JOIN provider_calls c"
+        " ON c.tenant_id = e.tenant_id AND c.run_id = e.run_id AND c.number = e.call WHERE c.state <> 'settled'"
+    ),
+    "a call that was never made has entries": (
+        "SELECT e.run_id, e.call FROM usage_entries e WHERE NOT EXISTS (SELECT FROM provider_calls c"
+        " WHERE c.tenant_id = e.tenant_id AND c.run_id = e.run_id AND c.number = e.call)"
+        " AND e.agent_key <> '' AND e.basis <> 'unpriced'"
+    ),
+    "a run's cost is not the sum of its entries": (
+        "SELECT r.id, 0 FROM runs r WHERE r.status NOT IN ('queued', 'running') AND coalesce(r.booked_nano, 0) <>"
+        " (SELECT coalesce(sum(e.cost_nano), 0) FROM usage_entries e"
+        " WHERE e.tenant_id = r.tenant_id AND e.run_id = r.id)"
+    ),
+    "an image's cost is not the sum of its entries": (
+        "SELECT a.run_id, 0 FROM attachments a WHERE a.cost_nano IS NOT NULL AND a.cost_nano <>"
+        " (SELECT coalesce(sum(e.cost_nano), 0) FROM usage_entries e WHERE e.tenant_id = a.tenant_id"
+        " AND e.run_id = a.run_id AND e.tool_call_id = a.tool_call_id)"
+    ),
+    "an entry's cost is not its quantity at its price": (
+        "SELECT run_id, call FROM usage_entries WHERE abs(cost_nano - quantity * nano_each) > 0.5"
+        " OR (cost_nano IS NULL) <> (nano_each IS NULL)"
+    ),
+    "an ended run has a call that was not settled": (
+        "SELECT c.run_id, c.number FROM provider_calls c JOIN runs r ON r.tenant_id = c.tenant_id AND r.id = c.run_id"
+        " WHERE c.state <> 'settled' AND r.status NOT IN ('queued', 'running')"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What is wrong, and the calls whose cost is an estimate, to be set beside the provider's bill."""
+
+    faults: list[Found]
+    estimated: list[Found]
+
+
+async def verify(database: Database) -> Verified:
+    verified = Verified([], [])
+    for tenant_id in await _tenants(database):
+        async with database.tenant(tenant_id) as session:
+            for fault, query in INVARIANTS.items():
+                broken = await session.execute(text(query))
+                verified.faults.extend(
+                    {"tenant_id": tenant_id, "run_id": run_id, "call": call or None, "fault": fault}
+                    for run_id, call in broken
+                )
+            estimated = await session.execute(
+                select(UsageEntry.run_id, UsageEntry.call, func.sum(UsageEntry.cost_nano))
+                .where(UsageEntry.basis == Basis.ESTIMATED)
+                .group_by(UsageEntry.run_id, UsageEntry.call)
+                .order_by(UsageEntry.run_id, UsageEntry.call)
+            )
+            verified.estimated.extend(
+                {"tenant_id": tenant_id, "run_id": run_id, "call": call, "cost_usd": to_usd(int(cost or 0))}
+                for run_id, call, cost in estimated
+            )
+    return verified
+
+
+async def sum_months(database: Database, month: date, tenant_id: UUID | None) -> list[Found]:
+    """A row for each tenant that used something in that month, erased ones among them."""
+    period = Period.of(month.replace(day=1), None)
+    found: list[Found] = []
+    for one in await _tenants(database) if tenant_id is None else [tenant_id]:
+        async with database.tenant(one) as session:
+            used = await sums.whole(session, Selection(period))
+        if used.runs:
+            shown = used.model_dump(exclude={"quantities"})
+            found.append({"tenant_id": one, "month": f"{month:%Y-%m}", **shown})
+    return found
+
+
+async def entries_after(database: Database, after: UUID | None) -> AsyncIterator[tuple[UUID, UsageEntry]]:
+    """The entries with a greater id, by tenant and id; not those of the last minute, which may not all be there yet."""
+    settled = UsageEntry.created_at < now() - timedelta(minutes=1)
+    for tenant_id in await _tenants(database):
+        last = after
+        while True:
+            newer = settled if last is None else settled & (UsageEntry.id > last)
+            async with database.tenant(tenant_id) as session:
+                statement = select(UsageEntry).where(newer).order_by(UsageEntry.id).limit(ENTRIES_AT_ONCE)
+                rows = (await session.scalars(statement)).all()
+            for row in rows:
+                yield tenant_id, row
+            if len(rows) < ENTRIES_AT_ONCE:
+                break
+            last = rows[-1].id
+
+
+def to_json_line(tenant_id: UUID, row: UsageEntry) -> Found:
+    return {"tenant_id": str(tenant_id), **UsageEntryView.of(row).model_dump(mode="json")}
+
+
+def to_meter_event(tenant_id: UUID, row: UsageEntry) -> Found:
+    """As Stripe takes it: `identifier` makes a repeated event harmless for a day."""
+    return {
+        "event_name": row.kind.value,
+        "identifier": str(row.id),
+        "timestamp": int(row.created_at.timestamp()),
+        "payload": {"stripe_customer_id": str(tenant_id), "value": str(row.quantity), "model": row.model},
+    }
+
+
+async def _tenants(database: Database) -> list[UUID]:
+    """All that there are, and those that were erased: their ledgers are kept."""
+    both = "SELECT id FROM tenants UNION SELECT tenant_id FROM erasures WHERE kind = 'tenant' ORDER BY 1"
+    async with database.identity() as session:
+        return list((await session.scalars(text(both))).all())

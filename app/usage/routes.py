@@ -1,0 +1,70 @@
+"""What was used, and what it cost."""
+
+from datetime import date
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import Field
+
+from app.identity.actor import TenantSession, may
+from app.identity.permissions import Permission
+from app.identity.service import Actor
+from app.paging import Paging
+from app.usage import sums
+from app.usage.schemas import UsageEntryPage, UsageEntryView, UsagePage
+from app.usage.service import Period, Selection, entries, readable_by
+
+router = APIRouter(prefix="/v1/usage", tags=["usage"])
+
+# What Python and Postgres can both count from and to.
+Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(9000, 1, 1))] | None
+Reader = Annotated[Actor, may(Permission.READ_USAGE)]
+
+
+async def _period(
+    first: Annotated[Day, Query(alias="from", description="The first day, in UTC; without it this month's.")] = None,
+    after: Annotated[Day, Query(alias="to", description="The day after the last; without it the month's end.")] = None,
+) -> Period:
+    return Period.of(first, after)
+
+
+RequestedPeriod = Annotated[Period, Depends(_period)]
+
+
+@router.get("", response_model_exclude_unset=True)
+async def sum_usage(
+    actor: Reader,
+    session: TenantSession,
+    period: RequestedPeriod,
+    group_by: Annotated[str, Query(max_length=100, description=f"Some of {', '.join(sums.GROUPS)}.")] = "day",
+    user_id: UUID | None = None,
+    agent_key: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+) -> UsagePage:
+    """Sum up what was used.
+
+    Members see their own, admins the tenant's. Days are in UTC; the amounts are exact, so the sums of any grouping are
+    equal to the last digit.
+    """
+    selection = Selection(period, user_id=readable_by(actor, user_id), agent_key=agent_key)
+    groups = sums.parse_groups(group_by)
+    return await sums.page(session, actor.tenant_id, selection, groups, limit=limit, cursor=cursor)
+
+
+@router.get("/entries")
+async def list_usage_entries(
+    actor: Reader,
+    session: TenantSession,
+    query: Paging,
+    period: RequestedPeriod,
+    run_id: UUID | None = None,
+) -> UsageEntryPage:
+    """List the ledger's entries, oldest first.
+
+    Each call to the provider has one for every kind that it used, and for every picture. An entry never changes.
+    """
+    selection = Selection(period, user_id=readable_by(actor, None), run_id=run_id)
+    rows, cursor = await entries(session, selection, query)
+    return UsageEntryPage(data=[UsageEntryView.of(row) for row in rows], next_cursor=cursor)

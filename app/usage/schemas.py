@@ -1,0 +1,81 @@
+"""What was used, as its readers see it."""
+
+from datetime import date, datetime
+from typing import Self
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from app.paging import Page
+from app.usage.kinds import Basis, Kind
+from app.usage.models import UsageEntry
+from app.usage.money import to_usd
+
+
+class UsageSum(BaseModel):
+    """`cost_usd` is the sum of all entries with a price, `estimated_usd` the estimated part of it; decimal strings.
+
+    `unpriced` counts the entries without a price; `quantities` are by kind.
+    """
+
+    runs: int
+    images: int
+    quantities: dict[Kind, int]
+    cost_usd: str
+    estimated_usd: str
+    unpriced: int
+
+
+class UsageGroup(UsageSum):
+    """Of one combination of what `group_by` names; the others are absent."""
+
+    day: date | None = None
+    agent_key: str | None = None
+    user_id: UUID | None = None
+    model: str | None = None
+
+
+class UsagePage(BaseModel):
+    """`total` is of all groups, on this page or not."""
+
+    data: list[UsageGroup]
+    total: UsageSum
+    next_cursor: str | None
+
+
+class UsageEntryView(BaseModel):
+    """`cost_usd` is a decimal string, null where the model had no price; `object_id` is set for what a picture took."""
+
+    id: UUID
+    at: datetime
+    run_id: UUID
+    call: int
+    user_id: UUID
+    agent_key: str
+    model: str
+    kind: Kind
+    quantity: int
+    cost_usd: str | None
+    basis: Basis
+    object_id: UUID | None
+
+    @classmethod
+    def of(cls, row: UsageEntry) -> Self:
+        return cls(
+            id=row.id,
+            at=row.created_at,
+            run_id=row.run_id,
+            call=row.call,
+            user_id=row.user_id,
+            agent_key=row.agent_key,
+            model=row.model,
+            kind=row.kind,
+            quantity=row.quantity,
+            cost_usd=to_usd(row.cost_nano),
+            basis=row.basis,
+            object_id=row.object_id,
+        )
+
+
+class UsageEntryPage(Page[UsageEntryView]):
+    pass

@@ -1,0 +1,63 @@
+"""Books the calls that nobody will end: their run was deleted, and the worker that held it is lost."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import exists, select
+
+from app.db import now
+from app.provider.errors import ProviderError
+from app.provider.usage import ResponseReport
+from app.runs.models import OPEN, Run
+from app.usage.ledger import Settlement, settle
+from app.usage.models import CallState, ProviderCall
+from app.worker.context import WorkerContext
+from app.worker.open_call import OpenCall
+
+log = logging.getLogger(__name__)
+
+CALLS_AT_ONCE = 40
+# A worker that lives has settled the call of a deleted run by then.
+SETTLED_SOON = timedelta(seconds=10)
+READ_SECONDS = 5.0
+
+
+async def settle_calls(ctx: WorkerContext) -> None:
+    """By what the provider has of them; where it has nothing, by what they were expected to use."""
+    before = now() - timedelta(seconds=ctx.settings.run_lease_seconds) - SETTLED_SOON
+    key = (ProviderCall.tenant_id, ProviderCall.run_id, ProviderCall.number)
+    # Of an open run its worker settles them, or the one that takes it over.
+    is_open = exists(select(Run.id).where(Run.id == ProviderCall.run_id, Run.status.in_(OPEN)))
+    left = select(*key).where(ProviderCall.state != CallState.SETTLED, ProviderCall.asked_at < before, ~is_open)
+    async with ctx.database.identity() as session:
+        found = (await session.execute(left.order_by(ProviderCall.asked_at).limit(CALLS_AT_ONCE))).all()
+    for tenant_id, run_id, number in found:
+        await _settle(ctx, tenant_id, run_id, number)
+
+
+async def _settle(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, number: int) -> None:
+    async with ctx.database.tenant(tenant_id) as session:
+        row = await session.get(ProviderCall, (tenant_id, run_id, number))
+    if row is None:
+        return
+    call = OpenCall.of(row)
+    call.report = await _report(ctx, row)
+    settlement = Settlement(
+        tenant_id, row.user_id, run_id, number, row.agent_key, row.response_id, call.entries(ctx.prices), {}
+    )
+    async with ctx.database.tenant(tenant_id) as session:
+        if await settle(session, settlement):
+            log.info("call.settled", extra={"tenant_id": str(tenant_id), "run_id": str(run_id), "number": number})
+
+
+async def _report(ctx: WorkerContext, row: ProviderCall) -> ResponseReport | None:
+    if row.response_id is None:
+        return None
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await ctx.provider.stored.report_of(row.response_id)
+    except (ProviderError, TimeoutError) as error:
+        log.warning("call.not_at_provider", extra={"run_id": str(row.run_id), "error": str(error)})
+        return None

@@ -1,0 +1,204 @@
+"""Sums over the ledger: equal to the last digit by any grouping, of whole days in UTC, each reader's own."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from app.db import Database
+from tests.app_server import ApiUser, AppServer
+from tests.results import Results
+from tests.usage.books import Json, add_entries, entries, nano, usage
+
+MONTH = "FROM usage_entries WHERE created_at >= '2026-11-01' AND created_at < '2026-12-01'"
+SUMMED, PAGED = f"SELECT sum(cost_nano) {MONTH}", f"SELECT * {MONTH} ORDER BY created_at, id LIMIT 21"
+GROUPINGS = ["day", "agent", "user", "model", "day,agent", "user,model", "day,agent,user,model"]
+
+
+@pytest.fixture
+def server(own_server: AppServer) -> AppServer:
+    return own_server
+
+
+def refused(user: ApiUser, path: str = "/v1/usage", **query: Any) -> tuple[int, str]:
+    answer = user.http.get(path, params=query)
+    return answer.status_code, answer.json()["detail"]
+
+
+def test_every_grouping_sums_up_to_the_entries_and_to_what_the_runs_show(
+    server: AppServer, ada: ApiUser, stranger: ApiUser
+) -> None:
+    grace = server.sign_up_invited(ada, "member")
+    runs = [
+        user.ask(said, **fields)[-1]["run"]
+        for user in (ada, grace)
+        for said, fields in (
+            ("Hello", {}),
+            ("Hello [offline: answers_as=gpt-5] [offline: tier=flex]", {}),
+            ("Hello [offline: answers_as=gpt-9-nova]", {}),
+            ("Draw a house [offline: no_usage]", {"agent_key": "designer", "image": {"quality": "low"}}),
+        )
+    ]
+    stranger.ask("Hello")
+    found = entries(ada)
+    total = usage(ada)["total"]
+    cost = sum(nano(entry["cost_usd"]) for entry in found)
+    assert cost == nano(total["cost_usd"]) == sum(nano(run["cost_usd"]) for run in runs)
+    assert (total["runs"], total["images"]) == (8, 2)
+    estimated = [entry for entry in found if entry["basis"] == "estimated"]
+    assert nano(total["estimated_usd"]) == sum(nano(entry["cost_usd"]) for entry in estimated) > 0
+    assert total["unpriced"] == sum(entry["basis"] == "unpriced" for entry in found) == 4
+    for grouping in GROUPINGS:
+        groups = usage(ada, group_by=grouping)
+        assert groups["total"] == total
+        assert sum(nano(group["cost_usd"]) for group in groups["data"]) == cost
+        for kind, quantity in total["quantities"].items():
+            assert sum(group["quantities"].get(kind, 0) for group in groups["data"]) == quantity
+            assert quantity == sum(entry["quantity"] for entry in found if entry["kind"] == kind)
+        named = {name for group in groups["data"] for name in group} - total.keys()
+        names = {"day": "day", "agent": "agent_key", "user": "user_id", "model": "model"}
+        assert named == {names[group] for group in grouping.split(",")}
+    of_grace = usage(ada, user_id=grace.id)["total"]
+    assert nano(of_grace["cost_usd"]) == sum(nano(run["cost_usd"]) for run in runs[4:])
+    assert usage(ada, agent_key="designer")["total"]["images"] == 2
+
+
+def test_members_see_their_own_and_admins_the_tenants(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
+    people = {role: server.sign_up_invited(ada, role) for role in ("admin", "member", "viewer")}
+    ada.ask("Hello")
+    people["member"].ask("Hello")
+    assert usage(ada)["total"]["runs"] == usage(people["admin"])["total"]["runs"] == 2
+    assert usage(people["member"])["total"]["runs"] == 1
+    assert {entry["user_id"] for entry in entries(people["member"])} == {people["member"].id}
+    assert usage(people["member"], user_id=people["member"].id)["total"]["runs"] == 1
+    answer = people["member"].http.get("/v1/usage", params={"user_id": ada.id})
+    assert (answer.status_code, answer.json()["needs_role"]) == (403, "admin")
+    for path in ("/v1/usage", "/v1/usage/entries"):
+        assert people["viewer"].http.get(path).status_code == 403
+    assert (usage(stranger)["data"], entries(stranger)) == ([], [])
+    key = people["member"].http.post("/v1/api-keys", json={"name": "A key", "scopes": ["usage:read"]}).json()["key"]
+    headers = {"Authorization": f"Bearer {key}"}
+    assert server.anyone().get("/v1/usage", headers=headers).json()["total"]["runs"] == 1
+    other = people["member"].http.post("/v1/api-keys", json={"name": "A key", "scopes": ["chat:read"]}).json()["key"]
+    answer = server.anyone().get("/v1/usage", headers={"Authorization": f"Bearer {other}"})
+    assert (answer.status_code, answer.json()["needs_scope"]) == (403, "usage:read")
+
+
+def test_days_begin_at_midnight_in_utc(ada: ApiUser, database_url: str) -> None:
+    add_entries(database_url, ada, count=2, until="2026-03-01 00:00:00+00", step="1 microsecond")
+    assert [
+        (group["day"], group["runs"]) for group in usage(ada, **{"from": "2026-02-01", "to": "2026-04-01"})["data"]
+    ] == [
+        ("2026-02-28", 1),
+        ("2026-03-01", 1),
+    ]
+    february, march = {"from": "2026-02-01", "to": "2026-03-01"}, {"from": "2026-03-01"}
+    assert usage(ada, **february)["total"]["runs"] == usage(ada, **march)["total"]["runs"] == 1
+    (entry,) = entries(ada, **march)
+    assert entry["at"].startswith("2026-03-01T00:00:00")
+
+
+def test_groups_and_entries_come_in_pages(ada: ApiUser, database_url: str) -> None:
+    add_entries(database_url, ada, count=250, until="2026-03-01 12:00:00+00", step="3 hours")
+    query: Json = {"from": "2026-01-01", "to": "2026-12-31", "group_by": "day,model"}
+    whole, found, cursor = usage(ada, **query, limit=1000), list[Json](), None
+    while True:
+        page = usage(ada, **query, limit=7, **({"cursor": cursor} if cursor else {}))
+        assert page["total"] == whole["total"]
+        found += page["data"]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert found == whole["data"]
+    assert len(found) > 50
+    listed = entries(ada, **{"from": "2026-01-01", "to": "2026-12-31"})
+    assert [entry["at"] for entry in listed] == sorted(entry["at"] for entry in listed)
+    assert len({entry["id"] for entry in listed}) == 250
+
+
+def test_a_cursor_of_another_tenant_or_question_is_refused(ada: ApiUser, stranger: ApiUser, database_url: str) -> None:
+    for user in (ada, stranger):
+        add_entries(database_url, user, count=30, until="2026-03-01 12:00:00+00", step="1 day")
+    period: Json = {"from": "2026-01-01", "to": "2026-12-31", "limit": 5}
+    theirs = usage(stranger, **period)["next_cursor"]
+    for query in ({"cursor": theirs}, {"cursor": "nonsense"}, {"cursor": "W10="}, {"cursor": "ÿ"}):
+        status, detail = refused(ada, **period, **query)
+        assert (status, detail) == (422, "cursor: the `next_cursor` of the page before, with the same question.")
+    own = usage(ada, **period)["next_cursor"]
+    assert refused(ada, **{**period, "group_by": "model"}, cursor=own)[0] == 422
+    answer = stranger.http.get("/v1/usage/entries", params=period)
+    status, detail = refused(ada, "/v1/usage/entries", **period, cursor=answer.json()["next_cursor"])
+    assert (status, detail) == (422, "cursor: the `next_cursor` of the page before.")
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ({"from": "2026-03-02", "to": "2026-03-01"}, "to: a day after `from` (2026-03-02), 366 days later at most."),
+        ({"from": "2026-03-01", "to": "2026-03-01"}, "to: a day after `from` (2026-03-01), 366 days later at most."),
+        ({"from": "2025-01-01", "to": "2026-03-01"}, "366 days later at most."),
+        ({"group_by": "month"}, "group_by: some of day, agent, user, model, each once, with commas between."),
+        ({"group_by": "day,day"}, "group_by: some of"),
+        ({"group_by": ""}, "group_by: some of"),
+        ({"from": "yesterday"}, "from: "),
+        ({"from": "0001-01-01"}, "from: "),
+        ({"to": "9999-12-31"}, "to: "),
+        ({"limit": "0"}, "limit: "),
+        ({"user_id": "me"}, "user_id: "),
+    ],
+)
+def test_a_question_that_cannot_be_meant_is_refused_in_one_sentence(ada: ApiUser, query: Json, told: str) -> None:
+    status, detail = refused(ada, **query)
+    assert status == 422
+    assert told in detail
+    assert "\n" not in detail
+
+
+@pytest.mark.parametrize(
+    "count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.prove, pytest.mark.timeout(600)])], ids=["few", "many"]
+)
+def test_a_month_is_summed_up_by_an_index(ada: ApiUser, database_url: str, count: int, results: Results) -> None:
+    """Of a tenant with entries of a year."""
+    seconds = 365 * 86_400 // count
+    add_entries(database_url, ada, count=count, until="2026-11-30 23:59:59+00", step=f"{seconds} seconds")
+    month = {"from": "2026-11-01", "to": "2026-12-01"}
+    plans, each = asyncio.run(look_at(database_url, ada))
+    for plan in plans:
+        assert "ix_usage_entries_time" in plan
+    summed = sorted(seconds_of(lambda: usage(ada, **month)) for _ in range(5))[2]
+    paged = sorted(seconds_of(lambda: ada.http.get("/v1/usage/entries", params=month)) for _ in range(5))[2]
+    results(
+        7,
+        "usage: sums",
+        tried=f"{count} entries of a year: a month by day, a page of entries",
+        kept=f"{1000 * summed:.0f} and {1000 * paged:.0f} ms; {each} bytes an entry",
+    )
+    assert summed < 0.3
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+async def look_at(database_url: str, user: ApiUser) -> tuple[list[str], int]:
+    """The plans of both questions, and how many bytes an entry takes with its indexes."""
+    database = Database(database_url, pool_size=1)
+    try:
+        async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            await connection.execute(text("VACUUM ANALYZE usage_entries"))
+            size = "SELECT pg_total_relation_size('usage_entries') / count(*) FROM usage_entries"
+            each = await connection.scalar(text(size))
+        plans: list[str] = []
+        async with database.tenant(UUID(user.signed_up["tenant"]["id"])) as session:
+            for question in (SUMMED, PAGED):
+                plan = await session.execute(text(f"EXPLAIN (FORMAT JSON) {question}"))
+                plans.append(json.dumps([list(row) for row in plan]))
+        return plans, int(each or 0)
+    finally:
+        await database.close()
