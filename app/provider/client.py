@@ -7,7 +7,6 @@ from app.provider.errors import from_openai
 from app.provider.model import ImageExtractingModel
 from app.provider.observers import ModelUse
 from app.provider.stored import StoredObjects
-from app.provider.usage import ResponseReport, report_of
 from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
@@ -33,16 +32,6 @@ class Provider:
 
     def model(self, name: str, use: ModelUse) -> Model:
         return ImageExtractingModel(name, self._client, use)
-
-    async def stop(self, response_id: str) -> ResponseReport:
-        """Stop a response that the provider would finish, and charge for, in the background; what it used so far."""
-        try:
-            stopped = await self._client.responses.cancel(response_id)
-        except openai.APIStatusError:
-            return await self.stored.report_of(response_id)
-        except openai.APIError as error:
-            raise from_openai(error) from error
-        return report_of(stopped, ())
 
     async def upload_image(self, filename: str, data: bytes, mime_type: str) -> str:
         """The id of a file that later requests may name as an input image."""

@@ -1,4 +1,4 @@
-"""What the provider has stored: the images of earlier responses, and deleting responses and files."""
+"""What the provider has stored: the images and the use of earlier responses; stopping and deleting them, and files."""
 
 from collections.abc import AsyncIterator
 
@@ -38,6 +38,16 @@ class StoredObjects:
                 if isinstance(item, ImageGenerationCall) and item.result:
                     yield to_image(item, item.result, "")
             following = response.previous_response_id
+
+    async def stop(self, response_id: str) -> ResponseReport:
+        """Stop a response that the provider would finish, and charge for, in the background; what it used so far."""
+        try:
+            stopped = await self._client.responses.cancel(response_id)
+        except openai.APIStatusError:
+            return await self.report_of(response_id)
+        except openai.APIError as error:
+            raise from_openai(error) from error
+        return report_of(stopped, ())
 
     async def report_of(self, response_id: str) -> ResponseReport:
         """What a response used, as far as it has come."""

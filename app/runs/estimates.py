@@ -16,7 +16,7 @@ from app.db import now
 from app.identity.service import Actor
 from app.identity.sharing import require_own
 from app.runs.models import RunOptions
-from app.runs.schemas import EstimatedItem, NewRun, RunEstimate
+from app.runs.schemas import NewRun
 from app.runs.service import DEFAULT_AGENT, options_of
 from app.runs.validation import check_images, check_options
 from app.settings import Settings
@@ -32,6 +32,7 @@ from app.usage.ledger import Cost
 from app.usage.money import to_usd
 from app.usage.prices import Prices
 from app.usage.reports import Picture
+from app.usage.schemas import EstimatedItem, RunEstimate
 
 
 @dataclass(frozen=True)

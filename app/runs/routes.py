@@ -26,8 +26,9 @@ from app.runs.events import RunEvent
 from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
 from app.runs.reader import EventSource, follow
-from app.runs.schemas import NewRun, RunEstimate, RunView
+from app.runs.schemas import NewRun, RunView
 from app.usage.prices import Prices
+from app.usage.schemas import RunEstimate
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 

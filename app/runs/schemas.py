@@ -11,7 +11,7 @@ from app.agents.schemas import ImageRequest
 from app.bodies import Body, not_blank
 from app.errors import id_of
 from app.runs.models import RunError, RunStatus
-from app.usage.kinds import Basis, Kind
+from app.usage.kinds import Basis
 
 # As many images as the provider accepts in one request.
 MAX_INPUTS = 16
@@ -92,22 +92,3 @@ class RunView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-
-
-class EstimatedItem(BaseModel):
-    """`basis`: whether the provider has published how much such a run takes. `cost_usd` is null without a price."""
-
-    kind: Kind
-    model: str
-    quantity: int
-    cost_usd: str | None
-    basis: Literal["published", "assumed"]
-
-
-class RunEstimate(BaseModel):
-    """What a run will probably cost, and what is reserved for it; null where a part of it has no price."""
-
-    currency: Literal["USD"]
-    cost_usd: str | None
-    reserved_usd: str | None
-    items: list[EstimatedItem]

@@ -1,7 +1,7 @@
 """What was used, as its readers see it."""
 
 from datetime import date, datetime
-from typing import Self
+from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -79,3 +79,22 @@ class UsageEntryView(BaseModel):
 
 class UsageEntryPage(Page[UsageEntryView]):
     pass
+
+
+class EstimatedItem(BaseModel):
+    """`basis`: whether the provider has published how much such a run takes. `cost_usd` is null without a price."""
+
+    kind: Kind
+    model: str
+    quantity: int
+    cost_usd: str | None
+    basis: Literal["published", "assumed"]
+
+
+class RunEstimate(BaseModel):
+    """What a run will probably cost, and what is reserved for it; null where a part of it has no price."""
+
+    currency: Literal["USD"]
+    cost_usd: str | None
+    reserved_usd: str | None
+    items: list[EstimatedItem]

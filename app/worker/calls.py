@@ -115,7 +115,7 @@ class ProviderCalls:
             return
         try:
             async with asyncio.timeout(CANCEL_SECONDS):
-                call.report = await self._ctx.provider.stop(self.response_id)
+                call.report = await self._ctx.provider.stored.stop(self.response_id)
         except (ProviderError, TimeoutError) as error:
             log.warning("run.provider_not_stopped", extra={"error": str(error)})
 

@@ -130,7 +130,7 @@ def test_the_price_of_the_day_holds(tmp_path: Path) -> None:
         ("output = 10.00\n", "output = nan\n", "text[0].output: input should be a finite number"),
         ("output = 10.00\n", "output = 1e400\n", "text[0].output: input should be less than or equal to 1000000"),
         ("output = 10.00\n", 'output = "dear"\n', "text[0].output: input should be a valid decimal"),
-        ("output = 10.00\n", "output = 10.00\nouput = 10.00\n", "text[0].ouput: there is no such price"),
+        ("output = 10.00\n", "output = 10.00\nsurprise = 10.00\n", "text[0].surprise: there is no such price"),
         ("since = 2026-11-01\n", "", "text[0].since: this price is missing"),
         ("[[text]]", "[[text", "is not TOML"),
         ("tiers = { flex = 0.5", "tiers = { flex = 0", "text[0].tiers.flex: input should be greater than 0"),
