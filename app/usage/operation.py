@@ -39,6 +39,12 @@ INVARIANTS = {
         " (SELECT coalesce(sum(e.cost_nano), 0) FROM usage_entries e WHERE e.tenant_id = a.tenant_id"
         " AND e.run_id = a.run_id AND e.tool_call_id = a.tool_call_id)"
     ),
+    "a picture's cost is shown by no image": (
+        "SELECT DISTINCT e.run_id, e.call FROM usage_entries e JOIN attachments a ON a.tenant_id = e.tenant_id"
+        " AND a.run_id = e.run_id AND a.tool_call_id = e.tool_call_id WHERE NOT EXISTS (SELECT FROM attachments b"
+        " WHERE b.tenant_id = e.tenant_id AND b.run_id = e.run_id AND b.tool_call_id = e.tool_call_id"
+        " AND b.cost_basis IS NOT NULL)"
+    ),
     "an entry's cost is not its quantity at its price": (
         "SELECT run_id, call FROM usage_entries WHERE abs(cost_nano - quantity * nano_each) > 0.5"
         " OR (cost_nano IS NULL) <> (nano_each IS NULL)"

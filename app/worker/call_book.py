@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
+from sqlalchemy import select
+
 from app.agents._shared.registry import LoadedAgent
 from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments.models import Attachment
@@ -16,6 +18,7 @@ from app.usage.ledger import Cost, Settlement
 from app.usage.models import CallState, ProviderCall
 from app.usage.prices import Prices
 from app.worker.image_options import ImageOptions
+from app.worker.image_rows import ImageRows
 from app.worker.open_call import OpenCall, usage_of
 
 
@@ -116,10 +119,12 @@ class CallBook:
             self.call.end(report)
 
 
-async def unsettled_call(database: Database, run: Run) -> OpenCall | None:
-    """The call that an earlier attempt at the run has left."""
+async def unsettled_call(database: Database, run: Run, rows: ImageRows) -> OpenCall | None:
+    """The call that an earlier attempt at the run has left; `rows` get to know the images that it has brought."""
     if run.attempt == 1 or not run.calling_turn:
         return None
     async with database.tenant(run.tenant_id) as session:
         row = await session.get(ProviderCall, (run.tenant_id, run.id, run.calling_turn))
+        images = select(Attachment).where(Attachment.run_id == run.id).order_by(Attachment.id)
+        rows.know(await session.scalars(images))
     return None if row is None or row.state == CallState.SETTLED else OpenCall.of(row)

@@ -77,7 +77,7 @@ async def _open(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> 
     events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
     options = image_options_of(ctx.settings, ctx.registry, run)
     images = RunImages(ctx, run, events, options)
-    book = CallBook(run, ctx.prices, options, images.rows.ids, await unsettled_call(ctx.database, run))
+    book = CallBook(run, ctx.prices, options, images.rows.ids, await unsettled_call(ctx.database, run, images.rows))
     calls = ProviderCalls(ctx, run, book, images.rows, resumed)
     translator = Translator(events, images, run.output_message_id, written, resumed)
     loop = AgentLoop(ctx, run, request, calls, images, options, translator)
@@ -201,6 +201,7 @@ class Execution:
     async def _commit_end(self, outcome: Outcome) -> tuple[Ended | None, str | None, list[Attachment]]:
         async with self.ctx.database.tenant(self.run.tenant_id) as session:
             rows = await self._images(session)
+            self.images.rows.know(rows)
             if self.calls.is_lost:
                 self.calls.book.recall(self.translator.text, rows)
             ending = self._ending(outcome, rows)

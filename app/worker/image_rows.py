@@ -1,6 +1,7 @@
 """Which row each image of a run has."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from uuid import UUID
 
@@ -27,6 +28,11 @@ class ImageRows:
         self.ids.setdefault(tool_call_id, row.id)
         self._expect_none(tool_call_id)
         return row
+
+    def know(self, rows: Iterable[Attachment]) -> None:
+        """Rows of earlier attempts among them, in the order of their creation."""
+        for row in rows:
+            self.ids.setdefault(row.tool_call_id or "", row.id)
 
     def _expect_none(self, tool_call_id: str) -> None:
         self._awaited.discard(tool_call_id)

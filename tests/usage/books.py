@@ -1,10 +1,16 @@
 """Entries of the ledger as tests read and write them."""
 
+import asyncio
 from decimal import Decimal
 from typing import Any
 
+import httpx
+
+from app.db import Database
+from app.usage.operation import Verified, verify
 from tests.app_server import ApiUser
 from tests.tables import rows
+from tests.usage import hand
 
 NANO = 10**9
 Json = dict[str, Any]
@@ -46,3 +52,31 @@ def usage(user: ApiUser, **query: Any) -> Json:
 
 def nano(amount: str | None) -> int:
     return int(Decimal(amount or "0") * NANO)
+
+
+def assert_books_right(database_url: str, provider_url: str) -> int:
+    """Each call is settled, and booked as a hand calculates from what the provider has of it; how many were estimated.
+
+    The calls have one picture at most.
+    """
+    verified = asyncio.run(_verify(database_url))
+    assert verified.faults == []
+    estimated = {(str(one["run_id"]), one["call"]) for one in verified.estimated}
+    calls = "SELECT run_id::text, number, state, response_id FROM provider_calls"
+    booked = "SELECT run_id::text, call, sum(cost_nano) FROM usage_entries GROUP BY run_id, call"
+    costs = {(run_id, call): int(cost) for run_id, call, cost in rows(database_url, booked)}
+    for run_id, number, state, response_id in rows(database_url, calls):
+        assert state == "settled"
+        if (run_id, number) not in estimated and response_id is not None:
+            answer = httpx.get(f"{provider_url}/responses/{response_id}", headers={"Authorization": "Bearer sk-test"})
+            assert costs.pop((run_id, number)) == hand.response_cost(answer.json())
+    assert costs.keys() <= estimated
+    return len(estimated)
+
+
+async def _verify(database_url: str) -> Verified:
+    database = Database(database_url, pool_size=1)
+    try:
+        return await verify(database)
+    finally:
+        await database.close()

@@ -89,6 +89,7 @@ def test_right_books_are_told_as_right_with_what_is_estimated(easel: Easel, ada:
         ("DELETE FROM usage_entries WHERE kind = 'output_tokens'", "a run's cost is not the sum of its entries"),
         ("UPDATE usage_entries SET cost_nano = cost_nano + 1", "an entry's cost is not its quantity at its price"),
         ("UPDATE attachments SET cost_nano = cost_nano + 1", "an image's cost is not the sum of its entries"),
+        ("UPDATE attachments SET cost_nano = NULL, cost_basis = NULL", "a picture's cost is shown by no image"),
         ("UPDATE provider_calls SET state = 'named'", "a call that was not settled has entries"),
         ("DELETE FROM provider_calls", "a call that was never made has entries"),
         ("UPDATE provider_calls SET state = 'asked'", "an ended run has a call that was not settled"),

@@ -23,6 +23,7 @@ from tests.app_server import ApiUser, Event, events_of, kinds, one
 from tests.cluster import Cluster, running_cluster
 from tests.results import Results
 from tests.tables import rows
+from tests.usage.books import assert_books_right
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 # Runs at a time; each takes about half a second.
@@ -68,12 +69,14 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
     posts = posts_by_word(cluster.provider_url)
     unknown = [mine for mine in received if outcome(mine) == "upstream_outcome_unknown"]
     saved = [mine for mine in received if mine not in unknown]
+    estimated = assert_books_right(cluster.database_url, cluster.provider_url)
     bought_twice = [mine.word for mine in received if posts[mine.word] > 1]
     results(
         4,
         "SIGKILL of APIs and workers",
         tried=f"{kills} kills, {len(received)} runs",
-        kept=f"{len(saved)} completed, {len(unknown)} of unknown outcome, {len(bought_twice)} bought twice",
+        kept=f"{len(saved)} completed, {len(unknown)} of unknown outcome, {len(bought_twice)} bought twice; "
+        f"the ledger is right, {estimated} calls estimated",
         seed=seed,
     )
     assert {outcome(mine) for mine in saved} == {"run.completed"}
