@@ -4,7 +4,7 @@ from datetime import date
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from app.identity.actor import TenantSession, may
@@ -22,21 +22,16 @@ Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(9000, 1, 1))] | None
 Reader = Annotated[Actor, may(Permission.READ_USAGE)]
 
 
-async def _period(
-    first: Annotated[Day, Query(alias="from", description="The first day, in UTC; without it this month's.")] = None,
-    after: Annotated[Day, Query(alias="to", description="The day after the last; without it the month's end.")] = None,
-) -> Period:
-    return Period.of(first, after)
-
-
-RequestedPeriod = Annotated[Period, Depends(_period)]
+FirstDay = Annotated[Day, Query(alias="from", description="The first day, in UTC; without it this month's.")]
+DayAfter = Annotated[Day, Query(alias="to", description="The day after the last; without it the month's end.")]
 
 
 @router.get("", response_model_exclude_unset=True)
 async def sum_usage(
     actor: Reader,
     session: TenantSession,
-    period: RequestedPeriod,
+    first: FirstDay = None,
+    after: DayAfter = None,
     group_by: Annotated[str, Query(max_length=100, description=f"Some of {', '.join(sums.GROUPS)}.")] = "day",
     user_id: UUID | None = None,
     agent_key: Annotated[str | None, Query(max_length=100)] = None,
@@ -48,7 +43,7 @@ async def sum_usage(
     Members see their own, admins the tenant's. Days are in UTC; the amounts are exact, so the sums of any grouping are
     equal to the last digit.
     """
-    selection = Selection(period, user_id=readable_by(actor, user_id), agent_key=agent_key)
+    selection = Selection(Period.of(first, after), user_id=readable_by(actor, user_id), agent_key=agent_key)
     groups = sums.parse_groups(group_by)
     return await sums.page(session, actor.tenant_id, selection, groups, limit=limit, cursor=cursor)
 
@@ -58,13 +53,17 @@ async def list_usage_entries(
     actor: Reader,
     session: TenantSession,
     query: Paging,
-    period: RequestedPeriod,
+    first: FirstDay = None,
+    after: DayAfter = None,
     run_id: UUID | None = None,
 ) -> UsageEntryPage:
     """List the ledger's entries, oldest first.
 
-    Each call to the provider has one for every kind that it used, and for every picture. An entry never changes.
+    Each call to the provider has one for every kind that it used, and for every picture. An entry never changes. Of a
+    run it lists all, unless days are named.
     """
+    whole_run = run_id is not None and first is None and after is None
+    period = None if whole_run else Period.of(first, after)
     selection = Selection(period, user_id=readable_by(actor, None), run_id=run_id)
     rows, cursor = await entries(session, selection, query)
     return UsageEntryPage(data=[UsageEntryView.of(row) for row in rows], next_cursor=cursor)

@@ -44,7 +44,7 @@ def _midnight(day: date) -> datetime:
 class Selection:
     """Entries of one tenant, which row security names; None means all of them."""
 
-    period: Period
+    period: Period | None
     user_id: UUID | None = None
     agent_key: str | None = None
     run_id: UUID | None = None
@@ -56,11 +56,10 @@ class Selection:
             UsageEntry.agent_key: self.agent_key,
             UsageEntry.run_id: self.run_id,
         }
-        return and_(
-            UsageEntry.created_at >= self.period.start,
-            UsageEntry.created_at < self.period.end,
-            *(column == value for column, value in wanted.items() if value is not None),
-        )
+        found = [column == value for column, value in wanted.items() if value is not None]
+        if self.period is not None:
+            found += [UsageEntry.created_at >= self.period.start, UsageEntry.created_at < self.period.end]
+        return and_(*found)
 
 
 def readable_by(actor: Actor, user_id: UUID | None) -> UUID | None:

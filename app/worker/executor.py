@@ -200,8 +200,7 @@ class Execution:
     @retry_while_unavailable
     async def _commit_end(self, outcome: Outcome) -> tuple[Ended | None, str | None, list[Attachment]]:
         async with self.ctx.database.tenant(self.run.tenant_id) as session:
-            rows = await self._images(session)
-            self.images.rows.know(rows)
+            rows = self.images.rows.know(await self._images(session))
             if self.calls.is_lost:
                 self.calls.book.recall(self.translator.text, rows)
             ending = self._ending(outcome, rows)

@@ -29,10 +29,12 @@ class ImageRows:
         self._expect_none(tool_call_id)
         return row
 
-    def know(self, rows: Iterable[Attachment]) -> None:
-        """Rows of earlier attempts among them, in the order of their creation."""
-        for row in rows:
+    def know(self, rows: Iterable[Attachment]) -> list[Attachment]:
+        """Rows of earlier attempts among them, in the order of their creation; the same rows."""
+        known = list(rows)
+        for row in known:
             self.ids.setdefault(row.tool_call_id or "", row.id)
+        return known
 
     def _expect_none(self, tool_call_id: str) -> None:
         self._awaited.discard(tool_call_id)

@@ -81,6 +81,15 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/runs/{run_id}"): Call(),
     ("GET", "/v1/runs/{run_id}/events"): Call(),
     ("PUT", "/v1/runs/{run_id}/cancellation"): Call(),
+    ("POST", "/v1/runs/estimate"): Call(
+        body=(
+            ("input", "Hello"),
+            ("conversation_id", "{conversation_id}"),
+            ("attachments", ["{attachments}"]),
+            ("edit", "{edit}"),
+            ("mask", "{mask}"),
+        )
+    ),
     ("POST", "/v1/runs"): Call(
         body=(
             ("input", "Hello"),

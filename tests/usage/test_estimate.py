@@ -20,11 +20,6 @@ def get_agent_spec() -> AgentSpec:
 """
 
 
-@pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
-
-
 def estimate(user: ApiUser, said: str = "Draw a red house", **fields: Any) -> Json:
     answer = user.http.post("/v1/runs/estimate", json={"input": said, **fields})
     assert answer.status_code == 200, answer.text
@@ -35,12 +30,16 @@ def items(found: Json) -> dict[str, tuple[int, str]]:
     return {item["kind"]: (item["quantity"], item["basis"]) for item in found["items"]}
 
 
-def test_an_estimate_starts_nothing_and_counts_nothing(ada: ApiUser, database_url: str) -> None:
+def test_an_estimate_starts_nothing_and_counts_nothing(server: AppServer, ada: ApiUser) -> None:
+    assert server.settings.database_url
+    database = server.settings.database_url.get_secret_value()
     talk = ada.ask("Hello")[0]["run"]["conversation_id"]
-    counts = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM messages), updated_at FROM conversations"
-    before = rows(database_url, counts)
+    tenant = {"tenant": ada.signed_up["tenant"]["id"]}
+    counts = "SELECT count(DISTINCT r.id), count(DISTINCT m.id), max(c.updated_at) FROM conversations c"
+    counts = f"{counts} JOIN runs r USING (tenant_id) JOIN messages m USING (tenant_id) WHERE c.tenant_id = :tenant"
+    before = rows(database, counts, tenant)
     found = estimate(ada, conversation_id=talk)
-    assert rows(database_url, counts) == before
+    assert rows(database, counts, tenant) == before
     assert found["currency"] == "USD"
 
 

@@ -1,7 +1,7 @@
 """What was bought is in the ledger once, for every way in which a run can end."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from decimal import Decimal
 from math import ceil
 from pathlib import Path
@@ -29,20 +29,21 @@ def get_agent_spec() -> AgentSpec:
 # As a worker left it that was killed between its request and the id of the response.
 LOST_RUN = """
 UPDATE runs SET status = 'running', lease_until = now(), response_id = NULL, booked_nano = NULL, booked_basis = NULL
-RETURNING id
+WHERE id = :run
 """
 LOST_CALL = """
 UPDATE provider_calls SET state = 'asked', response_id = NULL, model = 'gpt-5', image_model = 'gpt-image-2',
-characters = 300 RETURNING number
+characters = 300 WHERE run_id = :run
 """
 
 Json = dict[str, Any]
 
 
 @pytest.fixture
-def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
-    with running_server(database_url, provider_url, tmp_path, run_lease_seconds=2) as server:
-        yield server
+def database(server: AppServer) -> str:
+    """The server's."""
+    assert server.settings.database_url
+    return server.settings.database_url.get_secret_value()
 
 
 def calls(database_url: str, run_id: str) -> list[tuple[int, str, str | None]]:
@@ -89,7 +90,7 @@ def assert_booked_by_hand(server: AppServer, user: ApiUser, database_url: str, p
 
 
 def test_a_text_costs_what_the_provider_reports(
-    server: AppServer, ada: ApiUser, database_url: str, provider_url: str
+    server: AppServer, ada: ApiUser, database: str, provider_url: str
 ) -> None:
     events = ada.ask("Hello [offline: cached=5] [offline: cache_write=4] [offline: cache_12h=1] [offline: input=50]")
     run = ended(events)
@@ -107,15 +108,15 @@ def test_a_text_costs_what_the_provider_reports(
     assert nano(run["cost_usd"]) == expected
     assert run["usage"]["input_tokens"] == 50
     assert {entry["agent_key"] for entry in found.values()} == {"assistant"}
-    assert_booked_by_hand(server, ada, database_url, provider_url, run["id"])
+    assert_booked_by_hand(server, ada, database, provider_url, run["id"])
 
 
 def test_a_picture_costs_its_share_and_shows_it(
-    server: AppServer, ada: ApiUser, database_url: str, provider_url: str
+    server: AppServer, ada: ApiUser, database: str, provider_url: str
 ) -> None:
     events = ada.draw("Draw a house [offline: two]", image={"partial_images": 1, "size": "1024x1024"})
     run = ended(events)
-    assert_booked_by_hand(server, ada, database_url, provider_url, run["id"])
+    assert_booked_by_hand(server, ada, database, provider_url, run["id"])
     shown = one(events, "message.completed")["message"]["attachments"]
     found = entries(ada, run["id"])
     for image in shown:
@@ -227,8 +228,8 @@ UNHEARD: dict[str, Ending] = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_every_end_books_what_was_bought(server: AppServer, ada: ApiUser, database_url: str, ending: str) -> None:
-    assert_booked(ada, database_url, *ENDINGS[ending])
+def test_every_end_books_what_was_bought(server: AppServer, ada: ApiUser, database: str, ending: str) -> None:
+    assert_booked(ada, database, *ENDINGS[ending])
 
 
 @pytest.mark.parametrize("ending", UNHEARD)
@@ -240,10 +241,10 @@ def test_an_end_that_nobody_hears_is_estimated_by_what_came(
 
 
 @pytest.mark.parametrize("ending", UNHEARD)
-def test_an_end_that_comes_later_is_reported(server: AppServer, ada: ApiUser, database_url: str, ending: str) -> None:
+def test_an_end_that_comes_later_is_reported(server: AppServer, ada: ApiUser, database: str, ending: str) -> None:
     """The provider goes on in the background, and is asked again."""
     said, options, _, _ = UNHEARD[ending]
-    assert_booked(ada, database_url, said, options, {"reported"}, {"input_tokens", "output_tokens"})
+    assert_booked(ada, database, said, options, {"reported"}, {"input_tokens", "output_tokens"})
 
 
 def assert_booked(
@@ -294,27 +295,27 @@ def test_a_stopped_run_is_booked_as_far_as_it_came(
         assert nano(stopped["cost_usd"]) == nano(found[0]["cost_usd"]) > 0
 
 
-def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ada: ApiUser, database_url: str) -> None:
+def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ada: ApiUser, database: str) -> None:
     run = ada.start("Draw a house [offline: slow=1000]", **IMAGE)
-    until(lambda: [state for _, state, _ in calls(database_url, run["id"])] == ["named"])
+    until(lambda: [state for _, state, _ in calls(database, run["id"])] == ["named"])
     assert ada.http.delete(f"/v1/conversations/{run['conversation_id']}").status_code == 204
     until(lambda: entries(ada, run["id"]))
     assert basis_of(entries(ada, run["id"])) == {"estimated"}
-    assert [state for _, state, _ in calls(database_url, run["id"])] == ["settled"]
+    assert [state for _, state, _ in calls(database, run["id"])] == ["settled"]
 
 
 def test_what_nobody_has_settled_is_settled_by_a_sweep(
-    server: AppServer, ada: ApiUser, database_url: str, provider_url: str
+    server: AppServer, ada: ApiUser, database: str, provider_url: str
 ) -> None:
     """A worker that was killed as its conversation was deleted: no run is left for another worker to take over."""
     run_id = run_of(ada.draw())
     booked = entries(ada, run_id)
     for statement in (
-        "DELETE FROM usage_entries RETURNING id",
-        "UPDATE provider_calls SET state = 'named', asked_at = now() - interval '1 minute' RETURNING number",
-        "DELETE FROM conversations RETURNING id",
+        "DELETE FROM usage_entries WHERE run_id = :run",
+        "UPDATE provider_calls SET state = 'named', asked_at = now() - interval '1 minute' WHERE run_id = :run",
+        "DELETE FROM conversations USING runs WHERE conversations.id = conversation_id AND runs.id = :run",
     ):
-        rows(database_url, statement)
+        rows(database, statement, {"run": run_id})
     until(lambda: entries(ada, run_id))
     again = entries(ada, run_id)
     shown = ("call", "kind", "model", "quantity", "cost_usd", "basis")
@@ -324,18 +325,18 @@ def test_what_nobody_has_settled_is_settled_by_a_sweep(
 
 
 def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
-    server: AppServer, ada: ApiUser, database_url: str
+    server: AppServer, ada: ApiUser, database: str
 ) -> None:
     """The next one knows what was asked, and what text had come."""
     events = ada.ask("Hello")
     run_id, text = run_of(events), one(events, "message.completed")["message"]["text"]
     for statement in (
-        "DELETE FROM usage_entries RETURNING id",
-        "DELETE FROM messages WHERE role = 'assistant' RETURNING id",
+        "DELETE FROM usage_entries WHERE run_id = :run",
+        "DELETE FROM messages WHERE role = 'assistant' AND run_id = :run",
         LOST_CALL,
         LOST_RUN,
     ):
-        rows(database_url, statement)
+        rows(database, statement, {"run": run_id})
     until(lambda: ada.http.get(f"/v1/runs/{run_id}").json()["status"] == "failed")
     failed = ada.http.get(f"/v1/runs/{run_id}").json()
     assert failed["error"]["code"] == "upstream_outcome_unknown"

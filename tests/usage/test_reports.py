@@ -4,6 +4,7 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
@@ -81,6 +82,8 @@ drawn = some.lists(
 )
 
 
+# The server's threads draw random numbers, too, while hypothesis looks whether a strategy does.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     model=some.sampled_from(sorted(hand.TEXT)),
@@ -135,6 +138,8 @@ def test_the_entries_are_what_a_hand_calculates(
         assert sum(one.quantity for one in of_image) == image["input_tokens"] + image["output_tokens"]
 
 
+# The server's threads draw random numbers, too, while hypothesis looks whether a strategy does.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @settings(max_examples=CASES, deadline=None)
 @given(total=some.integers(0, 100_000), weights=some.lists(some.integers(0, 9_000), min_size=1, max_size=12))
 def test_tokens_are_shared_to_the_last_one(total: int, weights: list[int]) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from app.db import Database
 from tests.app_server import ApiUser, AppServer
 from tests.results import Results
+from tests.tables import rows
 from tests.usage.books import Json, add_entries, entries, nano, usage
 
 MONTH = "FROM usage_entries WHERE created_at >= '2026-11-01' AND created_at < '2026-12-01'"
@@ -21,8 +22,10 @@ GROUPINGS = ["day", "agent", "user", "model", "day,agent", "user,model", "day,ag
 
 
 @pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
+def database(server: AppServer) -> str:
+    """The server's."""
+    assert server.settings.database_url
+    return server.settings.database_url.get_secret_value()
 
 
 def refused(user: ApiUser, path: str = "/v1/usage", **query: Any) -> tuple[int, str]:
@@ -89,8 +92,8 @@ def test_members_see_their_own_and_admins_the_tenants(server: AppServer, ada: Ap
     assert (answer.status_code, answer.json()["needs_scope"]) == (403, "usage:read")
 
 
-def test_days_begin_at_midnight_in_utc(ada: ApiUser, database_url: str) -> None:
-    add_entries(database_url, ada, count=2, until="2026-03-01 00:00:00+00", step="1 microsecond")
+def test_days_begin_at_midnight_in_utc(ada: ApiUser, database: str) -> None:
+    add_entries(database, ada, count=2, until="2026-03-01 00:00:00+00", step="1 microsecond")
     assert [
         (group["day"], group["runs"]) for group in usage(ada, **{"from": "2026-02-01", "to": "2026-04-01"})["data"]
     ] == [
@@ -103,8 +106,19 @@ def test_days_begin_at_midnight_in_utc(ada: ApiUser, database_url: str) -> None:
     assert entry["at"].startswith("2026-03-01T00:00:00")
 
 
-def test_groups_and_entries_come_in_pages(ada: ApiUser, database_url: str) -> None:
-    add_entries(database_url, ada, count=250, until="2026-03-01 12:00:00+00", step="3 hours")
+def test_a_runs_entries_are_listed_whenever_it_was(ada: ApiUser, database: str) -> None:
+    run_id = ada.ask("Hello")[0]["run"]["id"]
+    rows(
+        database, "UPDATE usage_entries SET created_at = '2025-02-03 04:05:06+00' WHERE run_id = :run", {"run": run_id}
+    )
+    assert len(entries(ada, run_id=run_id)) == 2
+    assert len(entries(ada, run_id=run_id, **{"from": "2025-02-03", "to": "2025-02-04"})) == 2
+    assert entries(ada, run_id=run_id, **{"from": "2025-02-04"}) == []
+    assert entries(ada) == []
+
+
+def test_groups_and_entries_come_in_pages(ada: ApiUser, database: str) -> None:
+    add_entries(database, ada, count=250, until="2026-03-01 12:00:00+00", step="3 hours")
     query: Json = {"from": "2026-01-01", "to": "2026-12-31", "group_by": "day,model"}
     whole, found, cursor = usage(ada, **query, limit=1000), list[Json](), None
     while True:
@@ -120,9 +134,9 @@ def test_groups_and_entries_come_in_pages(ada: ApiUser, database_url: str) -> No
     assert len({entry["id"] for entry in listed}) == 250
 
 
-def test_a_cursor_of_another_tenant_or_question_is_refused(ada: ApiUser, stranger: ApiUser, database_url: str) -> None:
+def test_a_cursor_of_another_tenant_or_question_is_refused(ada: ApiUser, stranger: ApiUser, database: str) -> None:
     for user in (ada, stranger):
-        add_entries(database_url, user, count=30, until="2026-03-01 12:00:00+00", step="1 day")
+        add_entries(database, user, count=30, until="2026-03-01 12:00:00+00", step="1 day")
     period: Json = {"from": "2026-01-01", "to": "2026-12-31", "limit": 5}
     theirs = usage(stranger, **period)["next_cursor"]
     for query in ({"cursor": theirs}, {"cursor": "nonsense"}, {"cursor": "W10="}, {"cursor": "ÿ"}):
@@ -161,12 +175,12 @@ def test_a_question_that_cannot_be_meant_is_refused_in_one_sentence(ada: ApiUser
 @pytest.mark.parametrize(
     "count", [20_000, pytest.param(1_000_000, marks=[pytest.mark.prove, pytest.mark.timeout(600)])], ids=["few", "many"]
 )
-def test_a_month_is_summed_up_by_an_index(ada: ApiUser, database_url: str, count: int, results: Results) -> None:
+def test_a_month_is_summed_up_by_an_index(ada: ApiUser, database: str, count: int, results: Results) -> None:
     """Of a tenant with entries of a year."""
     seconds = 365 * 86_400 // count
-    add_entries(database_url, ada, count=count, until="2026-11-30 23:59:59+00", step=f"{seconds} seconds")
+    add_entries(database, ada, count=count, until="2026-11-30 23:59:59+00", step=f"{seconds} seconds")
     month = {"from": "2026-11-01", "to": "2026-12-01"}
-    plans, each = asyncio.run(look_at(database_url, ada))
+    plans, each = asyncio.run(look_at(database, ada))
     for plan in plans:
         assert "ix_usage_entries_time" in plan
     summed = sorted(seconds_of(lambda: usage(ada, **month)) for _ in range(5))[2]
