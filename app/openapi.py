@@ -37,6 +37,7 @@ TAGS = [
     {"name": "agents", "description": "The agents that a run can name."},
     {"name": "conversations", "description": "The user's conversations and their messages."},
     {"name": "runs", "description": "One turn of an agent: start it, follow its events, stop it."},
+    {"name": "usage", "description": "What runs have used, and what that cost."},
     {"name": "attachments", "description": "The user's images, generated and uploaded, and their bytes."},
     {"name": "exports", "description": "Archives of what is one's own, or of all that the tenant has."},
     {"name": "operation", "description": "For load balancers and monitoring."},

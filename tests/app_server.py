@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ class ApiUser:
     ) -> None:
         self.base_url = base_url
         self.http = httpx.Client(base_url=base_url, timeout=30)
+        # Closed before its sockets are collected, which would be noticed in whatever test runs then.
+        weakref.finalize(self, self.http.close)
         self.email = f"{secrets.token_hex(6)}@example.com"
         if invited_by is None:
             path, body = "/v1/signup", {"email": self.email, "password": PASSWORD, "tenant_name": tenant_name}

@@ -871,6 +871,28 @@ def test_every_directive_is_tried_here() -> None:
     assert sorted(DIRECTIVES.keys() - tried) == []
 
 
+async def test_what_is_reported_of_its_use_is_what_was_asked_for(call: Caller) -> None:
+    said = "Hi [offline: input=90] [offline: cached=20] [offline: cache_write=30] [offline: cache_12h=10]"
+    answer = await call.create(
+        f"{said} [offline: tier=flex] [offline: searches=2] [offline: answers_as=gpt-5-2025-08-07]"
+    )
+    assert answer.usage is not None
+    details = answer.usage.input_tokens_details.to_dict()
+    assert answer.usage.input_tokens == 90
+    assert (details["cached_tokens"], details["cache_write_tokens"]) == (20, 30)
+    assert details["cache_write_tokens_details"] == {"ttl_30m_tokens": 20, "ttl_12h_tokens": 10}
+    assert (answer.service_tier, answer.model) == ("flex", "gpt-5-2025-08-07")
+    assert answer.tool_usage is not None
+    assert answer.tool_usage.web_search.num_requests == 2
+    silent = await call.create("Hi [offline: no_usage=all]")
+    assert (silent.usage, silent.tool_usage) == (None, None)
+
+
+async def test_a_stream_can_break_off_after_so_many_bytes(call: Caller) -> None:
+    with pytest.raises(APIConnectionError):
+        await call.stream("Hello there [offline: cut_bytes=9000]")
+
+
 async def test_a_keepalive_and_a_second_image_come_on_request(call: Caller) -> None:
     events = await call.stream("draw a cat [offline: keepalive] [offline: two]", {})
     following = [after for before, after in pairwise(_kinds(events)) if before.endswith("call.generating")]

@@ -126,7 +126,8 @@ def test_where_sign_up_is_closed_nobody_gets_a_new_account(ada: ApiUser, closed_
     answer = accept(closed_server, token, password=PASSWORD)
     assert (answer.status_code, answer.json()["code"]) == (403, "signup_closed")
     body = {"name": "Second"}
-    made = ada.at(closed_server.base_url).post("/v1/tenants", json=body)
+    with ada.at(closed_server.base_url) as client:
+        made = client.post("/v1/tenants", json=body)
     assert (made.status_code, made.json()["code"]) == (403, "signup_closed")
 
 
