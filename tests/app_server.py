@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,9 @@ UNLIMITED = {
     "tenant_uploads": 1_000,
 }
 PASSWORD = "correct horse battery"
+
+Easel = Callable[..., str]
+"""The command in this process: its arguments, and `code`, with which it is to exit; what it prints."""
 
 
 class ApiUser:

@@ -5,6 +5,7 @@ import functools
 import gc
 import logging
 import ssl
+import sys
 import tempfile
 import uuid
 import warnings
@@ -17,10 +18,11 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 from sqlalchemy import text
 
+from app.cli import main
 from app.db import Database
 from app.logins import EMBEDDED_LOGIN, migrate_embedded
 from tests import replies
-from tests.app_server import ApiUser, AppServer, running_provider, running_server
+from tests.app_server import ApiUser, AppServer, Easel, running_provider, running_server
 from tests.results import Results
 
 with warnings.catch_warnings():
@@ -209,6 +211,29 @@ def kept_log(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     monkeypatch.setattr("app.logs.configure", configure)
+
+
+@pytest.fixture
+def easel(
+    kept_log: None,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Easel:
+    """The command, in this process; what it prints where it exits with `code`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["easel", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert (ended.value.code or 0) == code
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
 """What the full-size suites found, as one table in `docs/proof.md`."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.bench import machine
 
 PATH = Path(__file__).parent.parent / "docs" / "proof.md"
 HEAD = """# What was tried, and what held
 
-`./just prove` writes this table; `./just test` runs the same suites smaller.
+`./just prove` writes this table; `./just test` runs the same suites smaller. Last written: {machine}
 
 | promise | suite | tried | kept | seed |
 |---|---|---|---|---|
 """
+ROW = re.compile(r"\| \d+ \|")
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,13 @@ class Results:
             self.lines.append(Proved(promise, suite, f"{of} tests", f"{passed} passed", "-"))
         if not self.lines or "EASEL_PROVE" not in os.environ:
             return
-        known = [_parse(line) for line in PATH.read_text().splitlines()[6:]] if PATH.exists() else []
+        before = PATH.read_text().splitlines() if PATH.exists() else []
+        known = [_parse(line) for line in before if ROW.match(line)]
         fresh = {(line.promise, line.suite) for line in self.lines}
         kept = [line for line in known if (line.promise, line.suite) not in fresh]
         lines = sorted([*kept, *self.lines], key=lambda line: (line.promise, line.suite))
-        PATH.write_text(HEAD + "".join(f"{line}\n" for line in lines))
+        head = HEAD.format(machine=machine.describe())
+        PATH.write_text(head + "".join(f"{line}\n" for line in lines))
 
 
 def _parse(line: str) -> Proved:

@@ -3,45 +3,19 @@
 import json
 import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.cli import main
-from tests.app_server import PASSWORD, ApiUser, AppServer
+from tests.app_server import PASSWORD, ApiUser, AppServer, Easel
 
 UNKNOWN = "019ab3f0-5d1c-7d5e-9a57-0c2f6f1f2b11"
-Easel = Callable[..., str]
 
 
 @pytest.fixture
 def server(own_server: AppServer) -> AppServer:
     return own_server
-
-
-@pytest.fixture
-def easel(
-    kept_log: None,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Easel:
-    """The command, in this process; what it prints."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["easel", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code, ended.value.code
-        return capsys.readouterr().out
-
-    return run
 
 
 def listed(easel: Easel, *arguments: str) -> list[dict[str, Any]]:

@@ -2,21 +2,16 @@
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.db import Database
+from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
 from tests.round_trips import RoundTrips, counting
 
-SPEC = """
-from app.agents._shared.specs import AgentSpec
-
-
-def get_agent_spec() -> AgentSpec:
-    return AgentSpec(key="{key}", display_name="A", description="An agent.", prompt_path=None, tool_keys={tools})
-"""
-AGENTS = {"talker": (), "designer": ("image_generation",)}
+AGENTS: dict[str, dict[str, Any]] = {"talker": {}, "designer": {"tool_keys": ("image_generation",)}}
 # Both connections of the pool have prepared most statements by then, and the cheapest of some turns prepares none. All
 # together are fewer messages than the history holds.
 WARM_UP = 6
@@ -34,10 +29,7 @@ OF_A_KEY: Costs = (2, 0, 2)
 
 @pytest.fixture
 def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
-    agents = tmp_path / "agents"
-    for key, tools in AGENTS.items():
-        (agents / key).mkdir(parents=True)
-        (agents / key / "spec.py").write_text(SPEC.format(key=key, tools=tools))
+    agents = write_agents(tmp_path / "agents", AGENTS)
     with running_server(database_url, provider_url, tmp_path / "data", agents=agents, database_pool_size=2) as server:
         yield server
 

@@ -1,5 +1,6 @@
 """What a run would cost, before it is started: the same refusals, and nothing left behind."""
 
+from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,10 @@ from typing import Any
 import pytest
 
 from tests import made_streams
+from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, running_server
 from tests.tables import rows
 from tests.usage.books import Json, nano
-
-SPEC = """
-from app.agents._shared.specs import AgentSpec
-
-
-def get_agent_spec() -> AgentSpec:
-    return AgentSpec(key={key!r}, display_name="A", description="An agent.", prompt_path=None, **{more!r})
-"""
 
 
 def estimate(user: ApiUser, said: str = "Draw a red house", **fields: Any) -> Json:
@@ -30,9 +24,7 @@ def items(found: Json) -> dict[str, tuple[int, str]]:
     return {item["kind"]: (item["quantity"], item["basis"]) for item in found["items"]}
 
 
-def test_an_estimate_starts_nothing_and_counts_nothing(server: AppServer, ada: ApiUser) -> None:
-    assert server.settings.database_url
-    database = server.settings.database_url.get_secret_value()
+def test_an_estimate_starts_nothing_and_counts_nothing(ada: ApiUser, database: str) -> None:
     talk = ada.ask("Hello")[0]["run"]["conversation_id"]
     tenant = {"tenant": ada.signed_up["tenant"]["id"]}
     counts = "SELECT count(DISTINCT r.id), count(DISTINCT m.id), max(c.updated_at) FROM conversations c"
@@ -130,14 +122,11 @@ def test_another_users_conversation_is_not_there(ada: ApiUser, stranger: ApiUser
     assert colleague.http.post("/v1/runs/estimate", json={"input": "Hello", "conversation_id": talk}).status_code == 403
 
 
-def agents(database_url: str, provider_url: str, directory: Path) -> Any:
-    """Agents without words of their own."""
+def agents(database_url: str, provider_url: str, directory: Path) -> AbstractContextManager[AppServer]:
     specs: dict[str, Json] = {
         "talker": {},
         "painter": {"tool_keys": ("image_generation",)},
         "first": {"handoff_keys": ("talker",)},
     }
-    for key, more in specs.items():
-        (directory / "agents" / key).mkdir(parents=True)
-        (directory / "agents" / key / "spec.py").write_text(SPEC.format(key=key, more=more))
-    return running_server(database_url, provider_url, directory / "data", agents=directory / "agents")
+    folder = write_agents(directory / "agents", specs)
+    return running_server(database_url, provider_url, directory / "data", agents=folder)

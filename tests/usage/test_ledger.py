@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from decimal import Decimal
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import pytest
 
 from app.usage.prices import SHIPPED
 from tests import made_streams, timeouts
+from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
 from tests.tables import rows
 from tests.usage import hand
+from tests.usage.books import Json, entries, nano
 
 KEY = {"Authorization": "Bearer sk-test"}
-NANO = 10**9
-SPEC = """
-from app.agents._shared.specs import AgentSpec
-
-
-def get_agent_spec() -> AgentSpec:
-    return AgentSpec(key={key!r}, display_name="A", description="An agent.", prompt_path=None, **{more!r})
-"""
 
 # As a worker left it that was killed between its request and the id of the response.
 LOST_RUN = """
@@ -36,15 +29,6 @@ UPDATE provider_calls SET state = 'asked', response_id = NULL, model = 'gpt-5', 
 characters = 300 WHERE run_id = :run
 """
 
-Json = dict[str, Any]
-
-
-@pytest.fixture
-def database(server: AppServer) -> str:
-    """The server's."""
-    assert server.settings.database_url
-    return server.settings.database_url.get_secret_value()
-
 
 def calls(database_url: str, run_id: str) -> list[tuple[int, str, str | None]]:
     """Number, state and response of each."""
@@ -54,16 +38,6 @@ def calls(database_url: str, run_id: str) -> list[tuple[int, str, str | None]]:
 
 def response(provider_url: str, response_id: str | None) -> Json:
     return httpx.get(f"{provider_url}/responses/{response_id}", headers=KEY).json()
-
-
-def entries(user: ApiUser, run_id: str) -> list[Json]:
-    answer = user.http.get("/v1/usage/entries", params={"run_id": run_id, "limit": 100})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["data"]
-
-
-def nano(amount: str | None) -> int:
-    return int(Decimal(amount or "0") * NANO)
 
 
 def ended(events: list[Event]) -> Json:
@@ -80,7 +54,7 @@ def basis_of(found: list[Json]) -> set[str]:
 
 def assert_booked_by_hand(server: AppServer, user: ApiUser, database_url: str, provider_url: str, run_id: str) -> None:
     """The entries of each call sum up to a calculation by hand from what the provider has of it."""
-    found = entries(user, run_id)
+    found = entries(user, run_id=run_id)
     for number, state, response_id in calls(database_url, run_id):
         assert state == "settled"
         booked = sum(nano(entry["cost_usd"]) for entry in found if entry["call"] == number)
@@ -95,7 +69,7 @@ def test_a_text_costs_what_the_provider_reports(
     events = ada.ask("Hello [offline: cached=5] [offline: cache_write=4] [offline: cache_12h=1] [offline: input=50]")
     run = ended(events)
     assert run["cost_basis"] == "reported"
-    found = {entry["kind"]: entry for entry in entries(ada, run["id"])}
+    found = {entry["kind"]: entry for entry in entries(ada, run_id=run["id"])}
     quantities = {kind: entry["quantity"] for kind, entry in found.items()}
     output = quantities.pop("output_tokens")
     assert quantities == {
@@ -118,7 +92,7 @@ def test_a_picture_costs_its_share_and_shows_it(
     run = ended(events)
     assert_booked_by_hand(server, ada, database, provider_url, run["id"])
     shown = one(events, "message.completed")["message"]["attachments"]
-    found = entries(ada, run["id"])
+    found = entries(ada, run_id=run["id"])
     for image in shown:
         of_image = [entry for entry in found if entry["object_id"] == image["object_id"]]
         again = ada.http.get(f"/v1/attachments/{image['object_id']}").json()
@@ -139,20 +113,18 @@ def test_an_upload_costs_nothing(server: AppServer, ada: ApiUser) -> None:
 
 
 def test_each_agent_of_a_run_is_booked_on_its_own_model(database_url: str, provider_url: str, tmp_path: Path) -> None:
-    agents = tmp_path / "agents"
-    for key, more in (
-        ("first", {"model_key": "front", "handoff_keys": ("second",)}),
-        ("second", {"model_key": "code", "tool_keys": ("image_generation",)}),
-    ):
-        (agents / key).mkdir(parents=True)
-        (agents / key / "spec.py").write_text(SPEC.format(key=key, more=more))
+    specs: dict[str, Json] = {
+        "first": {"model_key": "front", "handoff_keys": ("second",)},
+        "second": {"model_key": "code", "tool_keys": ("image_generation",)},
+    }
+    agents = write_agents(tmp_path / "agents", specs)
     models = {"agent_front_model": "gpt-4.1", "agent_code_model": "gpt-5.6-luna"}
     with running_server(database_url, provider_url, tmp_path / "data", agents=agents, **models) as server:
         ada = server.sign_up()
         events = ada.ask("Draw a house [offline: call=transfer_to_second]", agent_key="first")
         run = ended(events)
         assert kinds(events).count("agent.changed") == 1
-        found = entries(ada, run["id"])
+        found = entries(ada, run_id=run["id"])
         booked = {(entry["call"], entry["agent_key"], entry["model"]) for entry in found}
         assert booked == {
             (1, "first", "gpt-4.1"),
@@ -164,7 +136,7 @@ def test_each_agent_of_a_run_is_booked_on_its_own_model(database_url: str, provi
 
 def test_the_model_that_answered_is_booked_and_not_the_one_that_was_asked(server: AppServer, ada: ApiUser) -> None:
     run = ended(ada.ask("Hello [offline: answers_as=gpt-5-2025-08-07] [offline: tier=flex]"))
-    found = entries(ada, run["id"])
+    found = entries(ada, run_id=run["id"])
     assert {entry["model"] for entry in found} == {"gpt-5-2025-08-07"}
     assert {nano(entry["cost_usd"]) // entry["quantity"] for entry in found} == {625, 5_000}
 
@@ -173,7 +145,7 @@ def test_the_model_that_answered_is_booked_and_not_the_one_that_was_asked(server
 def test_what_has_no_price_is_told_as_unpriced_everywhere(server: AppServer, ada: ApiUser, oddity: str) -> None:
     run = ended(ada.ask(f"Hello [offline: {oddity}]"))
     assert (run["cost_usd"], run["cost_basis"]) == (None, "unpriced")
-    found = entries(ada, run["id"])
+    found = entries(ada, run_id=run["id"])
     assert {(entry["cost_usd"], entry["basis"]) for entry in found} == {(None, "unpriced")}
     total = ada.http.get("/v1/usage").json()["total"]
     assert (total["cost_usd"], total["unpriced"]) == ("0", len(found))
@@ -251,7 +223,7 @@ def assert_booked(
     ada: ApiUser, database_url: str, said: str, options: Json, bases: set[str], expected: set[str]
 ) -> None:
     run = ended(ada.ask(said, **options))
-    found = entries(ada, run["id"])
+    found = entries(ada, run_id=run["id"])
     assert (basis_of(found), {entry["kind"] for entry in found}) == (bases, expected)
     assert {state for _, state, _ in calls(database_url, run["id"])} == {"settled"}
     assert nano(run["cost_usd"]) == sum(nano(entry["cost_usd"]) for entry in found)
@@ -264,7 +236,7 @@ def test_a_provider_that_is_not_there_costs_nothing(database_url: str, tmp_path:
         ada = server.sign_up()
         run = ended(ada.ask("Hello"))
         assert (run["status"], run["cost_usd"], run["cost_basis"]) == ("failed", "0", "reported")
-        assert entries(ada, run["id"]) == []
+        assert entries(ada, run_id=run["id"]) == []
 
 
 def test_a_run_that_was_stopped_before_it_began_costs_nothing(server: AppServer, ada: ApiUser) -> None:
@@ -290,7 +262,7 @@ def test_a_stopped_run_is_booked_as_far_as_it_came(
         ada.http.put(f"/v1/runs/{run['id']}/cancellation")
         stopped = ada.events(run["id"])[-1]["run"]
         assert (stopped["status"], stopped["cost_basis"]) == ("cancelled", "estimated")
-        found = entries(ada, run["id"])
+        found = entries(ada, run_id=run["id"])
         assert [(entry["kind"], entry["basis"]) for entry in found] == [("input_tokens", "estimated")]
         assert nano(stopped["cost_usd"]) == nano(found[0]["cost_usd"]) > 0
 
@@ -299,8 +271,8 @@ def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ad
     run = ada.start("Draw a house [offline: slow=1000]", **IMAGE)
     until(lambda: [state for _, state, _ in calls(database, run["id"])] == ["named"])
     assert ada.http.delete(f"/v1/conversations/{run['conversation_id']}").status_code == 204
-    until(lambda: entries(ada, run["id"]))
-    assert basis_of(entries(ada, run["id"])) == {"estimated"}
+    until(lambda: entries(ada, run_id=run["id"]))
+    assert basis_of(entries(ada, run_id=run["id"])) == {"estimated"}
     assert [state for _, state, _ in calls(database, run["id"])] == ["settled"]
 
 
@@ -309,15 +281,15 @@ def test_what_nobody_has_settled_is_settled_by_a_sweep(
 ) -> None:
     """A worker that was killed as its conversation was deleted: no run is left for another worker to take over."""
     run_id = run_of(ada.draw())
-    booked = entries(ada, run_id)
+    booked = entries(ada, run_id=run_id)
     for statement in (
         "DELETE FROM usage_entries WHERE run_id = :run",
         "UPDATE provider_calls SET state = 'named', asked_at = now() - interval '1 minute' WHERE run_id = :run",
         "DELETE FROM conversations USING runs WHERE conversations.id = conversation_id AND runs.id = :run",
     ):
         rows(database, statement, {"run": run_id})
-    until(lambda: entries(ada, run_id))
-    again = entries(ada, run_id)
+    until(lambda: entries(ada, run_id=run_id))
+    again = entries(ada, run_id=run_id)
     shown = ("call", "kind", "model", "quantity", "cost_usd", "basis")
     assert sorted(tuple(entry[name] for name in shown) for entry in again) == sorted(
         tuple(entry[name] for name in shown) for entry in booked
@@ -340,7 +312,7 @@ def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
     until(lambda: ada.http.get(f"/v1/runs/{run_id}").json()["status"] == "failed")
     failed = ada.http.get(f"/v1/runs/{run_id}").json()
     assert failed["error"]["code"] == "upstream_outcome_unknown"
-    assert [(entry["kind"], entry["quantity"], entry["basis"]) for entry in entries(ada, run_id)] == [
+    assert [(entry["kind"], entry["quantity"], entry["basis"]) for entry in entries(ada, run_id=run_id)] == [
         ("input_tokens", 100 + 1500, "estimated"),
         ("output_tokens", ceil(len(text) / 3), "estimated"),
     ]
@@ -368,5 +340,5 @@ def test_an_operators_prices_are_those_that_are_booked(database_url: str, provid
     with running_server(database_url, provider_url, tmp_path / "data", prices_file=prices) as server:
         ada = server.sign_up()
         run = ended(ada.ask("Hello"))
-        (output,) = [entry for entry in entries(ada, run["id"]) if entry["kind"] == "output_tokens"]
+        (output,) = [entry for entry in entries(ada, run_id=run["id"]) if entry["kind"] == "output_tokens"]
         assert nano(output["cost_usd"]) == output["quantity"] * 1_000_000

@@ -1,46 +1,18 @@
 """What the operator is told of the books: sums, lines for a billing system, and what is wrong."""
 
 import json
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
-from app.cli import main
-from tests.app_server import ApiUser, AppServer
+from tests.app_server import ApiUser, AppServer, Easel
 from tests.tables import rows
 from tests.usage.books import entries, nano
-
-Easel = Callable[..., str]
 
 
 @pytest.fixture
 def server(own_server: AppServer) -> AppServer:
     return own_server
-
-
-@pytest.fixture
-def easel(
-    kept_log: None,
-    database_url: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Easel:
-    """The command, in this process; what it prints."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*arguments: str, code: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["easel", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code in (code, None if code == 0 else code)
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_usage_is_summed_up_by_tenant(easel: Easel, ada: ApiUser, stranger: ApiUser) -> None:

@@ -21,13 +21,6 @@ SUMMED, PAGED = f"SELECT sum(cost_nano) {MONTH}", f"SELECT * {MONTH} ORDER BY cr
 GROUPINGS = ["day", "agent", "user", "model", "day,agent", "user,model", "day,agent,user,model"]
 
 
-@pytest.fixture
-def database(server: AppServer) -> str:
-    """The server's."""
-    assert server.settings.database_url
-    return server.settings.database_url.get_secret_value()
-
-
 def refused(user: ApiUser, path: str = "/v1/usage", **query: Any) -> tuple[int, str]:
     answer = user.http.get(path, params=query)
     return answer.status_code, answer.json()["detail"]
@@ -204,8 +197,8 @@ async def look_at(database_url: str, user: ApiUser) -> tuple[list[str], int]:
     """The plans of both questions, and how many bytes an entry takes with its indexes."""
     database = Database(database_url, pool_size=1)
     try:
-        async with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            await connection.execute(text("VACUUM ANALYZE usage_entries"))
+        async with database.engine.begin() as connection:
+            await connection.execute(text("ANALYZE usage_entries"))
             size = "SELECT pg_total_relation_size('usage_entries') / count(*) FROM usage_entries"
             each = await connection.scalar(text(size))
         plans: list[str] = []
