@@ -1,6 +1,7 @@
 """What was bought is in the ledger once, for every way in which a run can end."""
 
 import logging
+import time
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from app.usage.prices import SHIPPED
+from app.worker.housekeeping import ERASE_EVERY
 from tests import made_streams, timeouts
 from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
@@ -279,21 +281,34 @@ def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ad
 def test_what_nobody_has_settled_is_settled_by_a_sweep(
     server: AppServer, ada: ApiUser, database: str, provider_url: str
 ) -> None:
-    """A worker that was killed as its conversation was deleted: no run is left for another worker to take over."""
+    """A worker that was killed as its conversation was deleted: no run is left for another worker to take over.
+
+    The provider keeps the response until then, which says what was used.
+    """
     run_id = run_of(ada.draw())
     booked = entries(ada, run_id=run_id)
+    ((_, _, response_id),) = calls(database, run_id)
     for statement in (
         "DELETE FROM usage_entries WHERE run_id = :run",
-        "UPDATE provider_calls SET state = 'named', asked_at = now() - interval '1 minute' WHERE run_id = :run",
+        "UPDATE provider_calls SET state = 'named', asked_at = now() WHERE run_id = :run",
         "DELETE FROM conversations USING runs WHERE conversations.id = conversation_id AND runs.id = :run",
     ):
         rows(database, statement, {"run": run_id})
+    # What is not waited for would be gone by now.
+    time.sleep(2 * ERASE_EVERY.total_seconds())
+    assert response(provider_url, response_id)["status"] == "completed"
+    rows(
+        database,
+        "UPDATE provider_calls SET asked_at = now() - interval '1 minute' WHERE run_id = :run",
+        {"run": run_id},
+    )
     until(lambda: entries(ada, run_id=run_id))
     again = entries(ada, run_id=run_id)
     shown = ("call", "kind", "model", "quantity", "cost_usd", "basis")
     assert sorted(tuple(entry[name] for name in shown) for entry in again) == sorted(
         tuple(entry[name] for name in shown) for entry in booked
     )
+    until(lambda: response(provider_url, response_id).get("error"))
 
 
 def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
