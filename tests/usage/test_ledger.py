@@ -273,7 +273,8 @@ def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ad
     run = ada.start("Draw a house [offline: slow=1000]", **IMAGE)
     until(lambda: [state for _, state, _ in calls(database, run["id"])] == ["named"])
     assert ada.http.delete(f"/v1/conversations/{run['conversation_id']}").status_code == 204
-    until(lambda: entries(ada, run_id=run["id"]))
+    # By the worker that drew it: the sweep would come a lease later.
+    timeouts.wait_until(lambda: bool(entries(ada, run_id=run["id"])), seconds=timeouts.STOP)
     assert basis_of(entries(ada, run_id=run["id"])) == {"estimated"}
     assert [state for _, state, _ in calls(database, run["id"])] == ["settled"]
 
