@@ -22,13 +22,12 @@ Host = Annotated[str, typer.Option(help="The address to listen on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
 
+Port = Annotated[int, typer.Option(help="The port to listen on.")]
+
 
 class ExportFormat(StrEnum):
     JSONL = "jsonl"
     STRIPE = "stripe"
-
-
-Port = Annotated[int, typer.Option(help="The port to listen on.")]
 
 
 def main() -> None:

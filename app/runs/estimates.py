@@ -15,7 +15,6 @@ from app.conversations.models import Conversation, Message
 from app.db import now
 from app.identity.service import Actor
 from app.identity.sharing import require_own
-from app.runs.models import RunOptions
 from app.runs.schemas import NewRun
 from app.runs.service import DEFAULT_AGENT, options_of
 from app.runs.validation import check_images, check_options
@@ -89,7 +88,7 @@ async def expect(
     draws = IMAGE_TOOL in agent.spec.tool_keys
     history = await _history_characters(session, conversation) if conversation is not None else 0
     characters = len(agent.prompt or "") + history + len(request.input)
-    options = _merged(settings, agent, options_of(request)) if draws else {}
+    options = image_options(settings, agent, options_of(request).image) if draws else {}
     image_model = str(options.get("model") or prices.default_image_model) if draws else None
     call = CallEstimate(agent.model, image_model, characters, await _given_tokens(session, actor, request))
     picture = [*_picture(image_model, options, call.given_tokens)] if image_model else []
@@ -118,10 +117,6 @@ async def _given_tokens(session: AsyncSession, actor: Actor, request: NewRun) ->
     wanted = [*request.attachments, *filter(None, (request.edit,))]
     rows = await attachments.own_of_ids(session, actor, wanted) if wanted else {}
     return sum(pictures.input_tokens(rows[one].width or 0, rows[one].height or 0) for one in wanted)
-
-
-def _merged(settings: Settings, agent: LoadedAgent, options: RunOptions) -> dict[str, Any]:
-    return image_options(settings, agent, options.image)
 
 
 def _picture(model: str, options: dict[str, Any], given_tokens: int) -> Sequence[Quantity]:

@@ -47,10 +47,9 @@ class _Dated(_Strict):
 class _OfModels(_Dated):
     models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
 
-    def names(self, model: str) -> int:
-        """How well the row fits: the length of the name that finds the model, 0 where none does."""
-        family = _SNAPSHOT.sub("", model)
-        return max((_fit(name, model, family) for name in self.models), default=0)
+    def fit(self, model: str, family: str) -> int:
+        """How well the row fits: the length of the name that finds the model or its family, 0 where none does."""
+        return max(_fit(name, model, family) for name in self.models)
 
 
 class TextPrices(_OfModels):
@@ -206,8 +205,9 @@ def _fit(name: str, model: str, family: str) -> int:
 
 
 def _best(rows: Sequence[Row], model: str, at: datetime) -> Row | None:
-    known = [row for row in rows if row.since <= at.date() and row.names(model)]
-    return max(known, key=lambda row: (row.names(model), row.since), default=None)
+    family, day = _SNAPSHOT.sub("", model), at.date()
+    known = [(fit, row.since, row) for row in rows if row.since <= day and (fit := row.fit(model, family))]
+    return max(known, key=lambda found: found[:2])[2] if known else None
 
 
 def _newest(rows: Sequence[ToolPrices], at: datetime) -> ToolPrices | None:

@@ -38,6 +38,13 @@ def image(mode: str = "L", size: tuple[int, int] = (8, 8)) -> bytes:
     return buffer.getvalue()
 
 
+NEW_RUN: tuple[tuple[str, str | list[str]], ...] = (
+    ("input", "Hello"),
+    ("conversation_id", "{conversation_id}"),
+    ("attachments", ["{attachments}"]),
+    ("edit", "{edit}"),
+    ("mask", "{mask}"),
+)
 # In an order in which the owner's own calls all succeed: what removes something comes last.
 MATRIX: dict[Operation, Call] = {
     ("POST", "/v1/signup"): Call(public=True),
@@ -81,24 +88,8 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/runs/{run_id}"): Call(),
     ("GET", "/v1/runs/{run_id}/events"): Call(),
     ("PUT", "/v1/runs/{run_id}/cancellation"): Call(),
-    ("POST", "/v1/runs/estimate"): Call(
-        body=(
-            ("input", "Hello"),
-            ("conversation_id", "{conversation_id}"),
-            ("attachments", ["{attachments}"]),
-            ("edit", "{edit}"),
-            ("mask", "{mask}"),
-        )
-    ),
-    ("POST", "/v1/runs"): Call(
-        body=(
-            ("input", "Hello"),
-            ("conversation_id", "{conversation_id}"),
-            ("attachments", ["{attachments}"]),
-            ("edit", "{edit}"),
-            ("mask", "{mask}"),
-        )
-    ),
+    ("POST", "/v1/runs/estimate"): Call(body=NEW_RUN),
+    ("POST", "/v1/runs"): Call(body=NEW_RUN),
     ("DELETE", "/v1/attachments/{object_id}"): Call(),
     ("DELETE", "/v1/conversations/{conversation_id}"): Call(),
     ("DELETE", "/v1/api-keys/{key_id}"): Call(),
