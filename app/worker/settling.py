@@ -57,7 +57,8 @@ async def _report(ctx: WorkerContext, row: ProviderCall) -> ResponseReport | Non
         return None
     try:
         async with asyncio.timeout(READ_SECONDS):
-            return await ctx.provider.stored.report_of(row.response_id)
+            # Nobody wants what the provider may still be at.
+            return await ctx.provider.stored.stop(row.response_id)
     except (ProviderError, TimeoutError) as error:
         log.warning("call.not_at_provider", extra={"run_id": str(row.run_id), "error": str(error)})
         return None

@@ -312,6 +312,23 @@ def test_what_nobody_has_settled_is_settled_by_a_sweep(
     until(lambda: response(provider_url, response_id).get("error"))
 
 
+def test_a_sweep_stops_what_nobody_waits_for(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    """The provider would go on drawing, and charge for it."""
+    with running_server(database_url, provider_url, tmp_path / "first", run_lease_seconds=2) as server:
+        ada = server.sign_up()
+        run = ada.start("Draw a house [offline: slow=1000]", **IMAGE)
+        until(lambda: [state for _, state, _ in calls(database_url, run["id"])] == ["named"])
+    ((_, _, response_id),) = calls(database_url, run["id"])
+    assert response(provider_url, response_id)["status"] == "in_progress"
+    rows(database_url, "DELETE FROM conversations")
+    rows(database_url, "UPDATE provider_calls SET asked_at = now() - interval '1 minute'")
+    # It is to be deleted there as well, which must not hide whether it was stopped.
+    rows(database_url, "DELETE FROM provider_objects")
+    with running_server(database_url, provider_url, tmp_path / "second", run_lease_seconds=2):
+        until(lambda: [state for _, state, _ in calls(database_url, run["id"])] == ["settled"])
+    assert response(provider_url, response_id)["status"] == "cancelled"
+
+
 def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
     server: AppServer, ada: ApiUser, database: str
 ) -> None:
