@@ -67,9 +67,10 @@ MATRIX: dict[Operation, Call] = {
     ("PATCH", "/v1/members/{user_id}"): Call(body=(("role", "viewer"),)),
     ("GET", "/v1/invitations"): Call(),
     ("POST", "/v1/invitations"): Call(body=(("email", "grace@example.com"), ("role", "member"))),
-    ("POST", "/v1/exports"): Call(body=(("scope", "me"),)),
     ("GET", "/v1/exports"): Call(),
     ("GET", "/v1/exports/{export_id}"): Call(),
+    # Once it is written, it replaces the one before.
+    ("POST", "/v1/exports"): Call(body=(("scope", "me"),)),
     ("GET", "/v1/audit"): Call(),
     ("GET", "/v1/usage"): Call(query=(("user_id", "{user_id}"),)),
     ("GET", "/v1/usage/entries"): Call(query=(("run_id", "{run_id}"),)),
