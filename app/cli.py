@@ -107,11 +107,13 @@ def openapi() -> None:
 tenants = typer.Typer(no_args_is_help=True, help="Look at tenants, suspend them, change their plan.")
 users = typer.Typer(no_args_is_help=True, help="Look at users, disable them, help with a forgotten password.")
 keys = typer.Typer(no_args_is_help=True, help="Look at the API keys of a tenant, and revoke them.")
+plans = typer.Typer(no_args_is_help=True, help="See and set what the plans allow.")
 usage = typer.Typer(help="See what tenants have used, and hand it to a billing system.")
 ledger = typer.Typer(no_args_is_help=True, help="Look whether the books are right.")
 cli.add_typer(tenants, name="tenants")
 cli.add_typer(users, name="users")
 cli.add_typer(keys, name="keys")
+cli.add_typer(plans, name="plans")
 cli.add_typer(usage, name="usage")
 cli.add_typer(ledger, name="ledger")
 
@@ -188,8 +190,29 @@ def revoke_key(key: Annotated[UUID, typer.Argument(metavar="ID")], as_json: AsJs
     _run("keys", "revoke", key_id=key, as_json=as_json)
 
 
-if __name__ == "__main__":
-    main()
+PlanName = Annotated[str, typer.Argument(metavar="NAME", help="The plan's.")]
+
+
+@plans.command("list")
+def list_plans(as_json: AsJson = False) -> None:
+    """List all plans with their limits."""
+    _run("plans", "list_all", as_json=as_json)
+
+
+@plans.command("show")
+def show_plan(name: PlanName, as_json: AsJson = False) -> None:
+    """Show a plan's limits."""
+    _run("plans", "show_one", name=name, as_json=as_json)
+
+
+@plans.command("set")
+def set_plan(
+    name: PlanName,
+    limits: Annotated[list[str], typer.Argument(metavar="KEY=VALUE…", help="`unlimited` takes a limit away.")],
+    as_json: AsJson = False,
+) -> None:
+    """Set limits of a plan, or make a plan; they hold from the next request on."""
+    _run("plans", "change", name=name, limits=limits, as_json=as_json)
 
 
 @usage.callback(invoke_without_command=True)
@@ -219,3 +242,7 @@ def export_usage(
 def verify_ledger(as_json: AsJson = False) -> None:
     """Check the books; list the calls whose cost is an estimate."""
     _run("ledger", "verify", as_json=as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,14 +3,15 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Literal
+from datetime import datetime
+from typing import Literal, NotRequired
 from uuid import UUID
 
 import asyncpg
 from pydantic import BeforeValidator
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, Unpack
 
 from app import EaselError
 from app.error_codes import ErrorCode
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 2
 
-LimitName = Literal[
+FloorName = Literal[
     "anonymous_requests_per_minute",
     "conversation_queued_runs",
     "sign_ins_at_once",
@@ -28,7 +29,28 @@ LimitName = Literal[
     "tenant_uploads",
     "user_streams",
 ]
+"""The limits that need no plan."""
+PlanLimitName = Literal[
+    "images_per_day",
+    "runs_at_once",
+    "runs_per_minute",
+    "spend_per_month_usd",
+    "stored_bytes",
+    "streams_at_once",
+]
+LimitName = FloorName | PlanLimitName
 LimitScope = Literal["address", "conversation", "process", "tenant", "user"]
+
+
+class LimitFacts(TypedDict):
+    """Which limit, whose, and how many it allows; of a plan's limit also how it stands, money as decimal strings."""
+
+    limit: LimitName
+    scope: LimitScope
+    allowed: int | str
+    used: NotRequired[int | str]
+    reserved: NotRequired[int | str]
+    resets_at: NotRequired[datetime | None]
 
 
 class FieldError(TypedDict):
@@ -155,17 +177,37 @@ class TooLarge(AppError):
     code = ErrorCode.TOO_LARGE
 
 
-class LimitExceeded(AppError):
-    """One more would exceed a limit: `limit` of `allowed` things for each `scope`, free again after `retry_after`."""
+class OverLimit(AppError):
+    """One more would exceed a limit."""
 
     title = "Too many"
+
+    def __init__(
+        self,
+        detail: str,
+        facts: LimitFacts,
+        *,
+        code: ErrorCode | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail, code=code, headers=headers)
+        self.facts = facts
+
+
+class LimitExceeded(OverLimit):
+    """It is free again after `retry_after` seconds."""
+
     code = ErrorCode.LIMIT_EXCEEDED
 
-    def __init__(self, detail: str, *, limit: LimitName, scope: LimitScope, allowed: int, retry_after: float) -> None:
-        super().__init__(detail, headers={"Retry-After": str(max(math.ceil(retry_after), 1))})
-        self.limit: LimitName = limit
-        self.scope: LimitScope = scope
-        self.allowed = allowed
+    def __init__(self, detail: str, *, retry_after: float, **facts: Unpack[LimitFacts]) -> None:
+        super().__init__(detail, facts, headers={"Retry-After": str(max(math.ceil(retry_after), 1))})
+
+
+class BudgetExceeded(OverLimit):
+    """No wait gives it back."""
+
+    title = "Too expensive"
+    code = ErrorCode.BUDGET_EXCEEDED
 
 
 class TooManyAttempts(AppError):

@@ -1,20 +1,20 @@
 """How many things of one owner may be open at a time in this process: what needs no plan and no database."""
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from app.errors import LimitExceeded, LimitName, LimitScope
+from app.errors import FloorName, LimitExceeded, LimitScope
 from app.settings import Settings
 
 
 class InFlightLimit:
     """At most `allowed` of each owner at a time; `sentence` tells a user which limit was reached."""
 
-    def __init__(self, limit: LimitName, scope: LimitScope, allowed: int, sentence: str, *, retry_after: float) -> None:
-        self._limit: LimitName = limit
+    def __init__(self, limit: FloorName, scope: LimitScope, allowed: int, sentence: str, *, retry_after: float) -> None:
+        self._limit: FloorName = limit
         self._scope: LimitScope = scope
         self._allowed = allowed
         self._sentence = sentence
@@ -42,9 +42,13 @@ class InFlightLimit:
 
 
 class Permit:
-    """Given back at the end of a `with` block, or with its last reference: a reply may be dropped before it begins."""
+    """Given back at the end of a `with` block, or with its last reference: a reply may be dropped before it begins.
+
+    `on_release` is called then, once.
+    """
 
     def __init__(self, taken: Counter[Hashable], owner: Hashable, amount: int) -> None:
+        self.on_release: Callable[[], None] | None = None
         self._taken, self._owner, self._amount = taken, owner, amount
 
     def __enter__(self) -> Self:
@@ -60,6 +64,9 @@ class Permit:
         self._amount = 0
         if not self._taken[self._owner]:
             del self._taken[self._owner]
+        on_release, self.on_release = self.on_release, None
+        if on_release is not None:
+            on_release()
 
     def __del__(self) -> None:
         self.release()

@@ -40,6 +40,7 @@ from app.openapi import describe, problems
 from app.problems import install_handlers
 from app.runs import routes as runs
 from app.runs.access import AccessWatch
+from app.runs.streams import OpenStreams
 from app.settings import Settings, SettingsError
 from app.storage import keys
 from app.storage.service import open_store
@@ -48,7 +49,10 @@ from app.tenants import routes as tenants
 from app.usage import routes as usage
 from app.usage.prices import load_prices
 
-EXPOSED_HEADERS = ["X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"]
+EXPOSED_HEADERS = [
+    *("X-Run-Id", "Location", "Retry-After", "ETag", "X-Request-Id", "Idempotent-Replayed"),
+    *("RateLimit-Policy", "RateLimit"),
+]
 """The headers a browser's script may read."""
 
 probes = APIRouter(tags=["operation"])
@@ -106,8 +110,10 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async with open_connections(state.settings, state.parts.database_url) as connections, AsyncExitStack() as stack:
         state.database, state.broker, state.store = connections.database, connections.broker, connections.store
         state.access_watch = AccessWatch(connections.database, connections.broker.events)
+        state.streams = OpenStreams(connections.database)
         ending = asyncio.create_task(_end_streams(connections.broker, state.draining))
         watching = asyncio.create_task(state.access_watch.run())
+        telling = asyncio.create_task(state.streams.run())
         if state.worker is not None:
             working = state.worker.working(state.settings, state.parts, state.registry, connections, state.draining)
             await stack.enter_async_context(working)
@@ -115,6 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
         ending.cancel()
         watching.cancel()
+        telling.cancel()
 
 
 async def _end_streams(broker: Broker, draining: asyncio.Event) -> None:

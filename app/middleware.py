@@ -72,15 +72,18 @@ class RequestMiddleware:
         started = time.monotonic()
         status = 0
 
+        client = scope.get("client")
+        context = RequestContext(request_id, client[0] if client else None)
+
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = complete_headers(message.get("headers", []), request_id)
+                told = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
+                message["headers"] = complete_headers([*message.get("headers", []), *told], request_id)
             await send(message)
 
-        client = scope.get("client")
-        with tagged(request_id=request_id), in_request(RequestContext(request_id, client[0] if client else None)):
+        with tagged(request_id=request_id), in_request(context):
             limit = self._limit_of(scope)
             if fault := await self._fault(scope, limit):
                 await problem(Request(scope), fault)(scope, receive, send_with_id)

@@ -4,12 +4,14 @@ import json
 import logging
 import reprlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NotRequired, cast
 
 import asyncpg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import to_jsonable_python
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -21,11 +23,11 @@ from app.errors import (
     FieldError,
     Forbidden,
     Invalid,
-    LimitExceeded,
     LimitName,
     LimitScope,
     MethodNotAllowed,
     NoRoute,
+    OverLimit,
     TooLarge,
     Unavailable,
     UnreadableBody,
@@ -46,8 +48,9 @@ class Problem(TypedDict):
     """RFC 9457: what went wrong with a request. `code` is for programs, `detail` for users.
 
     `errors` names faulty fields; `run_id` is the run that keeps a conversation busy; `limit` is the limit that was
-    reached, `scope` whose it is and `allowed` how many it allows; `needs_role` or `needs_scope` is what the caller
-    lacks.
+    reached, `scope` whose it is and `allowed` how many it allows; of a plan's limit, `used` and `reserved` say how it
+    stands (money as decimal strings) and `resets_at` when it begins anew; `needs_role` or `needs_scope` is what the
+    caller lacks.
     """
 
     type: str
@@ -60,7 +63,10 @@ class Problem(TypedDict):
     run_id: NotRequired[str]
     limit: NotRequired[LimitName]
     scope: NotRequired[LimitScope]
-    allowed: NotRequired[int]
+    allowed: NotRequired[int | str]
+    used: NotRequired[int | str]
+    reserved: NotRequired[int | str]
+    resets_at: NotRequired[datetime | None]
     needs_role: NotRequired[str]
     needs_scope: NotRequired[str]
 
@@ -82,14 +88,14 @@ def to_response(error: AppError, request_id: str) -> JSONResponse:
         body["errors"] = _first(error.errors)
     if error.run_id:
         body["run_id"] = error.run_id
-    if isinstance(error, LimitExceeded):
-        body["limit"], body["scope"], body["allowed"] = error.limit, error.scope, error.allowed
+    if isinstance(error, OverLimit):
+        body.update(cast(Any, error.facts))
     if isinstance(error, Forbidden):
         if error.needs_role:
             body["needs_role"] = error.needs_role
         if error.needs_scope:
             body["needs_scope"] = error.needs_scope
-    return JSONResponse(body, error.status, error.headers, media_type="application/problem+json")
+    return JSONResponse(to_jsonable_python(body), error.status, error.headers, media_type="application/problem+json")
 
 
 def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]) -> None:

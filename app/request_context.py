@@ -1,10 +1,10 @@
-"""Where the request at hand comes from: its id and its client's address, for what is written down about it."""
+"""The request at hand: its id and its client's address, for what is written down about it; headers of its answer."""
 
 import ipaddress
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # What one customer of a network operator usually gets.
 IPV6_PREFIX = 64
@@ -12,10 +12,14 @@ IPV6_PREFIX = 64
 
 @dataclass(frozen=True)
 class RequestContext:
-    """`ip` is the peer's address, behind `TRUSTED_PROXIES` the client's; both are None outside of requests."""
+    """`ip` is the peer's address, behind `TRUSTED_PROXIES` the client's; both are None outside of requests.
+
+    `headers` are sent with the answer, whatever that will be.
+    """
 
     request_id: str | None = None
     ip: str | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def network(self) -> str:

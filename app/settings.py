@@ -76,6 +76,7 @@ class LimitSettings(BaseSettings):
     connections_max: int = Field(default=2000, ge=1)
     anonymous_requests_per_minute: int = Field(default=60, ge=1)
     user_streams: int = Field(default=20, ge=1)
+    default_plan: str = "unlimited"
     tenant_queued_runs: int = Field(default=100, ge=1)
     conversation_queued_runs: int = Field(default=10, ge=1)
     tenant_uploads: int = Field(default=8, ge=1)

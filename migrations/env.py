@@ -13,12 +13,12 @@ from app.erasure import models as erasure
 from app.exports import models as exports
 from app.identity import models as identity
 from app.migrate import open_for_migration
-from app.runs import idempotency, provider_objects
+from app.runs import idempotency, provider_objects, streams
 from app.runs import models as runs
 from app.settings import load_settings
 from app.usage import models as usage
 
-MODELS = (identity, conversations, runs, idempotency, attachments, usage, erasure, exports, provider_objects)
+MODELS = (identity, conversations, runs, idempotency, attachments, usage, erasure, exports, provider_objects, streams)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 # Work that runs beside turns, or after them.
-BACKGROUND = ("app.worker.housekeeping", "app.attachments.variants")
+BACKGROUND = ("app.worker.housekeeping", "app.attachments.variants", "app.runs.streams")
 ONE_TRIP_EACH = ("query", "prepare", "bind", "bind_execute", "bind_execute_many", "execute", "close_statement")
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from redis.asyncio import Redis
 
-from app.errors import LimitName, LimitScope
+from app.errors import FloorName, LimitScope
 from app.identity import credentials
 from app.limits import InFlightLimit, Limits
 from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
@@ -54,7 +54,7 @@ def server(limited: AppServer) -> AppServer:
 
 
 def test_each_refusal_names_what_is_limited_for_whom_and_when_to_come_again(server: AppServer) -> None:
-    assert REFUSALS.keys() == set(get_args(LimitName))
+    assert REFUSALS.keys() == set(get_args(FloorName))
     for limit, (scope, allowed, reach) in REFUSALS.items():
         user = server.sign_up()
         with ExitStack() as held:
@@ -124,7 +124,7 @@ def reach_anonymous_requests(server: AppServer, user: ApiUser, held: ExitStack) 
 
 
 # Limit -> its scope, how many it allows, and how it is reached. The last one leaves the address without a request.
-REFUSALS: dict[LimitName, tuple[LimitScope, int, Callable[[AppServer, ApiUser, ExitStack], httpx.Response]]] = {
+REFUSALS: dict[FloorName, tuple[LimitScope, int, Callable[[AppServer, ApiUser, ExitStack], httpx.Response]]] = {
     "user_streams": ("user", 3, reach_streams),
     "tenant_queued_runs": ("tenant", 4, reach_waiting_runs),
     "conversation_queued_runs": ("conversation", 2, reach_waiting_runs_of_a_conversation),

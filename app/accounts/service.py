@@ -56,7 +56,7 @@ async def sign_up(
         user = await add_user(session, email, hashed, name=None)
         tokens = issue(session, settings, user.id, user_agent)
         await session.flush()
-        tenant = await tenants.create(session, user.id, tenant_name)
+        tenant = await tenants.create(session, user.id, tenant_name, settings.default_plan)
     return SignedUp(user, tenant, tokens)
 
 

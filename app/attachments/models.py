@@ -42,7 +42,7 @@ class Attachment(Identified, Base):
     `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
     `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.
     `cost_nano`, in nano-dollars, is the image's share of what its call used of the image model; null until that is
-    settled.
+    settled. `stored_bytes` counts it with its smaller copies, unless it failed.
     """
 
     __tablename__ = "attachments"
@@ -56,6 +56,7 @@ class Attachment(Identified, Base):
         Index("ix_attachments_conversation", "tenant_id", "conversation_id"),
         Index("ix_attachments_message", "tenant_id", "message_id"),
         Index("ix_attachments_owner", "tenant_id", "user_id", "id"),
+        Index("ix_attachments_stored_bytes", "tenant_id", postgresql_include=["stored_bytes"]),
         Index(
             "ix_attachments_unfinished",
             "created_at",
@@ -93,6 +94,9 @@ class Attachment(Identified, Base):
     error: Mapped[AttachmentError | None] = mapped_column(ModelJson(AttachmentError))
     cost_nano: Mapped[int | None] = mapped_column(BigInteger)
     cost_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
+    stored_bytes: Mapped[int | None] = mapped_column(
+        BigInteger, Computed("app.stored_bytes(status, size_bytes, variants)", persisted=True), deferred=True
+    )
 
     @property
     def cost_usd(self) -> str | None:

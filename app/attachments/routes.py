@@ -23,9 +23,9 @@ from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, ma
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Limits
+from app.middleware import ENVELOPE_BYTES
 from app.openapi import problems, sends
 from app.paging import Paging, fetch_page
-from app.settings import Settings
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
 
@@ -41,7 +41,9 @@ MAX_PARTS = 8
     status_code=201,
     openapi_extra=uploads.UPLOAD_FORM,
     responses={201: sends("Location")}
-    | problems(ErrorCode.IMAGE_UNREADABLE, ErrorCode.LIMIT_EXCEEDED, ErrorCode.UNSUPPORTED_TYPE),
+    | problems(
+        ErrorCode.BUDGET_EXCEEDED, ErrorCode.IMAGE_UNREADABLE, ErrorCode.LIMIT_EXCEEDED, ErrorCode.UNSUPPORTED_TYPE
+    ),
 )
 async def upload_attachment(
     request: Request,
@@ -57,7 +59,12 @@ async def upload_attachment(
 
     It is decoded, set upright and encoded anew, so that nothing but its pixels is stored.
     """
-    with _upload_permits(request, actor, settings, limits):
+    declared = request.headers.get("content-length", "")
+    size = int(declared) if declared.isdigit() else None
+    with _upload_permits(actor, settings.upload_max_bytes if size is None else size, limits):
+        # Before the body is received; once it is cleaned, its real size is judged again.
+        async with database.tenant(actor.tenant_id) as session:
+            await uploads.admit_bytes(session, actor, max((size or 0) - ENVELOPE_BYTES, 1))
         async with _form_of(request) as form:
             upload = _file_of(form, settings.upload_max_bytes)
             row = await uploads.store_upload(
@@ -69,10 +76,8 @@ async def upload_attachment(
 
 
 @contextmanager
-def _upload_permits(request: Request, actor: Actor, settings: Settings, limits: Limits) -> Generator[None]:
+def _upload_permits(actor: Actor, size: int, limits: Limits) -> Generator[None]:
     """One upload of the tenant's, and its bytes; one that does not say how many may have as many as are allowed."""
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdigit() else settings.upload_max_bytes
     with limits.uploads.acquire(actor.tenant_id), limits.upload_bytes.acquire(actor.tenant_id, size):
         yield
 

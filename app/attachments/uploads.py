@@ -30,6 +30,8 @@ from app.images.inspect import UnreadableImage
 from app.images.sanitise import Cleaned, TooLargeWhenCleaned
 from app.settings import Settings
 from app.storage.store import StorageError, Store
+from app.usage import counters
+from app.usage.limits import Limit, judge
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,8 @@ async def store_upload(
 ) -> Attachment:
     """The row of the file's image, stored: type and size come from the bytes, the name from `given`, cleaned.
 
-    Raises Invalid, UnsupportedType, TooLarge, or Unavailable where the store fails; then nothing is left behind.
+    Raises Invalid, UnsupportedType, TooLarge, BudgetExceeded, or Unavailable where the store fails: nothing is left
+    behind then.
     """
     limit = settings.upload_max_bytes
     async with _temp_dir(settings.data_dir.absolute() / "uploads") as temp_dir:
@@ -82,6 +85,7 @@ async def store_upload(
         row = _new_row(actor, given, cleaned)
         async with database.tenant(actor.tenant_id) as session:
             await _require_member(session, actor)
+            await admit_bytes(session, actor, cleaned.size_bytes)
             session.add(row)
         try:
             await store.put(row.storage_key, target, mime_type=row.mime_type)
@@ -105,6 +109,14 @@ async def _require_member(session: AsyncSession, actor: Actor) -> None:
     member = select(Membership.user_id).where(Membership.user_id == actor.user_id)
     if await session.scalar(member.with_for_update(read=True, key_share=True)) is None:
         raise Forbidden("You are not a member of this tenant any more.")
+
+
+async def admit_bytes(session: AsyncSession, actor: Actor, size: int) -> None:
+    """Raise BudgetExceeded where so many more are too many; else only these may until the transaction ends."""
+    plan = await counters.read_plan(session, actor)
+    if plan.stored_bytes is not None:
+        standing = await counters.lock(session, plan, actor.tenant_id, actor.user_id, with_bytes=True)
+        judge(standing.states, {Limit.STORED_BYTES: size}, standing.at)
 
 
 @asynccontextmanager

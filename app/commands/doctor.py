@@ -10,6 +10,7 @@ from app.embedded import Parts, running_parts
 from app.logins import explain, login_faults
 from app.migrate import is_current
 from app.settings import Settings, SettingsError
+from app.usage.plans import require
 from app.usage.prices import load_prices
 from app.worker.process import load_agents, price_warnings
 
@@ -31,6 +32,7 @@ async def _look_at(settings: Settings, parts: Parts) -> None:
         await connections.broker.ping()
         if not await is_current(connections.database):
             raise SettingsError("The database's schema is behind: run `just migrate`.")
+        await require(connections.database, settings.default_plan)
         name, faults = await login_faults(connections.database)
         if faults:
             typer.echo(f"warning: {explain(name, faults)} Production refuses it.")

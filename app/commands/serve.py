@@ -1,19 +1,32 @@
 """`easel serve`."""
 
+import asyncio
 import sys
 
 import typer
 
 from app.commands import start
+from app.db import Database
 from app.embedded import running_parts
 from app.server import Server
+from app.usage.plans import UNLIMITED, require
 
 
 def run(host: str, port: int) -> None:
     settings = start()
     with running_parts(settings) as parts:
+        if settings.default_plan != UNLIMITED:
+            asyncio.run(_require_plan(parts.database_url, settings.default_plan))
         server = Server(settings, parts, host=host, port=port)
         typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
         server.run()
         if not server.started:
             sys.exit(1)
+
+
+async def _require_plan(database_url: str, name: str) -> None:
+    database = Database(database_url, pool_size=1)
+    try:
+        await require(database, name)
+    finally:
+        await database.close()

@@ -33,7 +33,7 @@ class Tenant(Identified, Base):
     __tablename__ = "tenants"
 
     name: Mapped[str]
-    plan: Mapped[str] = mapped_column(default="unlimited", server_default="unlimited")
+    plan: Mapped[str] = mapped_column(ForeignKey("plans.name"), default="unlimited", server_default="unlimited")
     retention_days: Mapped[int | None]
     suspended_at: Mapped[datetime | None]
 

@@ -33,6 +33,7 @@ class Permission(Enum):
     )
     MANAGE_KEYS = Role.ADMIN, None, "List and revoke every API key of the tenant."
     MANAGE_TENANT = Role.ADMIN, None, "Rename the tenant and set how long its conversations are kept."
+    READ_LIMITS = Role.VIEWER, "usage:read", "See the plan's limits, and how much of them is used."
     READ_USAGE = Role.MEMBER, "usage:read", "See what one's own runs have used, and what that cost."
     READ_TENANT_USAGE = Role.ADMIN, "usage:read", "See what everyone's runs have used."
     READ_AUDIT = Role.ADMIN, "audit:read", "Read the tenant's audit log."

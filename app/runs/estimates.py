@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,22 +14,15 @@ from app.conversations.models import Conversation, Message
 from app.db import now
 from app.identity.service import Actor
 from app.identity.sharing import require_own
-from app.runs.schemas import NewRun
-from app.runs.service import DEFAULT_AGENT, options_of
+from app.runs.schemas import DEFAULT_AGENT, NewRun
 from app.runs.validation import check_images, check_options
 from app.settings import Settings
 from app.usage import pictures
-from app.usage.estimates import (
-    LIKELY_OUTPUT_TOKENS,
-    LIKELY_OUTPUT_TOKENS_DRAWING,
-    RESERVED_OUTPUT_TOKENS,
-    CallEstimate,
-)
+from app.usage.estimates import LIKELY_OUTPUT_TOKENS, LIKELY_OUTPUT_TOKENS_DRAWING, CallEstimate
 from app.usage.kinds import Basis, Kind, Quantity
 from app.usage.ledger import Cost
 from app.usage.money import to_usd
 from app.usage.prices import Prices
-from app.usage.reports import Picture
 from app.usage.schemas import EstimatedItem, RunEstimate
 
 
@@ -54,7 +46,9 @@ async def estimate(
     agent_key = request.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
     check_options(settings, registry, agent_key, request)
     await check_images(session, actor, request)
-    expected = await expect(session, settings, prices, actor, registry.specs[agent_key], request, conversation)
+    agent = registry.specs[agent_key]
+    draws = IMAGE_TOOL in agent.spec.tool_keys
+    expected = await expect(session, settings, prices, actor, agent, request, conversation, draws=draws)
     moment = now()
     likely = prices.price(expected.likely, at=moment)
     reserved = Cost.of(prices.price(expected.reserved, at=moment))
@@ -83,24 +77,22 @@ async def expect(
     agent: LoadedAgent,
     request: NewRun,
     conversation: Conversation | None,
+    *,
+    draws: bool,
 ) -> Expected:
-    """One picture where the agent may draw; two calls where it may hand over. Nothing is taken as cached."""
-    draws = IMAGE_TOOL in agent.spec.tool_keys
+    """One picture where the agent `draws`; two calls where it may hand over. Nothing is taken as cached."""
     history = await _history_characters(session, conversation) if conversation is not None else 0
     characters = len(agent.prompt or "") + history + len(request.input)
-    options = image_options(settings, agent, options_of(request).image) if draws else {}
+    options = image_options(settings, agent, request.options.image) if draws else {}
     image_model = str(options.get("model") or prices.default_image_model) if draws else None
     call = CallEstimate(agent.model, image_model, characters, await _given_tokens(session, actor, request))
-    picture = [*_picture(image_model, options, call.given_tokens)] if image_model else []
     output = LIKELY_OUTPUT_TOKENS_DRAWING if draws else LIKELY_OUTPUT_TOKENS
-    most = RESERVED_OUTPUT_TOKENS * (2 if agent.spec.handoff_keys else 1)
-    given = call.input()
     published = image_model is not None and pictures.is_published(
         image_model, quality=options.get("quality"), size=options.get("size")
     )
     return Expected(
-        likely=[*given, _output(agent, output), *picture],
-        reserved=[*given, _output(agent, most), *picture],
+        likely=[*call.input(), call.output(output), *call.picture(options)],
+        reserved=call.reserved(options, calls=2 if agent.spec.handoff_keys else 1),
         published=frozenset({Kind.IMAGE_OUTPUT} if published else ()),
     )
 
@@ -117,19 +109,6 @@ async def _given_tokens(session: AsyncSession, actor: Actor, request: NewRun) ->
     wanted = [*request.attachments, *filter(None, (request.edit,))]
     rows = await attachments.own_of_ids(session, actor, wanted) if wanted else {}
     return sum(pictures.input_tokens(rows[one].width or 0, rows[one].height or 0) for one in wanted)
-
-
-def _picture(model: str, options: dict[str, Any], given_tokens: int) -> Sequence[Quantity]:
-    one = Picture(
-        "", options.get("size"), options.get("quality"), options.get("frame_count") or 1, options["partial_images"]
-    )
-    made = Quantity(Kind.IMAGE_OUTPUT, model, one.output_tokens(model), Basis.ESTIMATED)
-    looked_at = Quantity(Kind.IMAGE_INPUT, model, given_tokens, Basis.ESTIMATED)
-    return [looked_at, made] if given_tokens else [made]
-
-
-def _output(agent: LoadedAgent, tokens: int) -> Quantity:
-    return Quantity(Kind.OUTPUT, agent.model, tokens, Basis.ESTIMATED)
 
 
 def _total(cost: Cost) -> str | None:

@@ -17,6 +17,7 @@ from app.error_codes import ErrorCode
 from app.errors import Conflict, Invalid
 from app.identity.service import Actor
 from app.runs.models import Run
+from app.runs.streams import Stream
 
 LIFETIME = timedelta(hours=24)
 MAX_CHARACTERS = 255
@@ -53,13 +54,14 @@ class IdempotencyKey(Base):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a request that started a run; `body` is JSON. `run` is set where it has just been created."""
+    """The answer, JSON, to a request that started a run; `run`, and `stream` if followed, where it did so just now."""
 
     run_id: UUID
     status: int
     headers: dict[str, str]
     body: str
     run: Run | None = None
+    stream: Stream | None = None
 
 
 def visible_ascii(key: str) -> str:

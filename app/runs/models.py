@@ -65,6 +65,10 @@ class Run(Identified, Base):
     finishes in the background. `unrecorded_images` are the tool calls whose images have no row although they were paid
     for: they are fetched again from the provider's stored response. `booked_nano`, in nano-dollars, and `booked_basis`
     sum up the ledger's entries of the calls that are settled so far.
+
+    `reserved_images` and `reserved_nano` are what an open run may still draw and spend, null where its plan had no such
+    limit as it was admitted; once it has ended they count for nothing. `without` are the tools that it goes without,
+    because a limit is reached.
     """
 
     __tablename__ = "runs"
@@ -96,6 +100,9 @@ class Run(Identified, Base):
     usage: Mapped[dict[str, Any] | None]
     booked_nano: Mapped[int | None] = mapped_column(BigInteger)
     booked_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
+    reserved_images: Mapped[int | None] = mapped_column(BigInteger)
+    reserved_nano: Mapped[int | None] = mapped_column(BigInteger)
+    without: Mapped[list[str]] = mapped_column(ARRAY(Text), default=list, server_default="{}")
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     lease_until: Mapped[datetime | None]

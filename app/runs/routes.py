@@ -1,87 +1,62 @@
 """Start a run, look at it, follow its events, stop it."""
 
-import asyncio
 from typing import Annotated
-from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AfterValidator
 
-from app.agents._shared.registry import Registry
 from app.attachments.links import Links, ReaderLinks
-from app.broker import Broker
-from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
-from app.errors import id_of
-from app.identity.actor import Bearer, CurrentLimits, CurrentSettings, TenantSession, may
+from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
-from app.runs import estimates, idempotency, reader, service
-from app.runs.access import AccessWatch
-from app.runs.direct import deliver_to
+from app.runs import estimates, reader, service
+from app.runs.admission import Starting
 from app.runs.events import RunEvent
-from app.runs.idempotency import visible_ascii
 from app.runs.models import Run
+from app.runs.parameters import (
+    After,
+    CurrentBroker,
+    CurrentPlan,
+    CurrentPrices,
+    CurrentRegistry,
+    CurrentSource,
+    CurrentStreams,
+    Key,
+    LastEventId,
+    RunId,
+)
 from app.runs.reader import EventSource, follow
 from app.runs.schemas import NewRun, RunView
-from app.usage.prices import Prices
+from app.runs.streams import add_stream, admit_stream
 from app.usage.schemas import RunEstimate
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
-RunId = Annotated[UUID, id_of("run")]
-Key = Annotated[
-    Annotated[str, AfterValidator(visible_ascii)] | None,
-    Header(alias=idempotency.HEADER, description="Makes the request safe to repeat for 24 hours."),
-]
-# Redis takes no larger number for a position in a stream.
-MAX_SEQ = 2**63 - 1
-LastEventId = Annotated[
-    int | None,
-    Header(ge=0, le=MAX_SEQ, alias="Last-Event-ID", description="The `seq` of the last event that arrived."),
-]
-After = Annotated[int, Query(ge=0, le=MAX_SEQ, description="`Last-Event-ID` for clients that cannot send it.")]
 EVENTS = {"description": "The run's events.", **streams(RunEvent), **sends("X-Run-Id", "Cache-Control")}
 NO_EVENTS = {"description": "The run has ended, and no event came after that one.", **sends("X-Run-Id")}
 FOLLOW: Responses = {200: EVENTS, 204: NO_EVENTS, **problems(ErrorCode.LIMIT_EXCEEDED)}
-STARTED = ("Location", "X-Run-Id", "Idempotent-Replayed")
+RATE = ("RateLimit-Policy", "RateLimit")
+STARTED = ("Location", "X-Run-Id", "Idempotent-Replayed", *RATE)
 START: Responses = {
     200: {**EVENTS, **sends(*STARTED, "Cache-Control")},
     202: sends(*STARTED),
     204: NO_EVENTS,
     **problems(
         ErrorCode.ATTACHMENT_NOT_STORED,
+        ErrorCode.BUDGET_EXCEEDED,
         ErrorCode.CONVERSATION_BUSY,
         ErrorCode.IDEMPOTENCY_IN_FLIGHT,
         ErrorCode.IDEMPOTENCY_KEY_REUSED,
         ErrorCode.INVALID_OPTION,
         ErrorCode.LIMIT_EXCEEDED,
         ErrorCode.UNKNOWN_AGENT,
+        ErrorCode.UNPRICED_MODEL,
     ),
 }
 ESTIMATE: Responses = problems(ErrorCode.ATTACHMENT_NOT_STORED, ErrorCode.INVALID_OPTION, ErrorCode.UNKNOWN_AGENT)
-
-CurrentBroker = Annotated[Broker, from_state("broker")]
-CurrentRegistry = Annotated[Registry, from_state("registry")]
-Draining = Annotated[asyncio.Event, from_state("draining")]
-
-
-async def event_source_of(
-    request: Request,
-    bearer: Bearer,
-    database: CurrentDatabase,
-    broker: CurrentBroker,
-    draining: Draining,
-    watch: Annotated[AccessWatch, from_state("access_watch")],
-) -> EventSource:
-    credential = bearer.credentials if bearer else ""
-    return EventSource(database, broker, draining, deliver_to(request.scope), credential, watch)
-
-
-CurrentSource = Annotated[EventSource, Depends(event_source_of)]
 
 
 @router.post("", status_code=202, response_model=RunView, responses=START)
@@ -94,6 +69,9 @@ async def start_run(
     source: CurrentSource,
     links: ReaderLinks,
     limits: CurrentLimits,
+    plan: CurrentPlan,
+    prices: CurrentPrices,
+    open_streams: CurrentStreams,
     accept: Annotated[str, Header(include_in_schema=False)] = "application/json",
     idempotency_key: Key = None,
     last_event_id: LastEventId = None,
@@ -106,11 +84,14 @@ async def start_run(
     """
     # Refused before it is started: who cannot follow a run should not pay for it.
     permit = limits.streams.acquire(actor.owner) if reader.MEDIA_TYPE in accept else None
-    answer = await service.start(session, source.broker, settings, registry, actor, body, idempotency_key)
-    if permit is not None:
-        run = answer.run or await service.get(session, actor, answer.run_id)
-        return _events(source, links, permit, run, last_event_id or 0, answer.headers)
-    return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+    starting = Starting(session, source.broker, settings, registry, prices, actor, plan, follows=permit is not None)
+    answer = await service.start(starting, body, idempotency_key)
+    if permit is None:
+        return Response(answer.body, answer.status, answer.headers, media_type="application/json")
+    run = answer.run or await service.get(session, actor, answer.run_id)
+    # A repeated request is refused by no limit of the plan.
+    stream = answer.stream or await add_stream(session, actor, run)
+    return _events(source, links, open_streams.hold(stream, permit), run, last_event_id or 0, answer.headers)
 
 
 @router.post("/estimate", responses=ESTIMATE)
@@ -120,7 +101,7 @@ async def estimate_run(
     session: TenantSession,
     settings: CurrentSettings,
     registry: CurrentRegistry,
-    prices: Annotated[Prices, from_state("prices")],
+    prices: CurrentPrices,
 ) -> RunEstimate:
     """Estimate what a run would cost.
 
@@ -146,6 +127,7 @@ async def follow_run(
     source: CurrentSource,
     links: ReaderLinks,
     limits: CurrentLimits,
+    open_streams: CurrentStreams,
     last_event_id: LastEventId = None,
     after: After = 0,
 ) -> Response:
@@ -158,6 +140,8 @@ async def follow_run(
     run = await service.get(session, actor, run_id)
     position = after if last_event_id is None else last_event_id
     permit = limits.streams.acquire(actor.owner)
+    if not run.status.ended:
+        permit = open_streams.hold(await admit_stream(session, actor, run), permit)
     return _events(source, links, permit, run, position, {"X-Run-Id": str(run.id)})
 
 

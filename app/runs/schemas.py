@@ -10,11 +10,12 @@ from typing_extensions import TypedDict
 from app.agents.schemas import ImageRequest
 from app.bodies import Body, not_blank
 from app.errors import id_of
-from app.runs.models import RunError, RunStatus
+from app.runs.models import RunError, RunOptions, RunStatus
 from app.usage.kinds import Basis
 
 # As many images as the provider accepts in one request.
 MAX_INPUTS = 16
+DEFAULT_AGENT = "assistant"
 
 ObjectId = Annotated[UUID, id_of("attachment")]
 
@@ -61,6 +62,19 @@ class NewRun(Body):
         choice = self.tool_choice.type if isinstance(self.tool_choice, ImageToolChoice) else self.tool_choice
         return None if choice == "auto" else choice
 
+    @property
+    def edits(self) -> bool:
+        return self.edit is not None or self.mask is not None
+
+    @property
+    def options(self) -> RunOptions:
+        """One that names an image to edit, or a mask, wants an edit."""
+        forced, image = self.forced_tool, self.image
+        if self.edits:
+            forced = forced or ("image_generation" if self.tool_choice is None else None)
+            image = {"action": "edit", **image}
+        return RunOptions(image=image, tool_choice=forced, edit=self.edit, mask=self.mask)
+
 
 class Usage(TypedDict, total=False):
     """Tokens by kind; a kind that was not used may be absent."""
@@ -76,7 +90,8 @@ class RunView(BaseModel):
     """A run as its user sees it; `error` is set for failed runs alone, `usage` and what it cost once the run has ended.
 
     `cost_usd` is a decimal string, null where nothing that was used has a price. `cost_basis` is the worst of its
-    entries: what the provider reported, an estimate where it did not, or something without a price.
+    entries: what the provider reported, an estimate where it did not, or something without a price. `without` names
+    tools that the agent may not use, because a limit is reached.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -89,6 +104,7 @@ class RunView(BaseModel):
     usage: Usage | None
     cost_usd: str | None
     cost_basis: Basis | None
+    without: list[str]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

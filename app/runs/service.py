@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.agents._shared.registry import Registry
 from app.broker import Broker
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message, MessageRole
@@ -18,39 +17,35 @@ from app.identity.service import Actor
 from app.identity.sharing import require_own, visible_to
 from app.inserts import insert_together
 from app.runs import idempotency
-from app.runs.events import RunCancelled, RunCreated, to_record
+from app.runs.admission import Admission, Starting, admit
+from app.runs.events import RunCreated, to_record
 from app.runs.idempotency import Answer
-from app.runs.models import OPEN, Run, RunOptions, RunStatus
-from app.runs.schemas import IfBusy, NewRun, RunView
+from app.runs.models import OPEN, Run, RunStatus
+from app.runs.schemas import DEFAULT_AGENT, IfBusy, NewRun, RunView
+from app.runs.stopping import stop_one
+from app.runs.streams import new_stream
 from app.runs.validation import check_images, check_options
 from app.settings import Settings
 
-DEFAULT_AGENT = "assistant"
 QUEUE_RETRY_SECONDS = 5.0
 START = "POST /v1/runs"
 """The scope of idempotency keys: the same for every way to start a run."""
 
 
-async def start(
-    session: AsyncSession,
-    broker: Broker,
-    settings: Settings,
-    registry: Registry,
-    actor: Actor,
-    request: NewRun,
-    idempotency_key: str | None,
-) -> Answer:
+async def start(starting: Starting, request: NewRun, idempotency_key: str | None) -> Answer:
     """Create the run; a worker hears of it after the commit. A repeated `idempotency_key` gives the first answer."""
+    session, actor = starting.session, starting.actor
     if answer := await idempotency.recall(session, actor, START, idempotency_key, request):
         return answer
-    rows, run = await _prepare(session, broker, settings, registry, actor, request)
+    rows, run = await _prepare(starting, request)
     view = RunView.model_validate(run)
+    stream = new_stream(actor, run.id) if starting.follows else None
     headers = {"Location": f"/v1/runs/{view.id}", "X-Run-Id": str(view.id)}
-    answer = Answer(view.id, 202, headers, view.model_dump_json(), run)
+    answer = Answer(view.id, 202, headers, view.model_dump_json(), run, stream)
     if idempotency_key is not None:
         rows.append(idempotency.to_remember(actor, START, idempotency_key, request, answer))
-    await insert_together(session, *rows)
-    after_commit(session, lambda: launch(broker, actor.tenant_id, view))
+    await insert_together(session, *rows, *filter(None, [stream]))
+    after_commit(session, lambda: launch(starting.broker, actor.tenant_id, view))
     return answer
 
 
@@ -60,25 +55,26 @@ async def launch(broker: Broker, tenant_id: UUID, run: RunView) -> None:
     await broker.ready.put(tenant_id)
 
 
-async def _prepare(
-    session: AsyncSession, broker: Broker, settings: Settings, registry: Registry, actor: Actor, request: NewRun
-) -> tuple[list[Base], Run]:
+async def _prepare(starting: Starting, request: NewRun) -> tuple[list[Base], Run]:
     """The run, and the rows to insert: it, its user message and, where none is named, a new conversation."""
+    session, settings, actor = starting.session, starting.settings, starting.actor
     conversation = None
     if request.conversation_id is not None:
         conversation = await conversations.touch(session, actor, request.conversation_id)
     waiting, open_runs = await _look_at_queues(session, settings, actor.tenant_id, request.conversation_id)
     if open_runs:
-        await _resolve_busy(session, broker, settings, open_runs, request.if_busy)
+        await _resolve_busy(session, starting.broker, settings, open_runs, request.if_busy)
     _check_room("tenant", settings.tenant_queued_runs, waiting)
     agent_key = request.agent_key or (conversation.agent_key if conversation else DEFAULT_AGENT)
-    check_options(settings, registry, agent_key, request)
+    check_options(settings, starting.registry, agent_key, request)
     await check_images(session, actor, request)
+    # Last, as nobody else of the tenant is admitted until this transaction ends.
+    admission = await admit(starting, starting.registry.specs[agent_key], request, conversation)
     rows: list[Base] = []
     if conversation is None:
         conversation = conversations.new(actor, agent_key=agent_key, first_input=request.input)
         rows.append(conversation)
-    message, run = _new_rows(actor, conversation, agent_key, request)
+    message, run = _new_rows(actor, conversation, agent_key, request, admission)
     return [*rows, message, run], run
 
 
@@ -112,7 +108,7 @@ async def _resolve_busy(
         )
     if if_busy == "interrupt":
         for run in open_runs:
-            await _cancel(session, broker, run)
+            await stop_one(session, broker, run)
         return
     queued = sum(run.status == RunStatus.QUEUED for run in open_runs)
     _check_room("conversation", settings.conversation_queued_runs, queued)
@@ -130,7 +126,9 @@ def _check_room(scope: Literal["conversation", "tenant"], allowed: int, queued: 
         )
 
 
-def _new_rows(actor: Actor, conversation: Conversation, agent_key: str, request: NewRun) -> tuple[Message, Run]:
+def _new_rows(
+    actor: Actor, conversation: Conversation, agent_key: str, request: NewRun, admission: Admission
+) -> tuple[Message, Run]:
     message_id, run_id = uuid7(), uuid7()
     message = Message(
         id=message_id,
@@ -148,21 +146,13 @@ def _new_rows(actor: Actor, conversation: Conversation, agent_key: str, request:
         user_id=actor.user_id,
         agent_key=agent_key,
         status=RunStatus.QUEUED,
-        options=options_of(request),
+        options=request.options,
         input_message_id=message_id,
         output_message_id=uuid7(),
+        **vars(admission),
         created_at=now(),
     )
     return message, run
-
-
-def options_of(request: NewRun) -> RunOptions:
-    """A request that names an image to edit, or a mask, wants an edit."""
-    forced, image = request.forced_tool, request.image
-    if request.edit is not None or request.mask is not None:
-        forced = forced or ("image_generation" if request.tool_choice is None else None)
-        image = {"action": "edit", **image}
-    return RunOptions(image=image, tool_choice=forced, edit=request.edit, mask=request.mask)
 
 
 async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
@@ -178,27 +168,6 @@ async def cancel(session: AsyncSession, broker: Broker, actor: Actor, run_id: UU
     """End a queued run; signal the worker of a running one. An ended run stays as it is."""
     run = await get(session, actor, run_id)
     require_own(actor, run.user_id)
-    await _cancel(session, broker, run)
+    await stop_one(session, broker, run)
     await session.refresh(run)
     return run
-
-
-async def _cancel(session: AsyncSession, broker: Broker, run: Run) -> None:
-    created = to_record(RunCreated(run=RunView.model_validate(run)), run.id, 1)
-    queued = await session.scalars(
-        update(Run)
-        .where(Run.id == run.id, Run.status == RunStatus.QUEUED)
-        # Its events are run.created and run.cancelled.
-        .values(status=RunStatus.CANCELLED, cancel_requested_at=now(), finished_at=now(), last_seq=2)
-        .returning(Run)
-    )
-    if ended := queued.one_or_none():
-        cancelled = to_record(RunCancelled(run=RunView.model_validate(ended)), run.id, 2)
-        # Write run.created again: the API process may not have written it yet, and it could not be added after
-        # run.cancelled.
-        after_commit(session, lambda: broker.events.append(run.id, [created, cancelled]))
-        return
-    await session.execute(
-        update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
-    )
-    after_commit(session, lambda: broker.events.signal(run.id))

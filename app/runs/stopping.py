@@ -1,4 +1,4 @@
-"""Stopping many runs at once, because they are about to be deleted."""
+"""Stopping runs: one for its user, or many at once, because they are about to be deleted."""
 
 from functools import partial
 
@@ -7,7 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.broker import Broker
 from app.db import after_commit, now
+from app.runs.events import RunCancelled, RunCreated, to_record
 from app.runs.models import OPEN, Run, RunStatus
+from app.runs.schemas import RunView
 
 
 async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement[bool]) -> bool:
@@ -30,3 +32,25 @@ async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement
     for run_id in (signalled := running.all()):
         after_commit(session, partial(broker.events.signal, run_id))
     return bool(signalled)
+
+
+async def stop_one(session: AsyncSession, broker: Broker, run: Run) -> None:
+    """End a run that is queued, and tell its followers; signal the worker of one that is executed."""
+    created = to_record(RunCreated(run=RunView.model_validate(run)), run.id, 1)
+    queued = await session.scalars(
+        update(Run)
+        .where(Run.id == run.id, Run.status == RunStatus.QUEUED)
+        # Its events are run.created and run.cancelled.
+        .values(status=RunStatus.CANCELLED, cancel_requested_at=now(), finished_at=now(), last_seq=2)
+        .returning(Run)
+    )
+    if ended := queued.one_or_none():
+        cancelled = to_record(RunCancelled(run=RunView.model_validate(ended)), run.id, 2)
+        # Write run.created again: the API process may not have written it yet, and it could not be added after
+        # run.cancelled.
+        after_commit(session, lambda: broker.events.append(run.id, [created, cancelled]))
+        return
+    await session.execute(
+        update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
+    )
+    after_commit(session, lambda: broker.events.signal(run.id))

@@ -11,6 +11,8 @@ from app.db import Database, enter_tenant, now
 from app.identity import audit
 from app.identity.audit import OPERATOR, Action, TargetType
 from app.identity.models import ApiKey, Membership, Tenant, User
+from app.usage import plans
+from app.usage.models import Plan
 
 Found = dict[str, object]
 
@@ -57,8 +59,11 @@ async def suspend(database: Database, tenant_id: UUID, *, suspended: bool) -> Fo
 
 
 async def change_plan(database: Database, tenant_id: UUID, plan: str) -> Found:
+    """It holds from the next request on."""
     async with database.identity() as session:
         tenant = await _require_tenant(session, tenant_id)
+        if await session.get(Plan, plan) is None:
+            raise await plans.unknown(database, plan)
         before = tenant.plan
         if before != plan:
             await session.execute(update(Tenant).where(Tenant.id == tenant_id).values(plan=plan))

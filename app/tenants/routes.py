@@ -55,7 +55,7 @@ async def create_tenant(
     if not settings.signup_open:
         raise Forbidden("New tenants are closed: ask whoever runs this service.", code=ErrorCode.SIGNUP_CLOSED)
     async with database.identity() as session:
-        return TenantDetails.of(await service.create(session, caller.user_id, body.name))
+        return TenantDetails.of(await service.create(session, caller.user_id, body.name, settings.default_plan))
 
 
 @router.get("/tenants/current")

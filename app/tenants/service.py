@@ -18,9 +18,9 @@ from app.identity.service import Actor
 from app.tenants.schemas import MemberView, TenantChange
 
 
-async def create(session: AsyncSession, user_id: UUID, name: str) -> Tenant:
+async def create(session: AsyncSession, user_id: UUID, name: str, plan: str) -> Tenant:
     """A new tenant with this owner; begun as identity, the transaction ends in the tenant."""
-    tenant = Tenant(id=uuid7(), name=name)
+    tenant = Tenant(id=uuid7(), name=name, plan=plan)
     session.add(tenant)
     await session.flush()
     session.add(Membership(tenant_id=tenant.id, user_id=user_id, role=Role.OWNER))

@@ -100,6 +100,11 @@ class Settlement:
     def cost(self) -> Cost:
         return Cost.of(self.entries)
 
+    @property
+    def images(self) -> int:
+        """How many pictures it is for."""
+        return len({entry.of.tool_call_id for entry in self.entries if entry.of.tool_call_id is not None})
+
     def costs_of_images(self) -> dict[UUID, Cost]:
         """Their shares of what the image model used."""
         found: dict[UUID, Cost] = {}

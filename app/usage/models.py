@@ -1,6 +1,6 @@
-"""The calls that were paid for, and the ledger: append only, one row for each kind that a call used."""
+"""The calls that were paid for; the ledger: append only, one row for each kind that a call used; plans and counters."""
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
@@ -76,3 +76,43 @@ class UsageEntry(Identified, Base):
     cost_nano: Mapped[int | None] = mapped_column(Nano)
     tool_call_id: Mapped[str | None]
     object_id: Mapped[UUID | None]
+
+
+class Plan(Base):
+    """How much a tenant may use (the columns of its limits), and each person in it (`user_…`); null is unlimited.
+
+    Money is in nano-dollars.
+    """
+
+    __tablename__ = "plans"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    runs_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    runs_at_once: Mapped[int | None] = mapped_column(BigInteger)
+    streams_at_once: Mapped[int | None] = mapped_column(BigInteger)
+    images_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    spend_per_month_nano: Mapped[int | None] = mapped_column(Nano)
+    stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    user_runs_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    user_runs_at_once: Mapped[int | None] = mapped_column(BigInteger)
+    user_streams_at_once: Mapped[int | None] = mapped_column(BigInteger)
+    user_images_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    user_spend_per_month_nano: Mapped[int | None] = mapped_column(Nano)
+
+
+class UsageCounter(Base):
+    """What a tenant (its row's `user_id` is all zeros), or a person in it, has used: sums of the ledger, by a trigger.
+
+    `spent_nano` is of the `month` that begins with that day, `images` of the `day`, in UTC. `full_at` is when the
+    bucket of runs that may be started is full again. The tenant's row is the lock under which limits are judged.
+    """
+
+    __tablename__ = "usage_counters"
+
+    tenant_id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    full_at: Mapped[datetime | None]
+    month: Mapped[date | None]
+    spent_nano: Mapped[int] = mapped_column(Nano, default=0, server_default="0")
+    day: Mapped[date | None]
+    images: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

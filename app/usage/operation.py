@@ -49,6 +49,12 @@ INVARIANTS = {
         "SELECT run_id, call FROM usage_entries WHERE abs(cost_nano - quantity * nano_each) > 0.5"
         " OR (cost_nano IS NULL) <> (nano_each IS NULL)"
     ),
+    "a month's counter is not the sum of its entries": (
+        "SELECT NULL::uuid, 0 FROM usage_counters c WHERE c.month = date_trunc('month', timezone('UTC', now()))::date"
+        " AND c.spent_nano <> (SELECT coalesce(sum(e.cost_nano), 0) FROM usage_entries e"
+        " WHERE e.tenant_id = c.tenant_id AND c.user_id IN (e.user_id, '00000000-0000-0000-0000-000000000000')"
+        " AND e.created_at >= c.month::timestamp AT TIME ZONE 'UTC')"
+    ),
     "an ended run has a call that was not settled": (
         "SELECT c.run_id, c.number FROM provider_calls c JOIN runs r ON r.tenant_id = c.tenant_id AND r.id = c.run_id"
         " WHERE c.state <> 'settled' AND r.status NOT IN ('queued', 'running')"

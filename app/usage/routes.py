@@ -1,4 +1,4 @@
-"""What was used, and what it cost."""
+"""What was used, what it cost, and how much a plan allows."""
 
 from datetime import date
 from typing import Annotated
@@ -11,11 +11,11 @@ from app.identity.actor import TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.paging import Paging
-from app.usage import sums
-from app.usage.schemas import UsageEntryPage, UsageEntryView, UsagePage
+from app.usage import counters, sums
+from app.usage.schemas import LimitsView, LimitView, UsageEntryPage, UsageEntryView, UsagePage
 from app.usage.service import Period, Selection, entries, readable_by
 
-router = APIRouter(prefix="/v1/usage", tags=["usage"])
+router = APIRouter(prefix="/v1", tags=["usage"])
 
 # What Python and Postgres can both count from and to.
 Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(9000, 1, 1))] | None
@@ -26,7 +26,7 @@ FirstDay = Annotated[Day, Query(alias="from", description="The first day, in UTC
 DayAfter = Annotated[Day, Query(alias="to", description="The day after the last; without it the month's end.")]
 
 
-@router.get("", response_model_exclude_unset=True)
+@router.get("/usage", response_model_exclude_unset=True)
 async def sum_usage(
     actor: Reader,
     session: TenantSession,
@@ -48,7 +48,7 @@ async def sum_usage(
     return await sums.page(session, actor.tenant_id, selection, groups, limit=limit, cursor=cursor)
 
 
-@router.get("/entries")
+@router.get("/usage/entries")
 async def list_usage_entries(
     actor: Reader,
     session: TenantSession,
@@ -67,3 +67,15 @@ async def list_usage_entries(
     selection = Selection(period, user_id=readable_by(actor, None), run_id=run_id)
     rows, cursor = await entries(session, selection, query)
     return UsageEntryPage(data=[UsageEntryView.of(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/limits")
+async def get_limits(actor: Annotated[Actor, may(Permission.READ_LIMITS)], session: TenantSession) -> LimitsView:
+    """See the limits of the tenant's plan.
+
+    Those of the whole tenant and those of each person, with what the tenant and the caller have used; `reserved` is
+    held by runs that have not ended.
+    """
+    plan = await counters.read_plan(session, actor)
+    standing = await counters.look(session, plan, actor.tenant_id, actor.user_id)
+    return LimitsView(plan=plan.name, data=[LimitView.of(state) for state in standing.states])

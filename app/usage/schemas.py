@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from app.paging import Page
 from app.usage.kinds import Basis, Kind
+from app.usage.limits import Limit, LimitState, Scope
 from app.usage.models import UsageEntry
 from app.usage.money import to_usd
 
@@ -98,3 +99,35 @@ class RunEstimate(BaseModel):
     cost_usd: str | None
     reserved_usd: str | None
     items: list[EstimatedItem]
+
+
+class LimitView(BaseModel):
+    """`allowed` is null where there is no limit; money is in decimal strings.
+
+    `resets_at` is null for what no time gives back, and where nothing is used.
+    """
+
+    limit: Limit
+    scope: Scope
+    allowed: int | str | None
+    used: int | str
+    reserved: int | str
+    resets_at: datetime | None
+
+    @classmethod
+    def of(cls, state: LimitState) -> Self:
+        return cls(
+            limit=state.limit,
+            scope=state.scope,
+            allowed=None if state.allowed is None else state.shown(state.allowed),
+            used=state.shown(state.used),
+            reserved=state.shown(state.reserved),
+            resets_at=state.resets_at,
+        )
+
+
+class LimitsView(BaseModel):
+    """In the order in which they refuse."""
+
+    plan: str
+    data: list[LimitView]

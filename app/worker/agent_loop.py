@@ -149,6 +149,7 @@ class AgentLoop:
             image_options=lambda agent: {**self._options(agent.spec.key), **mask},
             runs_in_background=partial(runs_in_background, self._ctx.settings),
             tool_choice=run.options.tool_choice if run.calling_turn <= 1 else None,
+            without=run.without,
             safety_identifier=hashlib.sha256(f"{run.tenant_id}:{run.user_id}".encode()).hexdigest(),
         )
 

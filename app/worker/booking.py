@@ -13,19 +13,26 @@ from app.runs.models import Run
 from app.runs.provider_objects import ProviderObjectKind, insert_kept
 from app.usage.ledger import Cost, Settlement, name_call, open_call
 from app.usage.models import ProviderCall
+from app.worker.reservation import Need
 
 
 @dataclass(frozen=True)
 class Booking:
     """`call` is about to be sent, `named` is a call's number with the id of its response, `settlement` ends a call.
 
-    `kept` is what the provider keeps of the run: it is written where the worker holds the run no more, too.
+    `kept` is what the provider keeps of the run: it is written where the worker holds the run no more, too. `need` is
+    what the call may take, None where no limit is to be asked.
     """
 
     kept: Mapping[str, ProviderObjectKind] = field(default_factory=dict[str, ProviderObjectKind])
     call: ProviderCall | None = None
     named: tuple[int, str] | None = None
     settlement: Settlement | None = None
+    need: Need | None = None
+
+    @property
+    def charges_images(self) -> bool:
+        return self.settlement is not None and bool(self.settlement.costs_of_images())
 
     def statements(self, run: Run, held: CTE) -> list[CTE]:
         found: list[CTE] = []

@@ -20,6 +20,7 @@ from app.usage.prices import Prices
 from app.worker.image_options import ImageOptions
 from app.worker.image_rows import ImageRows
 from app.worker.open_call import OpenCall, usage_of
+from app.worker.reservation import Need
 
 
 class CallBook:
@@ -48,10 +49,14 @@ class CallBook:
     def open(self, number: int, agent: LoadedAgent, characters: int) -> OpenCall:
         """A call that is about to be sent; it is the present one once that is committed."""
         model = None
-        if IMAGE_TOOL in agent.spec.tool_keys:
+        if IMAGE_TOOL in agent.spec.tool_keys and IMAGE_TOOL not in self._run.without:
             model = self._options(agent.spec.key).get("model") or self._prices.default_image_model
         estimate = CallEstimate(agent.model, model, characters, self.given_tokens)
         return OpenCall(number, agent.spec.key, estimate, now())
+
+    def need_of(self, call: OpenCall) -> Need:
+        """What is to be held for it."""
+        return Need.of(call.estimate, self._options(call.agent_key), self._prices)
 
     def row_of(self, call: OpenCall, *, background: bool) -> ProviderCall:
         run, estimate = self._run, call.estimate

@@ -5,6 +5,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+from app.errors import OverLimit
 from app.provider.errors import ProviderError
 from app.runs.models import Run
 from app.runs.provider_objects import ProviderObjectKind
@@ -14,6 +15,7 @@ from app.worker.booking import Booking
 from app.worker.call_book import CallBook
 from app.worker.context import WorkerContext
 from app.worker.image_rows import ImageRows
+from app.worker.reservation import is_reserved, without_settled
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +51,30 @@ class ProviderCalls:
     async def on_request(self, agent_key: str, *, background: bool, characters: int) -> None:
         """Committed before money is spent, so that a later attempt sees what was requested, and by which agent.
 
-        The call before is settled with it.
+        The call before is settled with it. Raises OverLimit where the plan refuses what a further call may take.
         """
         book = self.book
         await self._rows.wait(ROWS_SECONDS)
         settlement = book.settlement()
         usage, cost = book.with_present(settlement)
         call = book.open(self.turn + 1, self._ctx.registry.specs[agent_key], characters)
+        need = book.need_of(call) if self.turn and is_reserved(self._run) else None
         self.no_request_in_flight.clear()
-        await self._write(
-            Booking(call=book.row_of(call, background=background), settlement=settlement),
-            calling_turn=call.number,
-            calling_agent=agent_key,
-            background=background,
-            response_id=None,
-            usage=dict(usage) or None,
-            booked_nano=cost.nano,
-            booked_basis=cost.basis,
-        )
+        try:
+            await self._write(
+                Booking(call=book.row_of(call, background=background), settlement=settlement, need=need),
+                calling_turn=call.number,
+                calling_agent=agent_key,
+                background=background,
+                response_id=None,
+                usage=dict(usage) or None,
+                booked_nano=cost.nano,
+                booked_basis=cost.basis,
+                **without_settled(self._run, settlement),
+            )
+        except OverLimit:
+            self.no_request_in_flight.set()
+            raise
         self.turn, self.response_id, self._run.background = call.number, None, background
         book.call, book.usage, book.cost = call, usage, cost
 

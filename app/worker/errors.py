@@ -3,7 +3,7 @@
 from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError, UserError
 
 from app.error_codes import ErrorCode
-from app.errors import NotFound
+from app.errors import NotFound, OverLimit
 from app.images.inspect import UnreadableImage
 from app.provider import errors as provider
 from app.provider.errors import ProviderError
@@ -44,6 +44,9 @@ def _meaning_of(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a t
     match error:
         case ProviderError():
             return _run_error(error.code, error.message, retryable=error.retryable)
+        case OverLimit():
+            code = error.code if error.code == ErrorCode.UNPRICED_MODEL else ErrorCode.BUDGET_EXCEEDED
+            return _run_error(code, error.detail, retryable=False)
         case TimeoutError():
             return to_run_error(provider.timed_out())
         case ObjectMissing() | NotFound():

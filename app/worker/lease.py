@@ -36,6 +36,7 @@ from app.inserts import insert_where
 from app.runs.models import OPEN, Run, RunError, RunStatus
 from app.usage.ledger import Cost
 from app.worker.booking import Booking
+from app.worker.reservation import enlarge
 
 log = logging.getLogger(__name__)
 
@@ -130,17 +131,24 @@ async def release(database: Database, run: Run, booking: Booking | None = None) 
 async def write(database: Database, run: Run, booking: Booking | None = None, **values: Any) -> bool:
     """Change a run that this worker holds; False where another attempt holds it, or the run is gone.
 
-    What the provider has kept for it is recorded in any case.
+    What the provider has kept for it is recorded in any case. Raises OverLimit where the plan refuses what it needs.
     """
-    held = _update_held(run).values(**values).returning(Run.id).cte("held")
+    # Whoever deletes a conversation locks it, its images, its runs in this order.
+    updated = _update_held(run, locks_conversation=bool(booking and booking.charges_images))
+    held = updated.values(**values).returning(Run.id).cte("held")
     statement = select(held.c.id).add_cte(*booking.statements(run, held) if booking else ())
     async with database.tenant(run.tenant_id) as session:
-        return await session.scalar(statement) is not None
+        is_held = await session.scalar(statement) is not None
+        if is_held and booking is not None and booking.need is not None:
+            await enlarge(session, run, booking.need)
+        return is_held
 
 
-def _update_held(run: Run) -> Update:
+def _update_held(run: Run, *, locks_conversation: bool = False) -> Update:
     """Changes nothing where another attempt holds the run."""
-    return update(Run).where(Run.id == run.id, Run.attempt == run.attempt, Run.status == RunStatus.RUNNING)
+    held = update(Run).where(Run.id == run.id, Run.attempt == run.attempt, Run.status == RunStatus.RUNNING)
+    locked = select(Conversation.id).where(Conversation.id == run.conversation_id).with_for_update(key_share=True)
+    return held.where(Run.conversation_id == locked.cte("locked").c.id) if locks_conversation else held
 
 
 async def is_deleted(database: Database, run: Run) -> bool:
@@ -190,8 +198,6 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
     The lock on the conversation keeps a new run from being added, and from finding this one open, between the look for
     waiting runs and the commit.
     """
-    conversation = select(Conversation.id).where(Conversation.id == run.conversation_id)
-    locked = conversation.with_for_update(key_share=True).cte("locked")
     values = {
         "status": ending.status,
         "finished_at": finished_at,
@@ -204,8 +210,7 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
         "unrecorded_images": list(ending.unrecorded_images),
         "lease_until": None,
     }
-    held = _update_held(run).where(Run.conversation_id == locked.c.id)
-    ended = held.values(values).returning(Run).cte("ended")
+    ended = _update_held(run, locks_conversation=True).values(values).returning(Run).cte("ended")
     statement = select(aliased(Run, ended))
     if ending.text is not None:
         message = new_message(run, ending.text, finished_at)

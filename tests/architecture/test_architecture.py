@@ -27,7 +27,7 @@ LENGTH_EXCEPTIONS: dict[str, str] = {}
 # Which features a feature may import. `from app.<feature>` is all that counts: no arrow is implied by two others.
 ARROWS: dict[str, set[str]] = {
     "identity": set(),
-    "tenants": {"identity"},
+    "tenants": {"identity", "usage"},
     "usage": {"identity"},
     "storage": {"identity"},
     "images": {"identity"},
@@ -68,6 +68,8 @@ ROOT_ARROWS = {
     "users": {"identity", "tenants"},
     "keys": {"tenants"},
     "usage": {"usage"},
+    "plans": {"usage"},
+    "serve": {"usage"},
     "ledger": {"usage"},
 }
 
@@ -88,6 +90,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
         "app.identity.actor",
         "app.identity.anonymous",
         "app.paging",
+        "app.runs.parameters",
         *_SERVES_LINKS,
     ),
     "starlette": ("app.main", "app.problems", "app.db", "app.identity.actor", *_SERVES_LINKS, "app.middleware"),

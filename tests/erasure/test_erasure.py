@@ -24,7 +24,7 @@ from tests.tables import every_value, rows
 Json = dict[str, Any]
 
 # By ids alone: what was requested, and the ledger.
-KEPT = {"erasures", "provider_calls", "usage_entries"}
+KEPT = {"erasures", "provider_calls", "usage_counters", "usage_entries"}
 TABLES_WITH_TENANT = """
 SELECT table_name FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
 WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND column_name = 'tenant_id' ORDER BY 1

@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 SECONDS_BETWEEN_KILLS = 0.4
 GONE_AFTER_SECONDS = 300
-KEPT = {"erasures", "provider_calls", "usage_entries"}
+KEPT = {"erasures", "provider_calls", "usage_counters", "usage_entries"}
 TABLES_WITH_TENANT = """
 SELECT table_name FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
 WHERE table_schema = 'public' AND table_type = 'BASE TABLE' AND column_name = 'tenant_id' ORDER BY 1

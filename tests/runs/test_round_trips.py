@@ -10,6 +10,7 @@ from app.db import Database
 from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
 from tests.round_trips import RoundTrips, counting
+from tests.usage.plans import give_plan
 
 AGENTS: dict[str, dict[str, Any]] = {"talker": {}, "designer": {"tool_keys": ("image_generation",)}}
 # Both connections of the pool have prepared most statements by then, and the cheapest of some turns prepares none. All
@@ -19,12 +20,21 @@ COUNTED = 3
 
 # Statements, transactions and round trips at most.
 Costs = tuple[int, int, int]
-TEXT: Costs = (11, 4, 24)
+TEXT: Costs = (12, 4, 25)
 # An agent that could draw has the id of its response committed at once: one transaction more.
-TEXT_OF_ONE_THAT_DRAWS: Costs = (12, 5, 28)
-IMAGE: Costs = (15, 7, 37)
+TEXT_OF_ONE_THAT_DRAWS: Costs = (13, 5, 29)
+IMAGE: Costs = (16, 7, 38)
 # The lock, the look for the first answer; the answer itself is written with the run.
 OF_A_KEY: Costs = (2, 0, 2)
+# The lock, what is open, and how long the history is.
+OF_LIMITS: Costs = (3, 0, 3)
+EVERY_LIMIT = {
+    **dict.fromkeys(("runs_per_minute", "runs_at_once", "streams_at_once", "images_per_day"), 1000000),
+    **{f"user_{key}": 1_000_000 for key in ("runs_per_minute", "runs_at_once", "streams_at_once", "images_per_day")},
+    "spend_per_month_usd": 1_000_000,
+    "user_spend_per_month_usd": 1_000_000,
+    "stored_bytes": 10**12,
+}
 
 
 @pytest.fixture
@@ -61,6 +71,23 @@ def test_a_turn_takes_so_many_round_trips_at_most(
     assert_at_most(first, most)
     assert_at_most(later, most)
     assert_at_most(keyed, tuple(map(sum, zip(most, OF_A_KEY, strict=True))))
+
+
+def test_limits_take_few_statements_and_no_further_transaction(
+    server: AppServer, ada: ApiUser, database_url: str
+) -> None:
+    give_plan(database_url, ada, **EVERY_LIMIT)
+
+    def turn(conversation_id: str | None = None) -> list[Event]:
+        return ada.ask("Hello", agent_key="talker", conversation_id=conversation_id)
+
+    talk = one(turn(), "run.created")["run"]["conversation_id"]
+    for _ in range(WARM_UP):
+        turn(talk)
+    found = counted(server, lambda number: turn(talk))
+    assert_at_most(found, tuple(map(sum, zip(TEXT, OF_LIMITS, strict=True))))
+    # Not one of them is left out.
+    assert any("usage_counters" in sql for sql in found.statements)
 
 
 def counted(server: AppServer, turn: Callable[[int], list[Event]]) -> RoundTrips:

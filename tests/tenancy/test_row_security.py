@@ -42,6 +42,7 @@ from app.identity.models import (
 from app.runs.idempotency import IdempotencyKey
 from app.runs.models import Run
 from app.runs.provider_objects import ProviderObject, ProviderObjectKind
+from app.runs.streams import Stream
 from app.usage.kinds import Basis, Kind
 from app.usage.models import ProviderCall, UsageEntry
 from tests.results import Results
@@ -79,6 +80,8 @@ PRIMARY_KEYS = {
     "object_removals": "tenant_id, prefix",
     "provider_calls": "tenant_id, run_id, number",
     "provider_objects": "tenant_id, provider_id",
+    "streams": "tenant_id, run_id, id",
+    "usage_counters": "tenant_id, user_id",
 }
 
 UNPROTECTED = """
@@ -227,6 +230,7 @@ def rows_of(tenant: UUID) -> list[Base]:
             quantity=1,
             basis=Basis.REPORTED,
         ),
+        Stream(tenant_id=tenant, run_id=run, id=uuid7(), user_id=owned["user_id"]),
         IdempotencyKey(
             **owned,
             route="POST /v1/runs",
@@ -273,7 +277,9 @@ async def test_the_own_rows_are_seen_in_every_table(world: World) -> None:
     for cell in await world.cells():
         if cell.tenant:
             async with world.database.tenant(world.ours) as session:
-                assert await session.scalar(text(f"SELECT count(*) FROM {cell.table}")) == 1, cell.table
+                # The counters of an entry: the tenant's and the user's.
+                expected = 2 if cell.table == "usage_counters" else 1
+                assert await session.scalar(text(f"SELECT count(*) FROM {cell.table}")) == expected, cell.table
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
@@ -323,11 +329,11 @@ async def test_the_sweep_sees_what_is_open_and_nothing_else(world: World) -> Non
 NEVER = {
     APP_ROLE: (
         *("tenants", "users", "audit_entries", "usage_entries", "provider_calls", "erasures", "object_removals"),
-        "provider_objects",
+        *("provider_objects", "plans", "usage_counters", "streams"),
     ),
     IDENTITY_ROLE: (
         *("memberships", "conversations", "messages", "runs", "attachments", "usage_entries", "provider_calls"),
-        "erasures",
+        *("erasures", "plans", "usage_counters"),
     ),
 }
 
@@ -451,6 +457,8 @@ async def fresh_values(world: World, cell: Cell, row: dict[str, Any]) -> dict[st
         fresh["kind"] = "output_tokens"
     if cell.table == "provider_calls":
         fresh["number"] = "2"
+    if cell.table == "usage_counters":
+        fresh["user_id"] = str(uuid7())
     return {name: value for name, value in fresh.items() if name in row}
 
 
@@ -481,6 +489,10 @@ EXPECTED_RIGHTS = {
         *_rights("usage_entries", "select", "insert"),
         *_rights("provider_calls", "select", "insert"),
         *_columns("provider_calls", "update", "response_id state settled_at"),
+        *_rights("plans", "select"),
+        *_rights("usage_counters", "select", "insert"),
+        *_columns("usage_counters", "update", "full_at month spent_nano day images"),
+        *_rights("streams", "select", "insert"),
         *_rights("exports", "select", "insert", "update", "delete"),
         *_rights("erasures", "select", "insert"),
         *_columns("erasures", "update", "status lease_until rows_gone_at completed_at rows"),
@@ -520,6 +532,10 @@ EXPECTED_RIGHTS = {
         *_rights("object_removals", "select", "delete"),
         *_columns("object_removals", "update", "due_at"),
         *_columns("provider_calls", "select", "tenant_id run_id number asked_at response_id state"),
+        *_rights("plans", "select", "insert", "update"),
+        *_rights("streams", "delete"),
+        *_columns("streams", "select", "tenant_id run_id id seen_at"),
+        *_columns("streams", "update", "seen_at"),
         *_rights("provider_objects", "select", "delete"),
         *_columns("provider_objects", "update", "due_at"),
         *_rights("idempotency_keys", "delete"),

@@ -74,6 +74,7 @@ MATRIX: dict[Operation, Call] = {
     ("GET", "/v1/audit"): Call(),
     ("GET", "/v1/usage"): Call(query=(("user_id", "{user_id}"),)),
     ("GET", "/v1/usage/entries"): Call(query=(("run_id", "{run_id}"),)),
+    ("GET", "/v1/limits"): Call(),
     ("GET", "/v1/agents"): Call(),
     ("GET", "/v1/api-keys"): Call(),
     ("POST", "/v1/api-keys"): Call(body=(("name", "A key"),)),

@@ -44,6 +44,7 @@ PERMISSIONS: dict[Operation, tuple[str | None, str | None]] = {
     ("GET", "/v1/exports"): ("member", None),
     ("GET", "/v1/exports/{export_id}"): ("member", None),
     ("GET", "/v1/audit"): ("admin", "audit:read"),
+    ("GET", "/v1/limits"): ("viewer", "usage:read"),
     ("GET", "/v1/usage"): ("member", "usage:read"),
     ("GET", "/v1/usage/entries"): ("member", "usage:read"),
     ("GET", "/v1/agents"): ("viewer", "chat:read"),

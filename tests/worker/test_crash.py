@@ -24,6 +24,7 @@ from tests.cluster import Cluster, running_cluster
 from tests.results import Results
 from tests.tables import rows
 from tests.usage.books import assert_books_right
+from tests.usage.plans import give_plan
 
 TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 # Runs at a time; each takes about half a second.
@@ -39,11 +40,29 @@ def cluster(database_url: str, provider_url: str, tmp_path: Path) -> Generator[C
         yield cluster
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for, how many calls it takes, and whether it ends in an image."""
+
+    agent_key: str
+    text: str
+    calls: int = 1
+    draws: bool = True
+
+
+WISHES = (
+    Wish("designer", "Draw a house called {word}"),
+    Wish("assistant", "Tell me about {word}", draws=False),
+    Wish("assistant", "Draw a house called {word} [offline: call=transfer_to_designer]", calls=2),
+)
+
+
 @dataclass
 class ClientRun:
     """What a client that always comes back has seen of its run."""
 
     word: str
+    wish: Wish = WISHES[0]
     run_id: str = ""
     events: list[Event] = field(default_factory=list[Event])
 
@@ -56,6 +75,7 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
 ) -> None:
     seed = int(os.environ.get("EASEL_SEED", random.randrange(10**6)))
     ada = ApiUser(cluster.apis[0][1])
+    give_plan(cluster.database_url, ada, images_per_day=1_000_000, user_spend_per_month_usd=1_000_000)
     received, stop = list[ClientRun](), threading.Event()
     with ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(keep_asking, cluster, ada, stop, seed + number, received) for number in range(CLIENTS)]
@@ -70,7 +90,7 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
     unknown = [mine for mine in received if outcome(mine) == "upstream_outcome_unknown"]
     saved = [mine for mine in received if mine not in unknown]
     estimated = assert_books_right(cluster.database_url, cluster.provider_url)
-    bought_twice = [mine.word for mine in received if posts[mine.word] > 1]
+    bought_twice = [mine.word for mine in received if posts[mine.word] > mine.wish.calls]
     results(
         4,
         "SIGKILL of APIs and workers",
@@ -83,7 +103,11 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
     assert bought_twice == []
     assert len(unknown) <= most_unknown
     # The response's id is committed before anything of it is sent on.
-    assert {kind for mine in unknown for kind in kinds(mine.events)} <= {"run.created", "run.started", "run.failed"}
+    first_calls = [mine for mine in unknown if mine.wish.calls == 1]
+    assert {kind for mine in first_calls for kind in kinds(mine.events)} <= {"run.created", "run.started", "run.failed"}
+    with ada.at(cluster.apis[0][1]) as client:
+        limits = client.get("/v1/limits").json()["data"]
+    assert {one["reserved"] for one in limits} == {0, "0"}
     for mine in received:
         assert_received_once(mine)
     assert_stored_once(cluster, saved)
@@ -93,10 +117,10 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
 def keep_asking(cluster: Cluster, ada: ApiUser, stop: threading.Event, seed: int, received: list[ClientRun]) -> None:
     chance = random.Random(seed)
     while not stop.is_set():
-        mine = ClientRun(f"w{uuid.uuid4().hex}")
+        mine = ClientRun(f"w{uuid.uuid4().hex}", chance.choice(WISHES))
         received.append(mine)
-        slow = chance.choice(["0.2", "0.6"])
-        ask(cluster, ada, mine, f"Draw a house called {mine.word} [offline: slow={slow}] [offline: words=60]")
+        text, slow = mine.wish.text.format(word=mine.word), chance.choice(["0.2", "0.6"])
+        ask(cluster, ada, mine, f"{text} [offline: slow={slow}] [offline: words=60]")
         follow(cluster, ada, mine)
 
 
@@ -108,7 +132,7 @@ def ask(cluster: Cluster, ada: ApiUser, mine: ClientRun, text: str) -> None:
     while time.monotonic() < deadline:
         for _, url in list(cluster.apis):
             with suppress(httpx.TransportError):
-                body = {"input": text, "agent_key": "designer"}
+                body = {"input": text, "agent_key": mine.wish.agent_key}
                 answer = httpx.post(f"{url}/v1/runs", json=body, headers=headers, timeout=5)
                 if answer.status_code == 202:
                     mine.run_id = answer.json()["id"]
@@ -148,12 +172,13 @@ def assert_received_once(received: ClientRun) -> None:
     if kinds(received.events)[-1] == "run.completed":
         text = "".join(event["delta"] for event in received.events if event["type"] == "text.delta")
         assert text == one(received.events, "message.completed")["message"]["text"]
-        assert kinds(received.events).count("attachment.created") == 1
+        assert kinds(received.events).count("attachment.created") == received.wish.draws
 
 
 def assert_stored_once(cluster: Cluster, completed: list[ClientRun]) -> None:
     """Each run's image has one row and one whole object, and there are no objects besides."""
-    announced = {one(received.events, "attachment.created")["attachment"]["object_id"] for received in completed}
+    drawn = [received for received in completed if received.wish.draws]
+    announced = {one(received.events, "attachment.created")["attachment"]["object_id"] for received in drawn}
     found = rows(
         cluster.database_url, "SELECT id::text, run_id, sha256, storage_key FROM attachments WHERE status = 'stored'"
     )

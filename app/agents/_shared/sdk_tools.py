@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from inspect import Parameter
 from typing import Any, cast, get_type_hints
 
@@ -27,11 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def make_tools(
-    spec: AgentSpec, functions: Mapping[str, FunctionTool], image: Callable[[], Mapping[str, Any]]
+    spec: AgentSpec,
+    functions: Mapping[str, FunctionTool],
+    image: Callable[[], Mapping[str, Any]],
+    without: Container[str],
 ) -> list[Tool]:
-    """The spec's tools; `image` returns the wire options of the image tool, if the spec has it."""
+    """The spec's tools but for those `without`; `image` returns the image tool's wire options, if it is among them."""
     tools: list[Tool] = []
     for key in spec.tool_keys:
+        if key in without:
+            continue
         if key == IMAGE_TOOL:
             # The SDK's type of these options lags behind the wire (gif, svg); it forwards what it is given.
             tools.append(ImageGenerationTool(tool_config=cast("Any", {"type": IMAGE_TOOL, **image()})))

@@ -22,6 +22,10 @@ def tool_choices(spec: AgentSpec) -> tuple[str, ...]:
     return ("auto", "required", "none", *spec.tool_keys)
 
 
+def does_more_than_draw(spec: AgentSpec) -> bool:
+    return bool(spec.handoff_keys) or spec.tool_keys != (IMAGE_TOOL,)
+
+
 def check_tool_config(tool_key: str, config: Mapping[str, Any], settings: Settings, today: date) -> None:
     """Raise OptionError if a spec's `tool_configs[tool_key]` cannot be used."""
     if tool_key == IMAGE_TOOL:

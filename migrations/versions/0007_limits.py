@@ -1,0 +1,162 @@
+"""Plans and their limits: what is counted against them, what open runs hold, which streams are open."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+COUNTS = ("runs_per_minute", "runs_at_once", "streams_at_once", "images_per_day")
+LIMITS = (
+    *COUNTS,
+    "spend_per_month_nano",
+    "stored_bytes",
+    *(f"user_{name}" for name in COUNTS),
+    "user_spend_per_month_nano",
+)
+TRIAL = """
+INSERT INTO plans (name, runs_per_minute, runs_at_once, streams_at_once, images_per_day, spend_per_month_nano,
+  stored_bytes)
+VALUES ('trial', 10, 3, 5, 20, 5000000000, 1000000000)
+"""
+# Whatever writes an entry of the ledger has counted it: once for its tenant, which is the user of zeros, once for its
+# user. The tenant's row is locked first.
+COUNT_USAGE = """
+CREATE FUNCTION app.count_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO usage_counters AS c (tenant_id, user_id, month, spent_nano, day, images)
+  SELECT tenant_id, owner, date_trunc('month', newest)::date,
+    coalesce(sum(cost_nano) FILTER (WHERE day >= date_trunc('month', newest)), 0), newest,
+    count(DISTINCT (run_id, tool_call_id)) FILTER (WHERE day = newest AND tool_call_id IS NOT NULL)
+  FROM (
+    SELECT a.*, owner, timezone('UTC', a.created_at)::date AS day,
+      max(timezone('UTC', a.created_at)::date) OVER (PARTITION BY a.tenant_id, owner) AS newest
+    FROM added a CROSS JOIN LATERAL (VALUES ('00000000-0000-0000-0000-000000000000'::uuid), (a.user_id)) o (owner)
+  ) entries
+  GROUP BY tenant_id, owner, newest ORDER BY tenant_id, owner
+  ON CONFLICT (tenant_id, user_id) DO UPDATE SET
+    spent_nano = CASE WHEN c.month > excluded.month THEN c.spent_nano
+      WHEN c.month = excluded.month THEN c.spent_nano + excluded.spent_nano ELSE excluded.spent_nano END,
+    month = greatest(c.month, excluded.month),
+    images = CASE WHEN c.day > excluded.day THEN c.images
+      WHEN c.day = excluded.day THEN c.images + excluded.images ELSE excluded.images END,
+    day = greatest(c.day, excluded.day);
+  RETURN NULL;
+END $$
+"""
+COUNT_TRIGGER = """
+CREATE TRIGGER count_usage AFTER INSERT ON usage_entries REFERENCING NEW TABLE AS added
+FOR EACH STATEMENT EXECUTE FUNCTION app.count_usage()
+"""
+COUNTED_BEFORE = """
+INSERT INTO usage_counters (tenant_id, user_id, month, spent_nano, day, images)
+SELECT tenant_id, owner, date_trunc('month', timezone('UTC', now()))::date, coalesce(sum(cost_nano), 0),
+  timezone('UTC', now())::date,
+  count(DISTINCT (run_id, tool_call_id)) FILTER (
+    WHERE tool_call_id IS NOT NULL AND created_at >= date_trunc('day', now(), 'UTC'))
+FROM usage_entries CROSS JOIN LATERAL (VALUES ('00000000-0000-0000-0000-000000000000'::uuid), (user_id)) o (owner)
+WHERE created_at >= date_trunc('month', now(), 'UTC')
+GROUP BY tenant_id, owner
+"""
+# Of an image: with its smaller copies, unless it failed.
+STORED_BYTES = """
+CREATE FUNCTION app.stored_bytes(status text, size_bytes bigint, variants jsonb) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN status = 'failed' THEN 0 ELSE size_bytes + coalesce(
+  (SELECT sum((copy ->> 'size_bytes')::bigint) FROM jsonb_array_elements(variants) copy), 0)::bigint END
+"""
+TENANT = " TO easel_app USING (tenant_id = (SELECT app.tenant())) WITH CHECK (tenant_id = (SELECT app.tenant()))"
+SECURITY = (
+    "CREATE POLICY app ON plans FOR SELECT TO easel_app USING (true)",
+    "CREATE POLICY identity ON plans TO easel_identity USING (true) WITH CHECK (true)",
+    "GRANT SELECT ON plans TO easel_app",
+    "GRANT SELECT, INSERT, UPDATE ON plans TO easel_identity",
+    f"CREATE POLICY tenant ON usage_counters{TENANT}",
+    "GRANT SELECT, INSERT, UPDATE (full_at, month, spent_nano, day, images) ON usage_counters TO easel_app",
+    f"CREATE POLICY tenant ON streams{TENANT}",
+    "GRANT SELECT, INSERT ON streams TO easel_app",
+    # An API process tells of all its streams at once.
+    "CREATE POLICY identity ON streams TO easel_identity USING (true)",
+    "GRANT SELECT (tenant_id, run_id, id, seen_at), UPDATE (seen_at), DELETE ON streams TO easel_identity",
+)
+BLINDED = ("tenants", "usage_entries", "usage_counters", "plans")
+
+
+def upgrade() -> None:
+    create_plans()
+    create_usage_counters()
+    create_streams()
+    op.add_column("runs", sa.Column("reserved_images", sa.BigInteger(), nullable=True))
+    op.add_column("runs", sa.Column("reserved_nano", sa.BigInteger(), nullable=True))
+    op.add_column("runs", sa.Column("without", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
+    op.execute(STORED_BYTES)
+    stored = sa.Computed("app.stored_bytes(status, size_bytes, variants)", persisted=True)
+    op.add_column("attachments", sa.Column("stored_bytes", sa.BigInteger(), stored, nullable=True))
+    op.create_index(
+        "ix_attachments_stored_bytes", "attachments", ["tenant_id"], unique=False, postgresql_include=["stored_bytes"]
+    )
+    for table in ("plans", "usage_counters", "streams"):
+        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+    for statement in SECURITY:
+        op.execute(statement)
+    # Row security holds for the owner as well, and would hide the rows.
+    for table in BLINDED:
+        op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
+    fill()
+    for table in BLINDED:
+        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+
+
+def fill() -> None:
+    op.execute("INSERT INTO plans (name) VALUES ('unlimited')")
+    op.execute(TRIAL)
+    # Any name was possible before, and none had limits.
+    op.execute("INSERT INTO plans (name) SELECT DISTINCT plan FROM tenants ON CONFLICT DO NOTHING")
+    op.create_foreign_key(op.f("fk_tenants_plan"), "tenants", "plans", ["plan"], ["name"])
+    op.execute(COUNT_USAGE)
+    op.execute(COUNT_TRIGGER)
+    op.execute(COUNTED_BEFORE)
+
+
+def create_plans() -> None:
+    op.create_table(
+        "plans",
+        sa.Column("name", sa.Text(), nullable=False),
+        *(sa.Column(name, sa.BigInteger(), nullable=True) for name in LIMITS),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_plans")),
+    )
+
+
+def create_usage_counters() -> None:
+    op.create_table(
+        "usage_counters",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("full_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("month", sa.Date(), nullable=True),
+        sa.Column("spent_nano", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("day", sa.Date(), nullable=True),
+        sa.Column("images", sa.BigInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("tenant_id", "user_id", name=op.f("pk_usage_counters")),
+    )
+
+
+def create_streams() -> None:
+    op.create_table(
+        "streams",
+        sa.Column("tenant_id", sa.Uuid(), nullable=False),
+        sa.Column("run_id", sa.Uuid(), nullable=False),
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["tenant_id", "run_id"],
+            ["runs.tenant_id", "runs.id"],
+            name=op.f("fk_streams_tenant_id_run_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("tenant_id", "run_id", "id", name=op.f("pk_streams")),
+    )
