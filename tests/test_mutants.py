@@ -35,6 +35,69 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "limits are judged under a lock",
+        "app/runs/admission.py",
+        """counters.lock(
+        session,
+        plan,
+        actor.tenant_id,
+        actor.user_id,
+        takes_run=True,
+        with_bytes=draws and plan.stored_bytes is not None,
+    )""",
+        "counters.look(session, plan, actor.tenant_id, actor.user_id)",
+        "tests/usage/test_races.py",
+    ),
+    Mutant(
+        "what open runs hold counts as used",
+        "app/usage/counters.py",
+        "coalesce(sum(reserved_images), 0)::bigint AS reserved_images",
+        "0::bigint AS reserved_images",
+        "tests/usage/test_races.py",
+    ),
+    Mutant(
+        "the ledger counts what it is given",
+        "migrations/versions/0007_limits.py",
+        "THEN c.spent_nano + excluded.spent_nano ELSE",
+        "THEN c.spent_nano ELSE",
+        "tests/usage/test_limits.py::test_spending_is_refused_before_it_is_spent",
+    ),
+    Mutant(
+        "a further call is judged",
+        "app/worker/calls.py",
+        "need = book.need_of(call) if self.turn and is_reserved(self._run) else None",
+        "need = None",
+        "tests/usage/test_limits.py::test_a_further_call_enlarges_what_is_held_or_ends_the_run",
+    ),
+    Mutant(
+        "what is settled is held no more",
+        "app/worker/calls.py",
+        "                **without_settled(self._run, settlement),\n",
+        "",
+        "tests/usage/test_limits.py::test_what_a_call_has_used_is_held_no_more",
+    ),
+    Mutant(
+        "streams of a lost process count no more",
+        "app/usage/counters.py",
+        "s.seen_at > clock_timestamp() - :silence",
+        "s.seen_at > clock_timestamp() - 10 * :silence",
+        "tests/usage/test_limits.py::test_the_streams_of_a_lost_process_are_free_again_within_half_a_minute",
+    ),
+    Mutant(
+        "uploads are judged by what is stored",
+        "app/attachments/uploads.py",
+        "judge(standing.states, {Limit.STORED_BYTES: size}, standing.at)",
+        "pass",
+        "tests/usage/test_limits.py::test_what_is_stored_counts_with_its_copies_and_refuses_uploads_and_drawing",
+    ),
+    Mutant(
+        "images are charged after their conversation is locked",
+        "app/worker/lease.py",
+        "locks_conversation=bool(booking and booking.charges_images)",
+        "locks_conversation=False",
+        "tests/worker/test_locks.py",
+    ),
+    Mutant(
         "a refused call costs nothing",
         "app/worker/open_call.py",
         "        if self.refused:",
@@ -51,8 +114,8 @@ MUTANTS = [
     Mutant(
         "the call before is settled with the next one",
         "app/worker/calls.py",
-        "Booking(call=book.row_of(call, background=background), settlement=settlement)",
-        "Booking(call=book.row_of(call, background=background))",
+        "Booking(call=book.row_of(call, background=background), settlement=settlement, need=need)",
+        "Booking(call=book.row_of(call, background=background), need=need)",
         "tests/usage/test_ledger.py",
     ),
     Mutant(

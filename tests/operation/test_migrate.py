@@ -5,9 +5,12 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, delete, func, select, text
 from sqlalchemy.exc import ProgrammingError
@@ -17,9 +20,10 @@ from app.conversations.models import Conversation, Message
 from app.db import Base, Database, uuid7
 from app.identity.models import Membership, Role, Tenant, User
 from app.logins import as_login
-from app.migrate import head_revision, is_current, migrate, schema_state
+from app.migrate import SCRIPTS, head_revision, is_current, migrate, open_for_migration, schema_state
 from app.runs import models as runs
 from app.usage import models as usage
+from tests.tables import rows
 
 if TYPE_CHECKING:
     from tests.conftest import Postgres
@@ -98,6 +102,41 @@ async def test_a_data_migration_that_row_security_would_blind_fails_loudly(new_p
         await connection.execute(text("SET LOCAL row_security = off"))
         with pytest.raises(ProgrammingError, match="row-level security"):
             await connection.execute(text("UPDATE conversations SET title = ''"))
+
+
+async def test_plans_find_every_tenant_and_what_this_month_has_used(new_postgres: "Postgres") -> None:
+    url = await asyncio.to_thread(make_owner_database, new_postgres)
+    async with open_for_migration(url) as connection:
+        await connection.run_sync(upgrade_to, "0006")
+    tenant, user = uuid7(), uuid7()
+    superuser = new_postgres.url_of("kept")
+    made = "INSERT INTO tenants (id, created_at, name, plan) VALUES (:tenant, now(), 'A', 'gold')"
+    await asyncio.to_thread(rows, superuser, made, {"tenant": tenant})
+    for age, number in (("0 days", 1), ("40 days", 2)):
+        given = {"tenant": tenant, "user": user, "age": age, "number": number}
+        await asyncio.to_thread(rows, superuser, ENTRY, given)
+    assert await migrate(url) == head_revision()
+    plans = await asyncio.to_thread(rows, superuser, "SELECT name FROM plans ORDER BY name")
+    assert plans == [("gold",), ("trial",), ("unlimited",)]
+    counted = await asyncio.to_thread(
+        rows, superuser, "SELECT user_id, spent_nano, images FROM usage_counters ORDER BY user_id"
+    )
+    assert counted == [(UUID(int=0), 7, 1), (user, 7, 1)]
+
+
+ENTRY = """
+INSERT INTO usage_entries (id, created_at, tenant_id, user_id, run_id, call, model, kind, quantity, nano_each,
+cost_nano, tool_call_id)
+VALUES (gen_random_uuid(), now() - CAST(CAST(:age AS text) AS interval), :tenant, :user, gen_random_uuid(), :number,
+'m', 'image_output_tokens', 7, 1, 7, 'ig_1')
+"""
+
+
+def upgrade_to(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 async def test_a_login_that_owns_nothing_serves_once_it_may_become_the_two_roles(new_postgres: "Postgres") -> None:

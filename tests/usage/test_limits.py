@@ -83,7 +83,7 @@ def wait_until(found: Any) -> Any:
 
 def left_behind(database: str, user: ApiUser) -> tuple[int, ...]:
     """Rows of the user's tenant that a start writes."""
-    tables = ("conversations", "messages", "runs", "idempotency_keys", "streams")
+    tables = ("conversations", "messages", "runs", "idempotency_keys")
     given = {"tenant": user.signed_up["tenant"]["id"]}
     return tuple(rows(database, LEFT.get(one, LEFT[""]).format(one), given)[0][0] for one in tables)
 
@@ -286,6 +286,19 @@ def test_a_further_call_enlarges_what_is_held_or_ends_the_run(ada: ApiUser, data
     assert exhausted["error"]["code"] == "budget_exceeded"
 
 
+def test_what_a_call_has_used_is_held_no_more(ada: ApiUser, database: str) -> None:
+    give_plan(database, ada, spend_per_month_usd=100, images_per_day=100)
+    said = "Draw a house [offline: call=transfer_to_designer]"
+    reserved = ada.http.post("/v1/runs/estimate", json={"input": said, "agent_key": "assistant"}).json()["reserved_usd"]
+    run = one(ada.ask(said, agent_key="assistant"), "run.completed")["run"]
+    first = sum(nano(entry["cost_usd"]) for entry in entries(ada, run_id=run["id"]) if entry["call"] == 1)
+    # As its last call left it: that was settled with the run's end, from which on nothing is held.
+    held = "SELECT reserved_nano, reserved_images FROM runs WHERE id = :run"
+    assert rows(database, held, {"run": run["id"]}) == [(nano(reserved) - first, 1)]
+    assert first > 0
+    assert (used(ada, "spend_per_month_usd")[1], used(ada, "images_per_day")) == ("0", (1, 0))
+
+
 def png(edge: int) -> bytes:
     buffer = io.BytesIO()
     noise = Image.effect_noise((edge, edge), 100)
@@ -360,7 +373,8 @@ def test_open_streams_are_judged_before_a_run_is_started(ada: ApiUser, colleague
     wait_until(lambda: used(ada, "streams_at_once", "user") == (0, 0))
     stop(ada, {"id": run_id})
     stop(ada, other.json())
-    wait_until(lambda: rows(database, "SELECT count(*) FROM streams") == [(0,)])
+    count = "SELECT count(*) FROM streams WHERE tenant_id = :tenant"
+    wait_until(lambda: rows(database, count, {"tenant": ada.signed_up["tenant"]["id"]}) == [(0,)])
 
 
 def test_the_streams_of_a_lost_process_are_free_again_within_half_a_minute(ada: ApiUser, database: str) -> None:
@@ -386,7 +400,7 @@ def test_a_refusal_takes_nothing_from_any_other_limit(ada: ApiUser, database: st
     refused(answer, "spend_per_month_usd", code="budget_exceeded")
     assert answer.headers["RateLimit"] == '"runs_per_minute";r=5;t=0'
     assert limits_of(ada) == unchanged
-    assert left_behind(database, ada) == (0, 0, 0, 0, 0)
+    assert left_behind(database, ada) == (0, 0, 0, 0)
 
 
 def test_the_first_limit_in_order_is_named_the_tenants_before_the_persons(ada: ApiUser, database: str) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.cli import main
-from tests.app_server import ApiUser, AppServer, Easel
+from tests.app_server import ApiUser, AppServer, Easel, running_server
 from tests.usage.plans import start
 
 LIMITS = (
@@ -93,3 +94,23 @@ def test_a_tenant_gets_no_plan_that_is_not_there(easel: Easel, ada: ApiUser, mon
         main()
     assert "There is no plan 'gold'; there are trial, unlimited. `easel plans set` makes one." in str(ended.value.code)
     assert ada.http.get("/v1/tenants/current").json()["plan"] == "unlimited"
+
+
+def test_new_tenants_get_the_default_plan(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    with running_server(database_url, provider_url, tmp_path, default_plan="trial") as server:
+        ada = server.sign_up()
+        assert ada.http.get("/v1/limits").json()["plan"] == "trial"
+        made = ada.http.post("/v1/tenants", json={"name": "Another"}).json()
+        assert made["plan"] == "trial"
+
+
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_a_default_plan_that_is_not_there_is_told_before_anybody_gets_it(
+    easel: Easel, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert shown(easel, "list")
+    monkeypatch.setenv("DEFAULT_PLAN", "gold")
+    monkeypatch.setattr(sys, "argv", ["easel", command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value.code).startswith("easel: DEFAULT_PLAN: There is no plan 'gold'; there are trial, unlimited.")

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,10 @@ def test_so_many_start_as_a_limit_allows_and_no_more(
     admitted: list[int] = []
     for number in range(rounds):
         ada = ApiUser(cluster.apis[number % 2][1])
+        colleague = ApiUser(cluster.apis[number % 2][1], invited_by=ada, role="member")
         give_plan(cluster.database_url, ada, images_per_day=10)
         word = f"pictures-{number}"
-        answers = race(cluster, ada, starts, {"input": f"Draw a house {word}", "agent_key": "designer"})
+        answers = race(cluster, [ada, colleague], starts, {"input": f"Draw a house {word}", "agent_key": "designer"})
         assert answers == {202: 10, 429: starts - 10}
         assert settled(cluster, ada) == 10
         assert calls(cluster, word) == 10
@@ -48,13 +49,13 @@ def test_so_many_start_as_a_limit_allows_and_no_more(
         give_plan(cluster.database_url, spender, spend_per_month_usd=3.5 * nano(estimate["reserved_usd"]) / 10**9)
         # They take longer than all of them need to be judged: what a run has spent is less than was held for it.
         body["input"] += " [offline: stall]"
-        assert race(cluster, spender, starts, body) == {202: 3, 402: starts - 3}
+        assert race(cluster, [spender], starts, body) == {202: 3, 402: starts - 3}
         stop_all(spender)
         assert settled(cluster, spender) == 3
         assert calls(cluster, f"money-{number}") <= 3
         admitted.append(3)
-        ada.http.close()
-        spender.http.close()
+        for user in (ada, colleague, spender):
+            user.http.close()
     assert_books_right(cluster.database_url, cluster.provider_url)
     results(
         7,
@@ -64,12 +65,13 @@ def test_so_many_start_as_a_limit_allows_and_no_more(
     )
 
 
-def race(cluster: Cluster, user: ApiUser, starts: int, body: dict[str, Any]) -> dict[int, int]:
-    """How often each status was answered."""
+def race(cluster: Cluster, users: Sequence[ApiUser], starts: int, body: dict[str, Any]) -> dict[int, int]:
+    """How often each status was answered to the users, who take turns at the APIs."""
     urls = [url for _, url in cluster.apis]
-    headers = {"Authorization": user.http.headers["Authorization"]}
 
     def post(number: int) -> int:
+        user = users[number // len(urls) % len(users)]
+        headers = {"Authorization": user.http.headers["Authorization"]}
         return httpx.post(f"{urls[number % len(urls)]}/v1/runs", json=body, headers=headers, timeout=60).status_code
 
     with ThreadPoolExecutor(CLIENTS) as pool:
