@@ -122,6 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         ending.cancel()
         watching.cancel()
         telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
 async def _end_streams(broker: Broker, draining: asyncio.Event) -> None:

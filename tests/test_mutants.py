@@ -37,14 +37,7 @@ MUTANTS = [
     Mutant(
         "limits are judged under a lock",
         "app/runs/admission.py",
-        """counters.lock(
-        session,
-        plan,
-        actor.tenant_id,
-        actor.user_id,
-        takes_run=True,
-        with_bytes=draws and plan.stored_bytes is not None,
-    )""",
+        "counters.lock(session, plan, actor.tenant_id, actor.user_id, takes_run=True, with_bytes=with_bytes)",
         "counters.look(session, plan, actor.tenant_id, actor.user_id)",
         "tests/usage/test_races.py",
     ),
@@ -65,8 +58,8 @@ MUTANTS = [
     Mutant(
         "a further call is judged",
         "app/worker/calls.py",
-        "need = book.need_of(call) if self.turn and is_reserved(self._run) else None",
-        "need = None",
+        "need=need if self.turn else None)",
+        "need=None)",
         "tests/usage/test_limits.py::test_a_further_call_enlarges_what_is_held_or_ends_the_run",
     ),
     Mutant(
@@ -75,6 +68,13 @@ MUTANTS = [
         "                **without_settled(self._run, settlement),\n",
         "",
         "tests/usage/test_limits.py::test_what_a_call_has_used_is_held_no_more",
+    ),
+    Mutant(
+        "the call of a deleted run is held",
+        "app/usage/counters.py",
+        "AND state <> 'settled'",
+        "AND false",
+        "tests/usage/test_limits.py::test_a_call_of_a_deleted_run_is_held_until_it_is_settled",
     ),
     Mutant(
         "streams of a lost process count no more",
@@ -114,8 +114,8 @@ MUTANTS = [
     Mutant(
         "the call before is settled with the next one",
         "app/worker/calls.py",
-        "Booking(call=book.row_of(call, background=background), settlement=settlement, need=need)",
-        "Booking(call=book.row_of(call, background=background), need=need)",
+        "Booking(call=row, settlement=settlement, need=need if self.turn else None)",
+        "Booking(call=row, need=need if self.turn else None)",
         "tests/usage/test_ledger.py",
     ),
     Mutant(

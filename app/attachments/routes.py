@@ -64,7 +64,7 @@ async def upload_attachment(
     with _upload_permits(actor, settings.upload_max_bytes if size is None else size, limits):
         # Before the body is received; once it is cleaned, its real size is judged again.
         async with database.tenant(actor.tenant_id) as session:
-            await uploads.admit_bytes(session, actor, max((size or 0) - ENVELOPE_BYTES, 1))
+            await uploads.admit_bytes(session, actor, max((size or 0) - ENVELOPE_BYTES, 1), locks=False)
         async with _form_of(request) as form:
             upload = _file_of(form, settings.upload_max_bytes)
             row = await uploads.store_upload(

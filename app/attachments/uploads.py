@@ -85,7 +85,7 @@ async def store_upload(
         row = _new_row(actor, given, cleaned)
         async with database.tenant(actor.tenant_id) as session:
             await _require_member(session, actor)
-            await admit_bytes(session, actor, cleaned.size_bytes)
+            await admit_bytes(session, actor, cleaned.size_bytes, locks=True)
             session.add(row)
         try:
             await store.put(row.storage_key, target, mime_type=row.mime_type)
@@ -111,12 +111,16 @@ async def _require_member(session: AsyncSession, actor: Actor) -> None:
         raise Forbidden("You are not a member of this tenant any more.")
 
 
-async def admit_bytes(session: AsyncSession, actor: Actor, size: int) -> None:
-    """Raise BudgetExceeded where so many more are too many; else only these may until the transaction ends."""
+async def admit_bytes(session: AsyncSession, actor: Actor, size: int, *, locks: bool) -> None:
+    """Raise BudgetExceeded where so many more are too many; if it `locks`, nobody else stores any until the commit."""
     plan = await counters.read_plan(session, actor)
-    if plan.stored_bytes is not None:
+    if plan.stored_bytes is None:
+        return
+    if locks:
         standing = await counters.lock(session, plan, actor.tenant_id, actor.user_id, with_bytes=True)
-        judge(standing.states, {Limit.STORED_BYTES: size}, standing.at)
+    else:
+        standing = await counters.look(session, plan, actor.tenant_id, actor.user_id)
+    judge(standing.states, {Limit.STORED_BYTES: size}, standing.at)
 
 
 @asynccontextmanager

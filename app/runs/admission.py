@@ -31,7 +31,6 @@ class Starting:
     registry: Registry
     prices: Prices
     actor: Actor
-    plan: Plan
     follows: bool = False
 
 
@@ -45,34 +44,33 @@ class Admission:
 
 
 async def admit(
-    starting: Starting, agent: LoadedAgent, request: NewRun, conversation: Conversation | None
+    starting: Starting, plan: Plan, agent: LoadedAgent, request: NewRun, conversation: Conversation | None
 ) -> Admission:
     """Raises LimitExceeded or BudgetExceeded; then the transaction must end without a commit."""
-    session, actor, plan = starting.session, starting.actor, starting.plan
+    session, actor = starting.session, starting.actor
     if not is_limited(plan):
         return Admission()
     draws = IMAGE_TOOL in agent.spec.tool_keys
-    standing = await counters.lock(
-        session,
-        plan,
-        actor.tenant_id,
-        actor.user_id,
-        takes_run=True,
-        with_bytes=draws and plan.stored_bytes is not None,
-    )
+    wanted: dict[Limit, int | None] = {Limit.RUNS_PER_MINUTE: 1, Limit.RUNS_AT_ONCE: 1}
+    # Before the lock, which others wait for.
+    if _limits(plan, Limit.SPEND_PER_MONTH):
+        wanted[Limit.SPEND_PER_MONTH] = await _cost(starting, agent, request, conversation, draws=draws)
+    with_bytes = draws and plan.stored_bytes is not None
+    standing = await counters.lock(session, plan, actor.tenant_id, actor.user_id, takes_run=True, with_bytes=with_bytes)
     without = [IMAGE_TOOL] if draws and _goes_without(standing.states, agent, request) else []
     draws = draws and not without
-    wanted: dict[Limit, int | None] = {Limit.RUNS_PER_MINUTE: 1, Limit.RUNS_AT_ONCE: 1}
+    if without and Limit.SPEND_PER_MONTH in wanted:
+        wanted[Limit.SPEND_PER_MONTH] = await _cost(starting, agent, request, conversation, draws=False)
     if starting.follows:
         wanted[Limit.STREAMS_AT_ONCE] = 1
     if draws:
         wanted |= {Limit.IMAGES_PER_DAY: 1, Limit.STORED_BYTES: 1}
-    if _limits(plan, Limit.SPEND_PER_MONTH):
-        wanted[Limit.SPEND_PER_MONTH] = await _cost(starting, agent, request, conversation, draws=draws)
+    standing.tell_rate(plan, taken=False)
     judge(standing.states, wanted, standing.at)
-    counters.tell_rate(plan, standing.full_at, standing.at)
+    standing.tell_rate(plan, taken=True)
+    counts_images = _limits(plan, Limit.IMAGES_PER_DAY) or plan.stored_bytes is not None
     return Admission(
-        reserved_images=int(draws) if _limits(plan, Limit.IMAGES_PER_DAY) else None,
+        reserved_images=int(draws) if counts_images else None,
         reserved_nano=wanted.get(Limit.SPEND_PER_MONTH),
         without=without,
     )

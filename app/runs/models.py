@@ -66,9 +66,8 @@ class Run(Identified, Base):
     for: they are fetched again from the provider's stored response. `booked_nano`, in nano-dollars, and `booked_basis`
     sum up the ledger's entries of the calls that are settled so far.
 
-    `reserved_images` and `reserved_nano` are what an open run may still draw and spend, null where its plan had no such
-    limit as it was admitted; once it has ended they count for nothing. `without` are the tools that it goes without,
-    because a limit is reached.
+    `reserved_images` and `reserved_nano` are what an open run may still draw and spend, null where its plan limited
+    neither pictures and their bytes nor spending as it was admitted. `without` are tools that a limit takes from it.
     """
 
     __tablename__ = "runs"

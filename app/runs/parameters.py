@@ -1,19 +1,22 @@
-"""What the routes of runs are given: parameters, what the process holds open, the plan of the caller's tenant."""
+"""What the routes of runs are given: parameters, and what the process holds open; what their answers tell."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator
 
 from app.agents._shared.registry import Registry
 from app.broker import Broker
 from app.db import CurrentDatabase, from_state
-from app.errors import id_of
+from app.errors import AppError, id_of
 from app.identity.actor import Bearer, TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
+from app.request_context import current_request
 from app.runs import idempotency
 from app.runs.access import AccessWatch
 from app.runs.direct import deliver_to
@@ -21,7 +24,6 @@ from app.runs.idempotency import visible_ascii
 from app.runs.reader import EventSource
 from app.runs.streams import OpenStreams
 from app.usage import counters
-from app.usage.models import Plan
 from app.usage.prices import Prices
 
 RunId = Annotated[UUID, id_of("run")]
@@ -59,9 +61,16 @@ async def event_source_of(
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
 
 
-async def _plan_of(actor: Annotated[Actor, may(Permission.WRITE_CHAT)], session: TenantSession) -> Plan:
-    """Read before the body is judged: every answer tells how many runs may be started."""
-    return await counters.read_plan_and_rate(session, actor)
+async def _tell_rate(
+    actor: Annotated[Actor, may(Permission.WRITE_CHAT)], session: TenantSession
+) -> AsyncIterator[None]:
+    try:
+        yield
+    except (AppError, RequestValidationError):
+        if not current_request().headers:
+            await counters.read_rate(session, actor)
+        raise
 
 
-CurrentPlan = Annotated[Plan, Depends(_plan_of)]
+TellsRate = Annotated[None, Depends(_tell_rate, scope="function")]
+"""A refusal tells how many runs may be started, too, unless their number is unlimited."""

@@ -19,7 +19,6 @@ from app.runs.models import Run
 from app.runs.parameters import (
     After,
     CurrentBroker,
-    CurrentPlan,
     CurrentPrices,
     CurrentRegistry,
     CurrentSource,
@@ -27,10 +26,11 @@ from app.runs.parameters import (
     Key,
     LastEventId,
     RunId,
+    TellsRate,
 )
 from app.runs.reader import EventSource, follow
 from app.runs.schemas import NewRun, RunView
-from app.runs.streams import add_stream, admit_stream
+from app.runs.streams import admit_stream
 from app.usage.schemas import RunEstimate
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -69,9 +69,9 @@ async def start_run(
     source: CurrentSource,
     links: ReaderLinks,
     limits: CurrentLimits,
-    plan: CurrentPlan,
     prices: CurrentPrices,
     open_streams: CurrentStreams,
+    _: TellsRate,
     accept: Annotated[str, Header(include_in_schema=False)] = "application/json",
     idempotency_key: Key = None,
     last_event_id: LastEventId = None,
@@ -84,14 +84,14 @@ async def start_run(
     """
     # Refused before it is started: who cannot follow a run should not pay for it.
     permit = limits.streams.acquire(actor.owner) if reader.MEDIA_TYPE in accept else None
-    starting = Starting(session, source.broker, settings, registry, prices, actor, plan, follows=permit is not None)
+    starting = Starting(session, source.broker, settings, registry, prices, actor, follows=permit is not None)
     answer = await service.start(starting, body, idempotency_key)
     if permit is None:
         return Response(answer.body, answer.status, answer.headers, media_type="application/json")
     run = answer.run or await service.get(session, actor, answer.run_id)
-    # A repeated request is refused by no limit of the plan.
-    stream = answer.stream or await add_stream(session, actor, run)
-    return _events(source, links, open_streams.hold(stream, permit), run, last_event_id or 0, answer.headers)
+    # A repeated request takes nothing of a plan's limits.
+    held = open_streams.hold(answer.stream, permit) if answer.stream else permit
+    return _events(source, links, held, run, last_event_id or 0, answer.headers)
 
 
 @router.post("/estimate", responses=ESTIMATE)

@@ -26,6 +26,8 @@ from app.runs.stopping import stop_one
 from app.runs.streams import new_stream
 from app.runs.validation import check_images, check_options
 from app.settings import Settings
+from app.usage import counters
+from app.usage.models import Plan
 
 QUEUE_RETRY_SECONDS = 5.0
 START = "POST /v1/runs"
@@ -36,6 +38,7 @@ async def start(starting: Starting, request: NewRun, idempotency_key: str | None
     """Create the run; a worker hears of it after the commit. A repeated `idempotency_key` gives the first answer."""
     session, actor = starting.session, starting.actor
     if answer := await idempotency.recall(session, actor, START, idempotency_key, request):
+        await counters.read_rate(session, actor)
         return answer
     rows, run = await _prepare(starting, request)
     view = RunView.model_validate(run)
@@ -61,7 +64,7 @@ async def _prepare(starting: Starting, request: NewRun) -> tuple[list[Base], Run
     conversation = None
     if request.conversation_id is not None:
         conversation = await conversations.touch(session, actor, request.conversation_id)
-    waiting, open_runs = await _look_at_queues(session, settings, actor.tenant_id, request.conversation_id)
+    plan, waiting, open_runs = await _look_at_queues(starting, request.conversation_id)
     if open_runs:
         await _resolve_busy(session, starting.broker, settings, open_runs, request.if_busy)
     _check_room("tenant", settings.tenant_queued_runs, waiting)
@@ -69,7 +72,7 @@ async def _prepare(starting: Starting, request: NewRun) -> tuple[list[Base], Run
     check_options(settings, starting.registry, agent_key, request)
     await check_images(session, actor, request)
     # Last, as nobody else of the tenant is admitted until this transaction ends.
-    admission = await admit(starting, starting.registry.specs[agent_key], request, conversation)
+    admission = await admit(starting, plan, starting.registry.specs[agent_key], request, conversation)
     rows: list[Base] = []
     if conversation is None:
         conversation = conversations.new(actor, agent_key=agent_key, first_input=request.input)
@@ -78,22 +81,20 @@ async def _prepare(starting: Starting, request: NewRun) -> tuple[list[Base], Run
     return [*rows, message, run], run
 
 
-async def _look_at_queues(
-    session: AsyncSession, settings: Settings, tenant_id: UUID, conversation_id: UUID | None
-) -> tuple[int, list[Run]]:
-    """How many runs of the tenant wait, counted to the limit, and the conversation's open runs: in one statement."""
+async def _look_at_queues(starting: Starting, conversation_id: UUID | None) -> tuple[Plan, int, list[Run]]:
+    """The plan, how many runs of the tenant wait, counted to the limit, and the conversation's open runs: at once."""
+    tenant_id = starting.actor.tenant_id
     # The tenant as a value, though row security names it as well: Postgres then knows how few runs it has.
     queued = select(Run.id).where(Run.tenant_id == tenant_id, Run.status == RunStatus.QUEUED)
     # In the order of their index, so that Postgres takes it: few of all queued runs may be this tenant's.
-    limited = queued.order_by(Run.id).limit(settings.tenant_queued_runs).subquery()
-    waiting = select(func.count().label("waiting")).select_from(limited)
-    if conversation_id is None:
-        return await session.scalar(waiting) or 0, []
-    count = waiting.subquery()
+    limited = queued.order_by(Run.id).limit(starting.settings.tenant_queued_runs).subquery()
+    waiting = select(func.count()).select_from(limited).scalar_subquery()
     of_conversation = (Run.tenant_id == tenant_id) & (Run.conversation_id == conversation_id) & Run.status.in_(OPEN)
-    found = await session.execute(select(count.c.waiting, Run).outerjoin(Run, of_conversation).order_by(Run.id))
-    rows = found.all()
-    return rows[0].waiting, [row.Run for row in rows if row.Run is not None]
+    statement = counters.plan_and_rate(starting.actor).add_columns(waiting, Run).outerjoin(Run, of_conversation)
+    rows = (await starting.session.execute(statement.order_by(Run.id))).all()
+    plan, of_tenant, of_user, at, count, _ = rows[0]
+    counters.tell_rate(plan, of_tenant, of_user, at)
+    return plan, count, [row.Run for row in rows if row.Run is not None]
 
 
 async def _resolve_busy(

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,9 +25,9 @@ log = logging.getLogger(__name__)
 
 TELL_SECONDS = 10.0
 # What ends within this time is deleted together.
-TOGETHER_SECONDS = 0.5
-# Of a process that was killed.
-LOST_AFTER = timedelta(minutes=1)
+TOGETHER_SECONDS = 0.05
+# Of a process that was killed; it counts no more long before.
+LOST_AFTER = timedelta(minutes=10)
 
 
 class Stream(Base):
@@ -46,22 +48,18 @@ def new_stream(actor: Actor, run_id: UUID) -> Stream:
 
 
 async def admit_stream(session: AsyncSession, actor: Actor, run: Run) -> Stream:
-    """One more of a run that exists. Raises LimitExceeded."""
+    """One more of a run that exists, inserted. Raises LimitExceeded."""
     plan = await counters.read_plan(session, actor)
     if any(Limit.STREAMS_AT_ONCE.of(plan, scope) is not None for scope in Scope):
         standing = await counters.lock(session, plan, actor.tenant_id, actor.user_id)
         judge(standing.states, {Limit.STREAMS_AT_ONCE: 1}, standing.at)
-    return await add_stream(session, actor, run)
-
-
-async def add_stream(session: AsyncSession, actor: Actor, run: Run) -> Stream:
-    """One more, whatever the limits are."""
     stream = new_stream(actor, run.id)
     await insert_together(session, stream)
     return stream
 
 
 Key = tuple[UUID, UUID, UUID]
+_KEY = tuple_(Stream.tenant_id, Stream.run_id, Stream.id)
 
 
 class OpenStreams:
@@ -88,29 +86,50 @@ class OpenStreams:
         self._some_ended.set()
 
     async def run(self) -> None:
-        """Without streams it sleeps."""
-        while True:
-            await self._any.wait()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TELL_SECONDS):
-                    await self._some_ended.wait()
-                    await asyncio.sleep(TOGETHER_SECONDS)
-            self._some_ended.clear()
-            try:
-                await self._tell()
-            except Exception:
-                log.warning("streams.not_told", exc_info=True)
-            if not (self._open or self._ended):
-                self._any.clear()
+        """Without streams it sleeps; in the end nothing of this process is left."""
+        told = 0.0
+        try:
+            while True:
+                await self._any.wait()
+                await self._until_some_ended(told + TELL_SECONDS - time.monotonic())
+                await self._logged(self._delete_ended)
+                if time.monotonic() >= told + TELL_SECONDS:
+                    told = time.monotonic()
+                    await self._logged(self._tell)
+                if not (self._open or self._ended):
+                    self._any.clear()
+        finally:
+            self._ended |= self._open
+            await self._logged(self._delete_ended)
+
+    async def _until_some_ended(self, seconds: float) -> None:
+        """But not for longer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._some_ended.wait()
+                await asyncio.sleep(TOGETHER_SECONDS)
+
+    async def _logged(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception:
+            log.warning("streams.not_told", exc_info=True)
+
+    async def _delete_ended(self) -> None:
+        self._some_ended.clear()
+        ended = sorted(self._ended)
+        if not ended:
+            return
+        async with self._database.identity() as session:
+            await session.execute(delete(Stream).where(_KEY.in_(ended)))
+        self._ended.difference_update(ended)
 
     async def _tell(self) -> None:
-        ended, key = sorted(self._ended), tuple_(Stream.tenant_id, Stream.run_id, Stream.id)
-        lost = select(Stream.id).where(Stream.seen_at < func.clock_timestamp() - LOST_AFTER)
+        lost = Stream.seen_at < func.clock_timestamp() - LOST_AFTER
+        # In one order, and past those that are just being deleted with their run.
+        mine = select(Stream.id).where(_KEY.in_(sorted(self._open))).order_by(Stream.id)
+        theirs = select(Stream.id).where(lost).order_by(Stream.id)
         async with self._database.identity() as session:
-            if self._open:
-                told = update(Stream).where(key.in_(sorted(self._open)))
-                await session.execute(told.values(seen_at=func.clock_timestamp()))
-            if ended:
-                await session.execute(delete(Stream).where(key.in_(ended)))
-            await session.execute(delete(Stream).where(Stream.id.in_(lost.with_for_update(skip_locked=True))))
-        self._ended.difference_update(ended)
+            told = update(Stream).where(Stream.id.in_(mine.with_for_update(skip_locked=True)))
+            await session.execute(told.values(seen_at=func.clock_timestamp()))
+            await session.execute(delete(Stream).where(Stream.id.in_(theirs.with_for_update(skip_locked=True))))

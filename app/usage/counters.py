@@ -6,14 +6,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Boolean, Interval, Row, Uuid, bindparam, func, select, text
+from sqlalchemy import Boolean, Interval, Row, Select, Uuid, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from app.identity.models import Tenant
 from app.identity.service import Actor
 from app.request_context import current_request
-from app.usage.limits import LimitState, Scope, Used, rate_headers, states, token_of
+from app.usage.limits import Limit, LimitState, Scope, Used, rate_headers, states, token_of
 from app.usage.models import Plan, UsageCounter
 
 TENANT = UUID(int=0)
@@ -36,19 +36,26 @@ ON CONFLICT (tenant_id, user_id) DO UPDATE SET full_at = coalesce(
 RETURNING user_id, full_at, month, spent_nano, day, images, clock_timestamp() AS at
 """).bindparams(_TENANT, _USER, bindparam("tenant_token", type_=Interval), bindparam("user_token", type_=Interval))
 
-# In a statement after the lock, so that it sees what the last holder has committed. A stream of a run that has ended
-# counts no more, wherever it is read from.
+# In a statement after the lock, so that it sees what the last holder has committed. What a deleted run has asked for is
+# held until it is settled; a stream of a run that has ended counts no more, wherever it is read from.
 _OPEN = text("""
-SELECT r.*, s.*, (CASE WHEN :with_bytes THEN
+SELECT h.*, s.*, (CASE WHEN :with_bytes THEN
   (SELECT coalesce(sum(stored_bytes), 0) FROM attachments WHERE tenant_id = :tenant) ELSE 0 END)::bigint AS stored_bytes
 FROM (
-  SELECT count(*) AS runs, count(*) FILTER (WHERE user_id = :user) AS user_runs,
+  SELECT count(run) AS runs, count(run) FILTER (WHERE user_id = :user) AS user_runs,
     coalesce(sum(reserved_images), 0)::bigint AS reserved_images,
     coalesce(sum(reserved_images) FILTER (WHERE user_id = :user), 0)::bigint AS user_reserved_images,
     coalesce(sum(reserved_nano), 0)::bigint AS reserved_nano,
     coalesce(sum(reserved_nano) FILTER (WHERE user_id = :user), 0)::bigint AS user_reserved_nano
-  FROM runs WHERE tenant_id = :tenant AND status IN ('queued', 'running')
-) r, (
+  FROM (
+    SELECT id AS run, user_id, reserved_images, reserved_nano
+    FROM runs WHERE tenant_id = :tenant AND status IN ('queued', 'running')
+    UNION ALL
+    SELECT NULL, user_id, reserved_images, reserved_nano FROM provider_calls c
+    WHERE tenant_id = :tenant AND state <> 'settled'
+      AND NOT EXISTS (SELECT FROM runs r WHERE r.tenant_id = c.tenant_id AND r.id = c.run_id)
+  ) held
+) h, (
   SELECT count(*) AS streams, count(*) FILTER (WHERE s.user_id = :user) AS user_streams
   FROM streams s JOIN runs r ON r.tenant_id = s.tenant_id AND r.id = s.run_id AND r.status IN ('queued', 'running')
   WHERE s.tenant_id = :tenant AND s.seen_at > clock_timestamp() - :silence
@@ -58,12 +65,21 @@ FROM (
 
 @dataclass(frozen=True)
 class Standing:
-    """Every limit of a plan as it stands `at` that time, and when each bucket of runs is full again."""
+    """Every limit of a plan as it stands `at` that time; `full_at` is of each bucket of runs, `tokens` taken of it."""
 
-    plan: Plan
     states: list[LimitState]
     full_at: Mapping[Scope, datetime | None]
+    tokens: Mapping[Scope, timedelta | None]
     at: datetime
+
+    def tell_rate(self, plan: Plan, *, taken: bool) -> None:
+        """As it is, or as it will be again if the transaction is not committed."""
+        full_at = {
+            scope: full and full - (timedelta() if taken else self.tokens.get(scope) or timedelta())
+            for scope, full in self.full_at.items()
+        }
+        refused = any(state.limit == Limit.RUNS_PER_MINUTE and state.refuses(1) for state in self.states)
+        current_request().headers.update(rate_headers(plan, full_at, self.at, refused=refused))
 
 
 async def read_plan(session: AsyncSession, actor: Actor) -> Plan:
@@ -71,24 +87,26 @@ async def read_plan(session: AsyncSession, actor: Actor) -> Plan:
     return (await session.scalars(select(Plan).join(Tenant).where(Tenant.id == actor.tenant_id))).one()
 
 
-async def read_plan_and_rate(session: AsyncSession, actor: Actor) -> Plan:
-    """The same; the answer to the present request tells how many runs may be started."""
+def plan_and_rate(actor: Actor) -> Select[Plan, datetime | None, datetime | None, datetime]:
+    """A row with what `tell_rate` takes: the plan, when the tenant's and the person's bucket is full, and the time."""
     tenant, user = aliased(UsageCounter), aliased(UsageCounter)
-    found = await session.execute(
+    return (
         select(Plan, tenant.full_at, user.full_at, func.clock_timestamp())
         .join(Tenant)
         .outerjoin(tenant, (tenant.tenant_id == Tenant.id) & (tenant.user_id == TENANT))
         .outerjoin(user, (user.tenant_id == Tenant.id) & (user.user_id == actor.user_id))
         .where(Tenant.id == actor.tenant_id)
     )
-    plan, of_tenant, of_user, at = found.one()
-    tell_rate(plan, {Scope.TENANT: of_tenant, Scope.USER: of_user}, at)
-    return plan
 
 
-def tell_rate(plan: Plan, full_at: Mapping[Scope, datetime | None], at: datetime) -> None:
+def tell_rate(plan: Plan, of_tenant: datetime | None, of_user: datetime | None, at: datetime) -> None:
     """In the headers of the answer to the present request, whichever that will be."""
-    current_request().headers.update(rate_headers(plan, full_at, at))
+    current_request().headers.update(rate_headers(plan, {Scope.TENANT: of_tenant, Scope.USER: of_user}, at))
+
+
+async def read_rate(session: AsyncSession, actor: Actor) -> None:
+    """For an answer that was given before the plan was read."""
+    tell_rate(*(await session.execute(plan_and_rate(actor))).one())
 
 
 async def look(session: AsyncSession, plan: Plan, tenant_id: UUID, user_id: UUID) -> Standing:
@@ -158,15 +176,15 @@ async def _standing(
         if counter is not None:
             full_at[scope] = counter.full_at
             used[scope] = _with_counter(used[scope], counter, at, (tokens or {}).get(scope))
-    return Standing(plan, states(plan, used, at), full_at, at)
+    return Standing(states(plan, used, at), full_at, tokens or {}, at)
 
 
 def _with_counter(used: Used, counter: Row[Any], at: datetime, token: timedelta | None) -> Used:
-    """What was used on an earlier day or in an earlier month counts no more."""
+    """What was used on an earlier day or in an earlier month counts no more; a later one, by a hair, is this one."""
     day = at.date()
     return replace(
         used,
         full_at=counter.full_at - token if counter.full_at and token else counter.full_at,
-        images=counter.images if counter.day == day else 0,
-        spent_nano=counter.spent_nano if counter.month == day.replace(day=1) else 0,
+        images=counter.images if counter.day and counter.day >= day else 0,
+        spent_nano=counter.spent_nano if counter.month and counter.month >= day.replace(day=1) else 0,
     )

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import now, uuid7
+from app.db import uuid7
 from app.usage.kinds import WORSE, Basis
 from app.usage.models import CallState, ProviderCall, UsageEntry
 from app.usage.prices import Priced
@@ -154,7 +154,8 @@ class Settlement:
             "run_id": literal(self.run_id, Uuid),
             "call": literal(self.number, Integer),
             "agent_key": literal(self.agent_key, Text),
-            "created_at": literal(now(), UsageEntry.created_at.type),
+            # By the database's clock: its day and month are those of the counters.
+            "created_at": func.now(),
         }
         source: Select[tuple[object, ...]] = (
             select(*same.values(), *given.c).select_from(settled).join(given, literal(True))

@@ -179,26 +179,30 @@ def _seconds_until_one(state: LimitState, at: datetime) -> float:
     return (state.resets_at - at).total_seconds()
 
 
-def rate_headers(plan: Plan, used: Mapping[Scope, datetime | None], at: datetime) -> dict[str, str]:
+def rate_headers(
+    plan: Plan, full_at: Mapping[Scope, datetime | None], at: datetime, *, refused: bool = False
+) -> dict[str, str]:
     """RateLimit-Policy and RateLimit of the scope that leaves fewer runs; none where both are unlimited.
 
+    `t` is until all may be started, where one was `refused` until one may.
     https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-ratelimit-headers-11
     """
-    left = sorted(_left(plan, used, at))
+    left = sorted(_left(plan, full_at, at))
     if not left:
         return {}
-    remaining, size, seconds = left[0]
+    remaining, size, missing = left[0]
+    wait = missing - MINUTE // size * (size - 1) if refused and not remaining else missing
     name = f'"{Limit.RUNS_PER_MINUTE}"'
     return {
         "RateLimit-Policy": f"{name};q={size};w={int(MINUTE.total_seconds())}",
-        "RateLimit": f"{name};r={remaining};t={seconds}",
+        "RateLimit": f"{name};r={remaining};t={max(math.ceil(wait.total_seconds()), int(refused and not remaining))}",
     }
 
 
-def _left(plan: Plan, used: Mapping[Scope, datetime | None], at: datetime) -> Iterator[tuple[int, int, int]]:
-    """Of each scope that is limited: the runs that are left, how many there may be, the seconds until they may."""
+def _left(plan: Plan, full_at: Mapping[Scope, datetime | None], at: datetime) -> Iterator[tuple[int, int, timedelta]]:
+    """Of each scope that is limited: the runs that are left, how many there may be, how long until they may."""
     for scope in Scope:
         size, token = Limit.RUNS_PER_MINUTE.of(plan, scope), token_of(plan, scope)
         if size is not None and token is not None:
-            missing = max((used[scope] or at) - at, timedelta())
-            yield max((token * size - missing) // token, 0), size, math.ceil(missing.total_seconds())
+            missing = max((full_at[scope] or at) - at, timedelta())
+            yield max((token * size - missing) // token, 0), size, missing

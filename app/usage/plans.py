@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
@@ -16,6 +16,8 @@ from app.usage.money import NANO, to_usd
 
 UNLIMITED = "unlimited"
 MOST = 10**15
+# A bucket's token lasts whole microseconds.
+MOST_A_MINUTE = 10**6
 MOST_USD = 10**9
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,49}")
 _KEYS = {key_of(limit, scope): (limit, scope) for limit, scope in LIMITS}
@@ -82,7 +84,7 @@ def _parsed(key: str, limit: Limit, value: str) -> int:
     if limit == Limit.SPEND_PER_MONTH:
         try:
             nano = Decimal(value) * NANO
-        except InvalidOperation:
+        except ArithmeticError:  # no number, or one beyond all bounds
             nano = Decimal(0)
         if not (nano.is_finite() and 0 < nano <= MOST_USD * NANO and nano == nano.to_integral_value()):
             raise PlanError(
@@ -90,8 +92,9 @@ def _parsed(key: str, limit: Limit, value: str) -> int:
                 f" fewer, or {UNLIMITED}."
             )
         return int(nano)
-    if not (value.isascii() and value.isdigit() and len(value) <= len(str(MOST)) and 0 < int(value) <= MOST):
-        raise PlanError(f"{key}: {value!r} is no limit: give a whole number from 1 to {MOST}, or {UNLIMITED}.")
+    most = MOST_A_MINUTE if limit == Limit.RUNS_PER_MINUTE else MOST
+    if not (value.isascii() and value.isdigit() and len(value) <= len(str(most)) and 0 < int(value) <= most):
+        raise PlanError(f"{key}: {value!r} is no limit: give a whole number from 1 to {most}, or {UNLIMITED}.")
     return int(value)
 
 

@@ -20,7 +20,7 @@ from app.usage.prices import Prices
 from app.worker.image_options import ImageOptions
 from app.worker.image_rows import ImageRows
 from app.worker.open_call import OpenCall, usage_of
-from app.worker.reservation import Need
+from app.worker.reservation import Need, is_reserved
 
 
 class CallBook:
@@ -54,11 +54,11 @@ class CallBook:
         estimate = CallEstimate(agent.model, model, characters, self.given_tokens)
         return OpenCall(number, agent.spec.key, estimate, now())
 
-    def need_of(self, call: OpenCall) -> Need:
-        """What is to be held for it."""
-        return Need.of(call.estimate, self._options(call.agent_key), self._prices)
+    def need_of(self, call: OpenCall) -> Need | None:
+        """What is to be held for it; None where nothing of the run is."""
+        return Need.of(call.estimate, self._options(call.agent_key), self._prices) if is_reserved(self._run) else None
 
-    def row_of(self, call: OpenCall, *, background: bool) -> ProviderCall:
+    def row_of(self, call: OpenCall, need: Need | None, *, background: bool) -> ProviderCall:
         run, estimate = self._run, call.estimate
         return ProviderCall(
             tenant_id=run.tenant_id,
@@ -72,6 +72,8 @@ class CallBook:
             characters=estimate.characters,
             given_tokens=estimate.given_tokens,
             asked_at=call.asked_at,
+            reserved_images=need and need.images,
+            reserved_nano=need and need.nano,
         )
 
     def settlement(self) -> Settlement | None:

@@ -15,7 +15,7 @@ from app.worker.booking import Booking
 from app.worker.call_book import CallBook
 from app.worker.context import WorkerContext
 from app.worker.image_rows import ImageRows
-from app.worker.reservation import is_reserved, without_settled
+from app.worker.reservation import without_settled
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,12 @@ class ProviderCalls:
         settlement = book.settlement()
         usage, cost = book.with_present(settlement)
         call = book.open(self.turn + 1, self._ctx.registry.specs[agent_key], characters)
-        need = book.need_of(call) if self.turn and is_reserved(self._run) else None
+        need = book.need_of(call)
+        row = book.row_of(call, need, background=background)
         self.no_request_in_flight.clear()
         try:
             await self._write(
-                Booking(call=book.row_of(call, background=background), settlement=settlement, need=need),
+                Booking(call=row, settlement=settlement, need=need if self.turn else None),
                 calling_turn=call.number,
                 calling_agent=agent_key,
                 background=background,

@@ -33,7 +33,7 @@ class Need:
 
 
 def is_reserved(run: Run) -> bool:
-    """Whether its plan limited what it may draw or spend as it was admitted."""
+    """Whether its plan limited what it may draw, store or spend as it was admitted."""
     return run.reserved_images is not None or run.reserved_nano is not None
 
 
@@ -52,17 +52,19 @@ async def enlarge(session: AsyncSession, run: Run, need: Need) -> None:
 
     The run's row is locked by this transaction. Raises LimitExceeded or BudgetExceeded; then it must not be committed.
     """
-    plan = (await session.scalars(select(Plan).join(Tenant).where(Tenant.id == run.tenant_id))).one()
-    standing = await counters.lock(session, plan, run.tenant_id, run.user_id)
     held = (await session.execute(select(Run.reserved_images, Run.reserved_nano).where(Run.id == run.id))).one()
     wanted: dict[Limit, int | None] = {}
     grown: dict[str, int] = {}
     if held.reserved_images is not None and need.images > held.reserved_images:
-        wanted[Limit.IMAGES_PER_DAY] = need.images - held.reserved_images
+        wanted |= {Limit.IMAGES_PER_DAY: need.images - held.reserved_images, Limit.STORED_BYTES: 1}
         grown["reserved_images"] = need.images
     if held.reserved_nano is not None and (need.nano is None or need.nano > held.reserved_nano):
         wanted[Limit.SPEND_PER_MONTH] = None if need.nano is None else need.nano - held.reserved_nano
         grown["reserved_nano"] = need.nano or held.reserved_nano
-    if wanted:
-        judge(standing.states, wanted, standing.at)
-        await session.execute(update(Run).where(Run.id == run.id).values(grown))
+    if not wanted:
+        return
+    plan = (await session.scalars(select(Plan).join(Tenant).where(Tenant.id == run.tenant_id))).one()
+    with_bytes = plan.stored_bytes is not None and Limit.STORED_BYTES in wanted
+    standing = await counters.lock(session, plan, run.tenant_id, run.user_id, with_bytes=with_bytes)
+    judge(standing.states, wanted, standing.at)
+    await session.execute(update(Run).where(Run.id == run.id).values(grown))

@@ -88,8 +88,21 @@ def upgrade() -> None:
     create_plans()
     create_usage_counters()
     create_streams()
-    op.add_column("runs", sa.Column("reserved_images", sa.BigInteger(), nullable=True))
-    op.add_column("runs", sa.Column("reserved_nano", sa.BigInteger(), nullable=True))
+    for table in ("plans", "usage_counters", "streams"):
+        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+    for statement in SECURITY:
+        op.execute(statement)
+    # In the order in which requests lock the tables: tenants, runs, attachments. Row security holds for the owner as
+    # well, and would hide the rows.
+    for table in BLINDED:
+        op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
+    fill()
+    for table in BLINDED:
+        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
+    for table in ("runs", "provider_calls"):
+        op.add_column(table, sa.Column("reserved_images", sa.BigInteger(), nullable=True))
+        op.add_column(table, sa.Column("reserved_nano", sa.BigInteger(), nullable=True))
     op.add_column("runs", sa.Column("without", sa.ARRAY(sa.Text()), server_default="{}", nullable=False))
     op.execute(STORED_BYTES)
     stored = sa.Computed("app.stored_bytes(status, size_bytes, variants)", persisted=True)
@@ -97,23 +110,12 @@ def upgrade() -> None:
     op.create_index(
         "ix_attachments_stored_bytes", "attachments", ["tenant_id"], unique=False, postgresql_include=["stored_bytes"]
     )
-    for table in ("plans", "usage_counters", "streams"):
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
-    for statement in SECURITY:
-        op.execute(statement)
-    # Row security holds for the owner as well, and would hide the rows.
-    for table in BLINDED:
-        op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
-    fill()
-    for table in BLINDED:
-        op.execute(f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY")
 
 
 def fill() -> None:
     op.execute("INSERT INTO plans (name) VALUES ('unlimited')")
     op.execute(TRIAL)
-    # Any name was possible before, and none had limits.
+    # Any name was possible before.
     op.execute("INSERT INTO plans (name) SELECT DISTINCT plan FROM tenants ON CONFLICT DO NOTHING")
     op.create_foreign_key(op.f("fk_tenants_plan"), "tenants", "plans", ["plan"], ["name"])
     op.execute(COUNT_USAGE)

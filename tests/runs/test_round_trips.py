@@ -20,10 +20,10 @@ COUNTED = 3
 
 # Statements, transactions and round trips at most.
 Costs = tuple[int, int, int]
-TEXT: Costs = (12, 4, 25)
+TEXT: Costs = (11, 4, 24)
 # An agent that could draw has the id of its response committed at once: one transaction more.
-TEXT_OF_ONE_THAT_DRAWS: Costs = (13, 5, 29)
-IMAGE: Costs = (16, 7, 38)
+TEXT_OF_ONE_THAT_DRAWS: Costs = (12, 5, 28)
+IMAGE: Costs = (15, 7, 37)
 # The lock, the look for the first answer; the answer itself is written with the run.
 OF_A_KEY: Costs = (2, 0, 2)
 # The lock, what is open, and how long the history is.

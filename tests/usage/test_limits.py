@@ -115,7 +115,8 @@ def test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_
     problem = refused(answer := start(ada), "runs_per_minute")
     assert (problem["allowed"], problem["used"]) == (3, 3)
     assert 15 <= int(answer.headers["Retry-After"]) <= 20
-    assert answer.headers["RateLimit"].startswith('"runs_per_minute";r=0;t=')
+    # Until one may be started, not until all may.
+    assert answer.headers["RateLimit"] == f'"runs_per_minute";r=0;t={answer.headers["Retry-After"]}'
     unknown = start(ada, agent_key="nobody")
     assert (unknown.status_code, unknown.headers["RateLimit"][:21]) == (422, '"runs_per_minute";r=0')
     invalid = ada.http.post("/v1/runs", json={"input": ""})
@@ -169,6 +170,18 @@ def test_a_repeated_key_takes_nothing_and_is_never_refused(ada: ApiUser, databas
     refused(start(ada), "runs_per_minute")
 
 
+def test_a_repeated_request_takes_no_stream(ada: ApiUser, colleague: ApiUser, database: str) -> None:
+    give_plan(database, ada, streams_at_once=1)
+    headers = {"Idempotency-Key": secrets.token_hex(8), "Accept": "text/event-stream"}
+    body = {"input": f"Draw a house {HELD}", "agent_key": "designer"}
+    with ada.http.stream("POST", "/v1/runs", json=body, headers=headers) as first:
+        run = {"id": first.headers["X-Run-Id"]}
+        with ada.http.stream("POST", "/v1/runs", json=body, headers=headers) as again:
+            assert (again.status_code, again.headers["X-Run-Id"]) == (200, run["id"])
+            assert used(colleague, "streams_at_once") == (1, 0)
+            stop(ada, run)
+
+
 def test_pictures_of_a_day_are_counted_as_they_are_booked_and_held_while_a_run_is_open(
     ada: ApiUser, colleague: ApiUser, database: str
 ) -> None:
@@ -190,7 +203,10 @@ def test_pictures_of_a_day_are_counted_as_they_are_booked_and_held_while_a_run_i
     assert (used(ada, "images_per_day"), used(colleague, "images_per_day", "user")) == ((2, 0), (1, 0))
     refused(start(colleague, agent_key="designer"), "images_per_day", "tenant")
     assert start(ada, agent_key="talker").status_code == 202
-    rows(database, "UPDATE usage_counters SET day = day - 1")
+    # Of a worker whose clock is ahead.
+    rows(database, "UPDATE usage_counters SET day = day + 1")
+    assert used(ada, "images_per_day") == (2, 0)
+    rows(database, "UPDATE usage_counters SET day = day - 2")
     assert used(ada, "images_per_day") == (0, 0)
 
 
@@ -284,6 +300,25 @@ def test_a_further_call_enlarges_what_is_held_or_ends_the_run(ada: ApiUser, data
     assert used(ada, "images_per_day") == (1, 0)
     exhausted = one(ada.ask(text=said["input"], agent_key="front"), "run.failed")["run"]
     assert exhausted["error"]["code"] == "budget_exceeded"
+
+
+def test_a_call_of_a_deleted_run_is_held_until_it_is_settled(ada: ApiUser, database: str) -> None:
+    give_plan(database, ada, spend_per_month_usd=100, images_per_day=100)
+    run = one(ada.draw(), "run.completed")["run"]
+    asked = "SELECT reserved_images, reserved_nano FROM provider_calls WHERE run_id = :run"
+    ((images, reserved),) = rows(database, asked, {"run": run["id"]})
+    assert (images, reserved > 0) == (1, True)
+    assert used(ada, "images_per_day") == (1, 0)
+    # As the moment after a deletion leaves it.
+    rows(database, "DELETE FROM runs WHERE id = :run", {"run": run["id"]})
+    rows(
+        database, "UPDATE provider_calls SET state = 'named', asked_at = now() WHERE run_id = :run", {"run": run["id"]}
+    )
+    assert used(ada, "images_per_day") == used(ada, "images_per_day", "user") == (1, 1)
+    assert nano(used(ada, "spend_per_month_usd")[1]) == reserved
+    assert used(ada, "runs_at_once") == (0, 0)
+    rows(database, "UPDATE provider_calls SET state = 'settled' WHERE run_id = :run", {"run": run["id"]})
+    assert used(ada, "images_per_day") == (1, 0)
 
 
 def test_what_a_call_has_used_is_held_no_more(ada: ApiUser, database: str) -> None:

@@ -56,6 +56,8 @@ def test_a_plan_is_made_and_changed_limit_by_limit(easel: Easel, ada: ApiUser) -
     ("arguments", "words"),
     [
         (("set", "pro", "runs_per_minute=-1"), "runs_per_minute: '-1' is no limit: give a whole number from 1 to"),
+        (("set", "pro", "runs_per_minute=1000001"), "give a whole number from 1 to 1000000, or unlimited."),
+        (("set", "pro", "spend_per_month_usd=1e999999"), "spend_per_month_usd: '1e999999' is no amount"),
         (("set", "pro", "runs_per_minute=0"), "runs_per_minute: '0' is no limit"),
         (("set", "pro", "images_per_day=NaN"), "images_per_day: 'NaN' is no limit"),
         (("set", "pro", "stored_bytes=1e400"), "stored_bytes: '1e400' is no limit"),
