@@ -202,6 +202,10 @@ async def _mark_or_delete(run: ReconcileRun, tenant_id: UUID, kind: Kind, found:
         index_elements=[OrphanCandidate.tenant_id, OrphanCandidate.key], set_={"seen_at": mark.excluded.seen_at}
     )
     async with run.database.tenant(tenant_id) as session:
+        # Held until they are marked; an erasure, which removes the objects as well, may have deleted it meanwhile.
+        tenant = select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(read=True, key_share=True)
+        if await session.scalar(tenant) is None:
+            return
         marked = (await session.execute(mark.returning(OrphanCandidate.key, OrphanCandidate.marked_at))).all()
     count = run.report[kind]
     count.marked += sum(candidate.marked_at == run.started for candidate in marked)

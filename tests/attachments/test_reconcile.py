@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -462,3 +462,20 @@ async def easel(directory: Path, *arguments: str, **variables: str) -> subproces
         timeout=60,
         check=False,
     )
+
+
+async def test_a_tenant_that_is_erased_meanwhile_is_passed_over(world: World) -> None:
+    gone, stays = sorted(origin.tenant_id for origin in (world.origin, world.stranger))
+    await world.put(*orphans_of(gone, 3), *(left := orphans_of(stays, 3)))
+
+    async def owned_keys_of_the_erased(session: AsyncSession, found: Sequence[str]) -> set[str]:
+        async with world.database.engine.begin() as connection:
+            await connection.execute(text("DELETE FROM tenants WHERE id = :id"), {"id": gone})
+        return set()
+
+    owners = {keys.EXPORTS: owned_keys_of_the_erased}
+    report = await reconcile(
+        world.database, world.store, world.spool, world.settings, owners, apply=True, grace=NO_GRACE
+    )
+    assert counts(report) == {Kind.ORPHAN: (6, 3, 0)}
+    assert await world.candidates() == len(left)
