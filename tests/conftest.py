@@ -94,7 +94,8 @@ class Postgres:
     def database(self, template: str = "template1") -> Generator[str]:
         """A new database's URL; it is dropped at the end, whoever is still connected."""
         name = f"easel_{uuid.uuid4().hex[:12]}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        # Copied as files: quicker than by the log, as nobody else uses the server.
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
         try:
             yield self.url_of(name)
         finally:

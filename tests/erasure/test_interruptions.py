@@ -42,7 +42,7 @@ def cluster(database_url: str, provider_url: str, tmp_path: Path) -> Generator[C
         yield cluster
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.prove)])
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.prove)])
 @pytest.mark.timeout(900)
 def test_whoever_dies_an_erased_tenant_is_gone_and_its_neighbour_is_as_before(
     cluster: Cluster, kills: int, results: Results

@@ -29,7 +29,7 @@ CLUSTER: list[tuple[Literal["serve", "worker"], str]] = [
 
 @pytest.mark.parametrize(
     ("streams", "drawing_seconds"),
-    [(10, 6), pytest.param(50, 30, marks=[pytest.mark.prove, pytest.mark.timeout(300)])],
+    [(6, 4), pytest.param(50, 30, marks=[pytest.mark.prove, pytest.mark.timeout(300)])],
 )
 async def test_the_streams_and_runs_of_an_api_that_ends_go_on_at_another(
     database_url: str, provider_url: str, tmp_path: Path, streams: int, drawing_seconds: int, results: Results
