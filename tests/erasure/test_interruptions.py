@@ -235,7 +235,11 @@ def fill(cluster: Cluster, owner: ApiUser, number: int) -> None:
 def found_of(cluster: Cluster, user: ApiUser) -> tuple[dict[str, int], dict[str, bytes]]:
     """Its rows by table, and its objects."""
     folder = cluster.objects / "t" / tenant_of(user)
-    objects = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    objects: dict[str, bytes] = {}
+    for path in folder.rglob("*"):
+        # It may be removed just now.
+        with suppress(FileNotFoundError, IsADirectoryError):
+            objects[path.name] = path.read_bytes()
     return counts_of(cluster.database_url, user), objects
 
 
