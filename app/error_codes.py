@@ -19,7 +19,11 @@ class ErrorCode(StrEnum):
     UNREADABLE_BODY = "http_400", 400, "The body cannot be read as JSON, or the request not as HTTP."
     UNAUTHENTICATED = "unauthenticated", 401, "The credential is missing, wrong, expired or revoked."
     SIGN_IN_REQUIRED = "sign_in_required", 401, "The address has an account: sign in with it, and send this again."
-    BUDGET_EXCEEDED = "budget_exceeded", 402, "The plan's limit on spending or storage is reached: `limit` names which."
+    BUDGET_EXCEEDED = (
+        "budget_exceeded",
+        402,
+        "The plan's limit on spending or storage, in a run also on images, is reached.",
+    )
     UNPRICED_MODEL = "unpriced_model", 402, "A model of the agent has no price while the plan limits spending."
     FORBIDDEN = "forbidden", 403, "The role or the key's scopes do not allow this: see `needs_role`, `needs_scope`."
     NO_TENANT = "no_tenant", 403, "The caller is not a member of any tenant."

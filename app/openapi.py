@@ -50,7 +50,7 @@ HEADERS = {
     "ETag": "Names these very bytes; send it as `If-None-Match` or `If-Range`.",
     "Idempotent-Replayed": "`true` where an earlier request with this `Idempotency-Key` started the run.",
     "Location": "The path or link of what the reply is about.",
-    "RateLimit": "How many runs may be started now (`r`), and the seconds until all may (`t`).",
+    "RateLimit": "How many runs may start now (`r`), and the seconds until all may (`t`), if refused until one may.",
     "RateLimit-Policy": "How many runs the plan lets start (`q`) in so many seconds (`w`); absent while unlimited.",
     "Retry-After": "Seconds to wait before the request is sent again.",
     "WWW-Authenticate": "`Bearer`.",

@@ -412,6 +412,19 @@ def test_open_streams_are_judged_before_a_run_is_started(ada: ApiUser, colleague
     wait_until(lambda: rows(database, count, {"tenant": ada.signed_up["tenant"]["id"]}) == [(0,)])
 
 
+def test_a_stream_counts_for_as_long_as_it_is_open(
+    ada: ApiUser, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.runs.streams.TELL_SECONDS", 0.2)
+    body = {"input": f"Draw a house {HELD}", "agent_key": "designer"}
+    with ada.http.stream("POST", "/v1/runs", json=body, headers={"Accept": "text/event-stream"}) as followed:
+        # As if it had been open for so long.
+        longer = "UPDATE streams SET seen_at = now() - interval '26 seconds' WHERE tenant_id = :tenant"
+        rows(database, longer, {"tenant": ada.signed_up["tenant"]["id"]})
+        wait_until(lambda: used(ada, "streams_at_once") == (1, 0))
+        stop(ada, {"id": followed.headers["X-Run-Id"]})
+
+
 def test_the_streams_of_a_lost_process_are_free_again_within_half_a_minute(ada: ApiUser, database: str) -> None:
     give_plan(database, ada, user_streams_at_once=1)
     run = start(ada, f"Draw a house {HELD}", agent_key="designer").json()
@@ -426,6 +439,9 @@ def test_the_streams_of_a_lost_process_are_free_again_within_half_a_minute(ada: 
     with ada.http.stream("GET", f"/v1/runs/{run['id']}/events") as followed:
         assert followed.status_code == 200
         stop(ada, run)
+    # Nor does what a run that has ended has left.
+    rows(database, lost.format(0), given)
+    assert used(ada, "streams_at_once", "user") == (0, 0)
 
 
 def test_a_refusal_takes_nothing_from_any_other_limit(ada: ApiUser, database: str) -> None:
