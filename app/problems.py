@@ -33,6 +33,7 @@ from app.errors import (
     UnreadableBody,
     is_connection_error,
 )
+from app.field_messages import message_of
 
 log = logging.getLogger(__name__)
 
@@ -133,23 +134,57 @@ def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:
-    faults = cast(RequestValidationError, error).errors()
-    errors = _first([_field_error(fault) for fault in faults[:MAX_FAULTS]])
-    count = f" in {len(faults)} places" if len(faults) > len(errors) else ""
+    invalid = cast(RequestValidationError, error)
+    faults = invalid.errors()
+    fields = _field_errors(faults[:MAX_FAULTS], invalid.body)
+    errors = _first(fields)
+    places = len(faults) - len(faults[:MAX_FAULTS]) + len(fields)
+    count = f" in {places} places" if places > len(errors) else ""
     summary = "; ".join(f"{fault['field']}: {fault['message']}" for fault in errors)
     return problem(request, Invalid(f"Request validation failed{count}. {summary}.", errors=errors))
 
 
-def _field_error(fault: dict[str, Any]) -> FieldError:
-    location = [str(part) for part in fault["loc"] if part not in ("body", "query", "path", "header")]
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    given = "" if fault["type"] == "missing" else shown(fault.get("input"))
+def _field_errors(faults: Sequence[dict[str, Any]], body: object) -> list[FieldError]:
+    """One for each faulty field, although a union reports a fault for each of its types."""
+    by_place: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for fault in faults:
+        by_place.setdefault(_place(fault, body), []).append(fault)
+    # A field with a faulty one inside has the type that its sender meant: why the union's others do not fit is noise.
+    outer = {place[:length] for place in by_place for length in range(1, len(place))}
+    return [_field_error(place[1:], found) for place, found in by_place.items() if place not in outer]
+
+
+def _place(fault: dict[str, Any], body: object) -> tuple[str, ...]:
+    """`body`, `query` or `header`, then names that the client sent: pydantic puts those of a union's types between."""
+    section, *parts = fault["loc"]
+    if section != "body":
+        return (section, *(str(part) for part in parts[:1]))
+    # What is missing is no key of what was sent, and comes last.
+    missing = [str(parts.pop())] if parts and fault["type"] == "missing" else []
+    place: list[str] = [section]
+    value: Any = body
+    for part in parts:
+        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
+            value = cast(Any, value[part])
+            place.append(str(part))
+    return (*place, *missing)
+
+
+def _field_error(location: tuple[str, ...], faults: Sequence[dict[str, Any]]) -> FieldError:
+    message = ", or ".join(dict.fromkeys(message_of(fault) for fault in faults))
     secret = any(part == "key" or any(word in part for word in SECRET_FIELDS) for part in location)
     return {
         "field": ".".join(location)[:MAX_TEXT] or "body",
         "message": message,
-        "given": "(hidden)" if secret else given,
+        "given": "(hidden)" if secret else _given(faults[0], location),
     }
+
+
+def _given(fault: dict[str, Any], location: Sequence[str]) -> str:
+    # A whole body is not repeated: it may hold a password.
+    if fault["type"] == "missing" or not location:
+        return ""
+    return shown(fault.get("input"))
 
 
 def shown(value: object) -> str:

@@ -31,7 +31,7 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
         "png",
     ),
     "input of a wrong type": ({"input": 7}, "invalid_request", "input", "7", "string"),
-    "options of a wrong type": ({"image": "large"}, "invalid_request", "image", "'large'", "dict"),
+    "options of a wrong type": ({"image": "large"}, "invalid_request", "image", "'large'", "object"),
     "unknown tool": (
         {"tool_choice": "web_search"},
         "invalid_request",
@@ -39,7 +39,7 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
         "'web_search'",
         "image_generation",
     ),
-    "unknown field": ({"colour": "red"}, "invalid_request", "colour", "'red'", "not permitted"),
+    "unknown field": ({"colour": "red"}, "invalid_request", "colour", "'red'", "unknown field"),
     "empty input": ({"input": ""}, "invalid_request", "input", "''", "at least 1"),
     "blank input": ({"input": " \n "}, "invalid_request", "input", r"' \n '", "at least one character"),
     "input no database takes": ({"input": "a\0b"}, "invalid_request", "input", r"'a\x00b'", "U+0000"),

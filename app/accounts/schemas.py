@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, EmailStr, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, SecretStr
 
 from app.bodies import Body, Name, example
 from app.identity.models import Role
@@ -12,9 +12,19 @@ from app.identity.service import Caller
 from app.paging import Page
 from app.tenants.schemas import TenantView
 
-Password = Annotated[SecretStr, Field(min_length=10, max_length=1000)]
+
+def _encodable(secret: SecretStr) -> SecretStr:
+    """A hash is made of bytes, and JSON may hold half a character."""
+    try:
+        secret.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("a string of valid Unicode") from None
+    return secret
+
+
+Password = Annotated[SecretStr, Field(min_length=10, max_length=1000), AfterValidator(_encodable)]
 # One that was accepted when other rules held must still be accepted here.
-KnownPassword = Annotated[SecretStr, Field(max_length=1000)]
+KnownPassword = Annotated[SecretStr, Field(max_length=1000), AfterValidator(_encodable)]
 Token = Annotated[str, Field(max_length=200)]
 
 
@@ -98,7 +108,7 @@ class UserChange(Body):
 class UserErasure(Body):
     model_config = example({"password": "correct horse battery"})  # pragma: allowlist secret
 
-    password: SecretStr
+    password: KnownPassword
 
 
 class PasswordChange(Body):
