@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp
 from typing_extensions import TypedDict
 
 from app.accounts import routes as accounts
@@ -24,6 +26,7 @@ from app.attachments.spool import Spool
 from app.broker import BROKER_UNAVAILABLE, Broker
 from app.connections import open_connections
 from app.conversations import routes as conversations
+from app.cors import LOCAL_ORIGINS, RefusedOrigins
 from app.db import CurrentDatabase, Database
 from app.embedded import Parts
 from app.erasure import routes as erasure
@@ -87,14 +90,8 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.link_cache = LinkCache()
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
     app.add_middleware(RequestMiddleware, settings=settings, check_credential=check_credential)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
-            expose_headers=EXPOSED_HEADERS,
-        )
+    if settings.cors_origins or not settings.production:
+        _allow_origins(app, settings)
     features = (accounts, tenants, agents, conversations, runs, attachments, content, usage, exports, erasure)
     for feature in features:
         app.include_router(feature.router)
@@ -102,6 +99,32 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     if settings.api_docs_shown:
         install_docs(app)
     return app
+
+
+def _allow_origins(app: FastAPI, settings: Settings) -> None:
+    app.add_middleware(
+        _ReportingCors,
+        refused=None if settings.production else RefusedOrigins(settings.cors_origins),
+        allow_origins=settings.cors_origins,
+        allow_origin_regex=None if settings.cors_origins else LOCAL_ORIGINS,
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+
+
+class _ReportingCors(CORSMiddleware):
+    """Reports the origin of a preflight that it refuses: the browser tells a front end's developer little."""
+
+    def __init__(self, app: ASGIApp, *, refused: RefusedOrigins | None, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._refused = refused
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        origin = request_headers["origin"]
+        if self._refused is not None and not self.is_allowed_origin(origin):
+            self._refused.report(origin)
+        return super().preflight_response(request_headers)
 
 
 @asynccontextmanager
