@@ -8,8 +8,8 @@ from xml.parsers import expat
 
 from PIL import Image, UnidentifiedImageError
 
-# The largest photos of today's phones; six times the largest image that the provider makes.
-MAX_PIXELS = 48 * 1024**2
+from app.input_limits import MAX_PIXELS
+
 # Chunks of a PNG or segments of a JPEG: an image of 50 MB has a few thousand.
 MAX_PARTS = 100_000
 

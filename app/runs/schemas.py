@@ -7,14 +7,14 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from app.agents.schemas import ImageRequest
 from app.bodies import Body, not_blank
 from app.errors import id_of
+from app.images.schemas import ImageRequest
+from app.input_limits import MAX_INPUT_CHARACTERS, MAX_INPUTS
+from app.paging import Page
 from app.runs.models import RunError, RunOptions, RunStatus
 from app.usage.kinds import Basis
 
-# As many images as the provider accepts in one request.
-MAX_INPUTS = 16
 DEFAULT_AGENT = "assistant"
 
 ObjectId = Annotated[UUID, id_of("attachment")]
@@ -44,7 +44,7 @@ class NewRun(Body):
         },
     )
 
-    input: Annotated[str, Field(min_length=1, max_length=32_000), AfterValidator(not_blank)]
+    input: Annotated[str, Field(min_length=1, max_length=MAX_INPUT_CHARACTERS), AfterValidator(not_blank)]
     agent_key: str | None = None
     conversation_id: Annotated[UUID, id_of("conversation")] | None = None
     tool_choice: Literal["image_generation", "auto"] | ImageToolChoice | None = None
@@ -108,3 +108,7 @@ class RunView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+class RunPage(Page[RunView]):
+    pass

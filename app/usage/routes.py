@@ -7,12 +7,12 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from app.identity.actor import TenantSession, may
+from app.identity.actor import CurrentSettings, TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.paging import Paging
 from app.usage import counters, sums
-from app.usage.schemas import LimitsView, LimitView, UsageEntryPage, UsageEntryView, UsagePage
+from app.usage.schemas import LimitsView, UsageEntryPage, UsageEntryView, UsagePage
 from app.usage.service import Period, Selection, entries, readable_by
 
 router = APIRouter(prefix="/v1", tags=["usage"])
@@ -70,12 +70,14 @@ async def list_usage_entries(
 
 
 @router.get("/limits")
-async def get_limits(actor: Annotated[Actor, may(Permission.READ_LIMITS)], session: TenantSession) -> LimitsView:
-    """See the limits of the tenant's plan.
+async def get_limits(
+    actor: Annotated[Actor, may(Permission.READ_LIMITS)], session: TenantSession, settings: CurrentSettings
+) -> LimitsView:
+    """See the limits of the tenant's plan, of an upload and of a run.
 
-    Those of the whole tenant and those of each person, with what the tenant and the caller have used; `reserved` is
-    held by runs that have not ended.
+    `data` holds the plan's: those of the whole tenant and those of each person, with what the tenant and the caller
+    have used; `reserved` is held by runs that have not ended.
     """
     plan = await counters.read_plan(session, actor)
     standing = await counters.look(session, plan, actor.tenant_id, actor.user_id)
-    return LimitsView(plan=plan.name, data=[LimitView.of(state) for state in standing.states])
+    return LimitsView.of(settings, plan.name, standing.states)

@@ -1,12 +1,15 @@
 """What was used, as its readers see it."""
 
+from collections.abc import Iterable
 from datetime import date, datetime
 from typing import Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel
 
+from app.input_limits import MAX_INPUT_CHARACTERS, MAX_INPUTS, MAX_PIXELS, UPLOAD_TYPES
 from app.paging import Page
+from app.settings import Settings
 from app.usage.kinds import Basis, Kind
 from app.usage.limits import Limit, LimitState, Scope
 from app.usage.models import UsageEntry
@@ -126,8 +129,45 @@ class LimitView(BaseModel):
         )
 
 
+class UploadLimits(BaseModel):
+    """Of one uploaded image: its type, the size of its file, and width times height."""
+
+    types: list[str]
+    max_bytes: int
+    max_pixels: int
+
+
+class RunLimits(BaseModel):
+    """Of one run: how many images its `attachments` may be, its `input`, and its images' `partial_images`."""
+
+    max_attachments: int
+    max_characters: int
+    max_partial_images: int
+
+
 class LimitsView(BaseModel):
-    """In the order in which they refuse."""
+    """`data` is in the order in which the limits refuse.
+
+    `uploads`, `runs` and `link_seconds` are the same for every tenant. A link to an image works for `link_seconds` at
+    most, and for half of them at least.
+    """
 
     plan: str
     data: list[LimitView]
+    uploads: UploadLimits
+    runs: RunLimits
+    link_seconds: int
+
+    @classmethod
+    def of(cls, settings: Settings, plan: str, states: Iterable[LimitState]) -> Self:
+        return cls(
+            plan=plan,
+            data=[LimitView.of(state) for state in states],
+            uploads=UploadLimits(types=list(UPLOAD_TYPES), max_bytes=settings.upload_max_bytes, max_pixels=MAX_PIXELS),
+            runs=RunLimits(
+                max_attachments=MAX_INPUTS,
+                max_characters=MAX_INPUT_CHARACTERS,
+                max_partial_images=settings.image_max_partial_images,
+            ),
+            link_seconds=settings.link_ttl_seconds,
+        )
