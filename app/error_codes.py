@@ -40,6 +40,11 @@ class ErrorCode(StrEnum):
     CONVERSATION_BUSY = "conversation_busy", 409, "A run of this conversation, named by `run_id`, has not ended yet."
     EMAIL_TAKEN = "email_taken", 409, "This e-mail address has an account already."
     IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight", 409, "A request with this key is being answered; send it again."
+    IDEMPOTENCY_KEY_REQUIRED = (
+        "idempotency_key_required",
+        409,
+        "`Last-Event-ID` without `Idempotency-Key`: nothing was started, as it is unknown which run is meant.",
+    )
     LAST_OWNER = "last_owner", 409, "The tenant would have no owner: make another one first."
     RECONCILE_RUNNING = "reconcile_running", 409, "Another reconcile run has not ended yet."
     TOO_LARGE = "too_large", 413, "The body is larger than a setting allows."

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -136,8 +136,8 @@ class EventLog(ABC):
         """Make the worker of the run read its row again."""
 
     @abstractmethod
-    async def signalled(self, run_id: UUID, *, wait_seconds: float) -> bool:
-        """Whether the run was ever signalled; waits at most `wait_seconds` for it."""
+    async def signalled(self, run_id: UUID, seen: str, *, wait_seconds: float) -> str:
+        """The run's newest signal; waits at most `wait_seconds` for one after `seen`, which is "" at first."""
 
     @abstractmethod
     def release(self, run_id: UUID) -> None:
@@ -171,6 +171,7 @@ class EventLog(ABC):
 class _Log:
     attempt: int = 0
     records: list[Record] = field(default_factory=list[Record])
+    signals: int = 0
     signalled: asyncio.Event = field(default_factory=asyncio.Event)
     expires_at: float = 0.0
 
@@ -209,15 +210,18 @@ class MemoryEventLog(EventLog):
         return run_id in self._logs and bool(self._logs[run_id].records)
 
     async def signal(self, run_id: UUID) -> None:
-        self._touch(run_id).signalled.set()
+        log = self._touch(run_id)
+        log.signals += 1
+        log.signalled.set()
 
-    async def signalled(self, run_id: UUID, *, wait_seconds: float) -> bool:
-        event = self._touch(run_id).signalled
-        try:
+    async def signalled(self, run_id: UUID, seen: str, *, wait_seconds: float) -> str:
+        log = self._touch(run_id)
+        with suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
-                return await event.wait()
-        except TimeoutError:
-            return False
+                while log.signals <= int(seen or 0):
+                    log.signalled.clear()
+                    await log.signalled.wait()
+        return str(log.signals)
 
     def release(self, run_id: UUID) -> None:
         """Readers are here anyway."""

@@ -1,11 +1,14 @@
 """Several rows in one statement: a round trip for all of them, where the ORM's flush takes one for each table."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from sqlalchemy import CTE, Insert, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Base
+
+RowT = TypeVar("RowT", bound=Base)
 
 
 async def insert_together(session: AsyncSession, *rows: Base) -> None:
@@ -19,6 +22,18 @@ def insert_where(row: Base, condition: CTE) -> Insert:
     columns = type(row).__table__.columns
     values = [literal(value, columns[name].type) for name, value in _complete(row).items()]
     return insert(type(row)).from_select(list(_complete(row)), select(*values).select_from(condition), False)
+
+
+async def insert_many(session: AsyncSession, rows: Sequence[Base]) -> None:
+    """Insert rows of one table, which stay outside the session, however many there are."""
+    if rows:
+        await session.execute(insert(type(rows[0])), [_complete(row) for row in rows])
+
+
+def with_defaults(row: RowT) -> RowT:
+    """The row with its columns' defaults, as an insert would fill them in."""
+    _complete(row)
+    return row
 
 
 def _complete(row: Base) -> dict[str, Any]:

@@ -149,14 +149,19 @@ class RedisEventLog(EventLog):
             pipeline.expire(_signal(run_id), self._ttl)
             await pipeline.execute()
 
-    async def signalled(self, run_id: UUID, *, wait_seconds: float) -> bool:
-        signalled = asyncio.Event()
-        self._reader.watch(_signal(run_id), "0-0", lambda _: signalled.set())
+    async def signalled(self, run_id: UUID, seen: str, *, wait_seconds: float) -> str:
+        newest: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def receive(entries: list[Entry]) -> None:
+            if not newest.done():
+                newest.set_result(entries[-1][0].decode())
+
+        self._reader.watch(_signal(run_id), seen or "0-0", receive)
         try:
             async with asyncio.timeout(wait_seconds):
-                return await signalled.wait()
+                return await newest
         except TimeoutError:
-            return False
+            return seen
         finally:
             self._reader.unwatch(_signal(run_id))
 

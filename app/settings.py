@@ -67,7 +67,7 @@ class StorageSettings(BaseSettings):
 
 
 class LimitSettings(BaseSettings):
-    link_ttl_seconds: int = Field(default=300, ge=10, le=300)
+    link_ttl_seconds: int = Field(default=300, ge=1, le=300)
     stream_ttl_seconds: int = Field(default=3600, ge=600)
     access_token_seconds: int = Field(default=3600, ge=60)
     refresh_token_days: int = Field(default=30, ge=1)

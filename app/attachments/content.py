@@ -83,10 +83,10 @@ async def get_content(
             "This image is not stored; its `status` and `error` say why.", code=ErrorCode.ATTACHMENT_NOT_STORED
         )
     grant = Grant(row.storage_key, row.filename, row.mime_type)
-    headers = _headers(grant, etag=row.sha256, cache_control=UNCACHED)
+    headers = _headers(grant, etag=row.sha256 or "", cache_control=UNCACHED)
     if request.method == "HEAD":
         # A store's link is signed for GET alone, and the row has all that HEAD needs.
-        length = {"Content-Length": str(row.size_bytes)}
+        length = {"Content-Length": str(row.size_bytes or 0)}
         return Response(headers=headers | length, media_type=grant.content_type)
     if link := await links.of_store(grant):
         return RedirectResponse(link, 307, {"Cache-Control": "no-store"})

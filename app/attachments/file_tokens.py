@@ -18,15 +18,16 @@ UNKNOWN_TYPE = "application/octet-stream"
 
 
 class Grant(NamedTuple):
-    """What a link allows: to read one object under this name and type."""
+    """What a link allows: to read one object under this name and type; as a `download`, whatever its type."""
 
     key: str
     filename: str
     mime_type: str
+    download: bool = False
 
     @property
     def inline(self) -> bool:
-        return self.mime_type in INLINE_TYPES
+        return self.mime_type in INLINE_TYPES and not self.download
 
     @property
     def content_type(self) -> str:
@@ -34,8 +35,8 @@ class Grant(NamedTuple):
         return self.mime_type if self.mime_type in SERVED_TYPES else UNKNOWN_TYPE
 
 
-def sign(settings: Settings, grant: Grant, expires: int) -> str:
-    facts = json.dumps([grant.key, grant.filename, grant.mime_type, expires], ensure_ascii=False)
+def sign(settings: Settings, grant: Grant, expires: float) -> str:
+    facts = json.dumps([*grant[:3], expires, *([True] if grant.download else [])], ensure_ascii=False)
     payload = urlsafe_b64encode(facts.encode()).decode().rstrip("=")
     return f"{payload}.{_mac(settings.signing_keys()[0], payload)}"
 
@@ -46,10 +47,10 @@ def verify(settings: Settings, token: str, now: datetime) -> Grant:
     if not any(hmac.compare_digest(mac.encode(), _mac(key, payload).encode()) for key in settings.signing_keys()):
         raise NotFound("file")
     facts = urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
-    key, filename, mime_type, expires = json.loads(facts)
+    key, filename, mime_type, expires, *download = json.loads(facts)
     if expires <= now.timestamp():
         raise NotFound("file")
-    return Grant(key, filename, mime_type)
+    return Grant(key, filename, mime_type, bool(download))
 
 
 def _mac(key: str, payload: str) -> str:

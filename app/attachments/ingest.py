@@ -5,12 +5,13 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import case, select, update
+from sqlalchemy import case, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
+from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
 from app.db import Database, retry_while_unavailable, uuid7
+from app.images.formats import KINDS
 from app.images.inspect import ImageFacts
 from app.images.sanitise import Cleaned
 from app.storage import keys
@@ -27,7 +28,7 @@ def new_attachment(
     facts: ImageFacts | Cleaned, *, kind: AttachmentKind, tenant_id: UUID, stem: str = "", **fields: Any
 ) -> Attachment:
     """A pending row for these bytes; `stem` is the file's name without extension, `fields` are further columns."""
-    object_id = uuid7()
+    object_id = fields.pop("id", None) or uuid7()
     make_key = keys.image_key if kind == AttachmentKind.GENERATED else keys.upload_key
     default_stem = f"{fields.get('agent_key') or 'upload'}-{str(object_id)[-12:]}"
     return Attachment(
@@ -37,11 +38,20 @@ def new_attachment(
         status=AttachmentStatus.PENDING,
         filename=f"{stem or default_stem}.{facts.extension}",
         mime_type=facts.mime_type,
-        width=facts.width,
-        height=facts.height,
+        width=facts.width or None,
+        height=facts.height or None,
         storage_key=make_key(tenant_id, object_id, facts.extension),
         **fields,
     )
+
+
+def failed_attachment(error: AttachmentError, *, mime_type: str, tenant_id: UUID, **fields: Any) -> Attachment:
+    """A row for an image of which no bytes are kept; `mime_type` is what it would have been."""
+    extension = next((kind.extension for kind in KINDS if kind.mime_type == mime_type), "png")
+    facts = ImageFacts(mime_type, extension, 0, 0)
+    row = new_attachment(facts, kind=AttachmentKind.GENERATED, tenant_id=tenant_id, **fields)
+    row.status, row.error = AttachmentStatus.FAILED, error
+    return row
 
 
 async def store_image(
@@ -72,11 +82,17 @@ async def store_image(
 
 
 @retry_while_unavailable
-async def insert_once(database: Database, row: Attachment) -> Attachment:
-    """The one row of a generated image: this one, or the one that an earlier attempt inserted."""
+async def insert_once(database: Database, row: Attachment, *, replaces_failed: bool = False) -> Attachment:
+    """The one row of a generated image: this one, or the one that an earlier attempt inserted.
+
+    With `replaces_failed` its id may be that of a row without bytes, which goes.
+    """
     columns = Attachment.__table__.columns.keys()
     values = {name: value for name, value in vars(row).items() if name in columns}
     async with database.tenant(row.tenant_id) as session:
+        if replaces_failed:
+            failed = (Attachment.id == row.id) & (Attachment.status == AttachmentStatus.FAILED)
+            await session.execute(delete(Attachment).where(failed))
         inserted = await session.scalars(
             insert(Attachment)
             .values(values)

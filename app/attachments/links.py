@@ -30,8 +30,8 @@ class Link(NamedTuple):
 class LinkCache:
     """The links that a process made in the present half of a link's lifetime: a list that is read again is free."""
 
-    issued_at: int = 0
-    urls: dict[tuple[str, Grant], str] = field(default_factory=dict[tuple[str, Grant], str])
+    issued_at: float = 0.0
+    links: dict[tuple[str, Grant], Link] = field(default_factory=dict[tuple[str, Grant], Link])
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Links:
     """Makes links for one reader; `base_url` is `PUBLIC_URL` or the origin the reader came by.
 
     All links to one object made within the same half of `LINK_TTL_SECONDS` are the same and end at the same time, so
-    that browsers keep what they loaded: a link lives between half and the whole of that time. It ends by Postgres'
-    clock, so that processes whose own clocks differ make the same links.
+    that browsers keep what they loaded: a link lives between half and the whole of that time; one that the store makes
+    up to a second less where the half is no whole number of seconds, as it dates links by seconds. It ends by
+    Postgres' clock, so that processes whose own clocks differ make the same links.
     """
 
     store: Store
@@ -52,18 +53,23 @@ class Links:
     async def to(self, grants: Sequence[Grant]) -> list[Link]:
         """A link for each. Those that are known wait for nothing, those that need a request are made at once."""
         issued_at = self._issued_at()
-        if issued_at != self.cache.issued_at or len(self.cache.urls) > CACHED_LINKS:
-            self.cache.issued_at, self.cache.urls = issued_at, {}
-        urls, expires = self.cache.urls, issued_at + self.settings.link_ttl_seconds
-        missing = [grant for grant in grants if (self.base_url, grant) not in urls]
+        if issued_at != self.cache.issued_at or len(self.cache.links) > CACHED_LINKS:
+            self.cache.issued_at, self.cache.links = issued_at, {}
+        links = self.cache.links
+        missing = [grant for grant in grants if (self.base_url, grant) not in links]
         for some in (missing[at : at + MADE_AT_ONCE] for at in range(0, len(missing), MADE_AT_ONCE)):
-            made = await asyncio.gather(*(self._make(grant, expires) for grant in some))
-            urls.update(zip([(self.base_url, grant) for grant in some], made, strict=True))
-        expires_at = datetime.fromtimestamp(expires, UTC)
-        return [Link(urls[self.base_url, grant], expires_at) for grant in grants]
+            made = await asyncio.gather(*(self._make(grant, issued_at) for grant in some))
+            links.update(zip([(self.base_url, grant) for grant in some], made, strict=True))
+        return [links[self.base_url, grant] for grant in grants]
 
-    async def _make(self, grant: Grant, expires: int) -> str:
-        return await self.of_store(grant) or f"{self.base_url}/v1/files/{sign(self.settings, grant, expires)}"
+    async def _make(self, grant: Grant, issued_at: float) -> Link:
+        if url := await self.of_store(grant):
+            return Link(url, self._end_of(int(issued_at)))
+        expires_at = self._end_of(issued_at)
+        return Link(f"{self.base_url}/v1/files/{sign(self.settings, grant, expires_at.timestamp())}", expires_at)
+
+    def _end_of(self, issued_at: float) -> datetime:
+        return datetime.fromtimestamp(issued_at + self.settings.link_ttl_seconds, UTC)
 
     async def of_store(self, grant: Grant) -> str | None:
         """The store's own link; None where it cannot sign."""
@@ -72,13 +78,13 @@ class Links:
             filename=grant.filename,
             mime_type=grant.content_type,
             inline=grant.inline,
-            issued_at=datetime.fromtimestamp(self._issued_at(), UTC),
+            issued_at=datetime.fromtimestamp(int(self._issued_at()), UTC),
             expires_in=self.settings.link_ttl_seconds,
         )
 
-    def _issued_at(self) -> int:
-        half = self.settings.link_ttl_seconds // 2
-        return int(self.clock.now().timestamp()) // half * half
+    def _issued_at(self) -> float:
+        half = self.settings.link_ttl_seconds / 2
+        return self.clock.now().timestamp() // half * half
 
 
 CurrentStore = Annotated[Store, from_state("store")]

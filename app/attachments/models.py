@@ -15,6 +15,8 @@ from app.error_codes import ErrorCode
 from app.usage.kinds import Basis
 from app.usage.money import to_usd
 
+ALT_CHARACTERS = 250
+
 
 class AttachmentStatus(StrEnum):
     PENDING = "pending"
@@ -27,17 +29,27 @@ class AttachmentKind(StrEnum):
     UPLOAD = "upload"
 
 
+class AttachmentPurpose(StrEnum):
+    """What an image is for: to be seen, or to say where another one is to be changed."""
+
+    IMAGE = "image"
+    MASK = "mask"
+
+
 class AttachmentError(BaseModel):
-    """Why an image is not there: a stable code, and a sentence for the user."""
+    """Why an image is not there: a stable code, a sentence for the user, whether it may come later."""
 
     model_config = ConfigDict(frozen=True)
 
     code: ErrorCode
     detail: str
+    retryable: bool = False
 
 
 class Attachment(Identified, Base):
     """`id` is the public `object_id`; `sha256` is in hex; a failed one has an `error`.
+
+    Of one that failed before its bytes came, `sha256` and `size_bytes` are null, and `storage_key` names nothing.
 
     `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
     `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.
@@ -71,13 +83,16 @@ class Attachment(Identified, Base):
     user_id: Mapped[UUID]
     agent_key: Mapped[str | None]
     kind: Mapped[AttachmentKind] = mapped_column(EnumText(AttachmentKind))
+    purpose: Mapped[AttachmentPurpose] = mapped_column(
+        EnumText(AttachmentPurpose), default=AttachmentPurpose.IMAGE, server_default=AttachmentPurpose.IMAGE
+    )
     status: Mapped[AttachmentStatus] = mapped_column(EnumText(AttachmentStatus), default=AttachmentStatus.PENDING)
     filename: Mapped[str]
     mime_type: Mapped[str]
-    size_bytes: Mapped[int]
+    size_bytes: Mapped[int | None]
     width: Mapped[int | None]
     height: Mapped[int | None]
-    sha256: Mapped[str]
+    sha256: Mapped[str | None]
     storage_key: Mapped[str]
     tool_call_id: Mapped[str | None]
     prompt: Mapped[str] = mapped_column(default="", server_default="")
@@ -101,6 +116,11 @@ class Attachment(Identified, Base):
     @property
     def cost_usd(self) -> str | None:
         return to_usd(self.cost_nano)
+
+    @property
+    def alt(self) -> str:
+        """What the picture shows, in one line: the prompt it was drawn by; of an upload, the name of its file."""
+        return " ".join((self.revised_prompt or self.prompt or self.filename).split())[:ALT_CHARACTERS].rstrip()
 
 
 class AttachmentWord(Base):

@@ -12,9 +12,9 @@ from starlette.requests import ClientDisconnect
 
 from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
-from app.attachments.models import Attachment, AttachmentKind
+from app.attachments.models import Attachment, AttachmentKind, AttachmentPurpose
 from app.attachments.schemas import AttachmentPage, AttachmentView, linked
-from app.attachments.uploads import FIELD, UnsupportedType, upload_fault
+from app.attachments.uploads import FIELD, PURPOSE, UnsupportedType, Upload, upload_fault
 from app.broker import Broker
 from app.db import CurrentDatabase, from_state
 from app.error_codes import ErrorCode
@@ -32,6 +32,7 @@ router = APIRouter(prefix="/v1", tags=["attachments"])
 ObjectId = Annotated[UUID, id_of("attachment")]
 SEARCH = "The first letters of words in the images' prompts; all of them must match."
 DRAWN_BY = "Only images that this agent has drawn."
+FOR = "`mask`: the uploads that say where another image is to be changed, instead of the images."
 # More than a form may have, so that the answer names what is wrong with it.
 MAX_PARTS = 8
 
@@ -57,7 +58,8 @@ async def upload_attachment(
 ) -> AttachmentView:
     """Upload an image.
 
-    It is decoded, set upright and encoded anew, so that nothing but its pixels is stored.
+    It is decoded, set upright and encoded anew, so that nothing but its pixels is stored. With the form field `purpose`
+    `mask` it is kept apart from the images, for `mask` of a run.
     """
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdigit() else None
@@ -66,10 +68,8 @@ async def upload_attachment(
         async with database.tenant(actor.tenant_id) as session:
             await uploads.admit_bytes(session, actor, max((size or 0) - ENVELOPE_BYTES, 1), locks=False)
         async with _form_of(request) as form:
-            upload = _file_of(form, settings.upload_max_bytes)
-            row = await uploads.store_upload(
-                database, broker, links.store, settings, actor, upload.file, upload.filename or ""
-            )
+            upload = _upload_of(form, settings.upload_max_bytes)
+            row = await uploads.store_upload(database, broker, links.store, settings, actor, upload)
     response.headers["Location"] = f"/v1/attachments/{row.id}"
     (view,) = await linked([row], links)
     return view
@@ -103,11 +103,23 @@ async def _form_of(request: Request) -> AsyncGenerator[FormData]:
         await form.close()
 
 
-def _file_of(form: FormData, max_bytes: int) -> UploadFile:
+def _upload_of(form: FormData, max_bytes: int) -> Upload:
     for field, value in form.multi_items():
-        if field != FIELD or isinstance(value, str):
+        if isinstance(value, str) != (field == PURPOSE) or field not in (FIELD, PURPOSE):
             given = value if isinstance(value, str) else value.filename
-            raise _invalid(f"the form has one field, the file {FIELD}; this field is unknown", given or "", field)
+            raise _invalid(f"the form has the file {FIELD} and the text {PURPOSE}, nothing else", given or "", field)
+    file = _file_of(form, max_bytes)
+    return Upload(file.file, file.filename or "", _purpose_of(form))
+
+
+def _purpose_of(form: FormData) -> AttachmentPurpose:
+    given = [str(value) for value in form.getlist(PURPOSE)] or [AttachmentPurpose.IMAGE]
+    if len(given) > 1 or given[0] not in [*AttachmentPurpose]:
+        raise _invalid(f"one of {', '.join(AttachmentPurpose)}", ", ".join(given), PURPOSE)
+    return AttachmentPurpose(given[0])
+
+
+def _file_of(form: FormData, max_bytes: int) -> UploadFile:
     files = [value for value in form.getlist(FIELD) if isinstance(value, UploadFile)]
     if not files:
         raise _invalid(f"send one whole image in this field: {uploads.ACCEPTED}", "")
@@ -132,17 +144,18 @@ async def list_attachments(
     database: CurrentDatabase,
     links: ReaderLinks,
     query: Paging,
+    purpose: Annotated[AttachmentPurpose, Query(description=FOR)] = AttachmentPurpose.IMAGE,
     kind: Annotated[AttachmentKind | None, Query(description="Only these.")] = None,
     q: Annotated[str | None, Query(max_length=200, description=SEARCH)] = None,
     agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description=DRAWN_BY)] = None,
 ) -> AttachmentPage:
     """List the user's images.
 
-    Newest first, generated and uploaded, from all conversations.
+    Newest first, generated and uploaded, from all conversations; those that failed are in their messages alone.
     """
     # Its own transaction: no connection is held while the store signs links.
     async with database.tenant(actor.tenant_id) as session:
-        statement = await service.gallery(session, actor, kind=kind, q=q, agent_key=agent_key)
+        statement = await service.gallery(session, actor, purpose=purpose, kind=kind, q=q, agent_key=agent_key)
         rows, cursor = await fetch_page(session, statement, Attachment.id, query)
     return AttachmentPage(data=await linked(rows, links), next_cursor=cursor)
 

@@ -3,15 +3,22 @@
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, Self
+from typing import Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 from app.attachments.file_tokens import Grant
 from app.attachments.links import Links
-from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
+from app.attachments.models import (
+    Attachment,
+    AttachmentError,
+    AttachmentKind,
+    AttachmentPurpose,
+    AttachmentStatus,
+)
 from app.images import thumbnails
+from app.images.schemas import StoredOptions
 from app.paging import Page
 from app.usage.kinds import Basis
 
@@ -31,25 +38,28 @@ class VariantView(BaseModel):
 
 
 class AttachmentView(BaseModel):
-    """`url` needs no Authorization header and works until `url_expires_at`; both are null until the object is stored.
+    """`url` needs no Authorization header and works until `url_expires_at`; it is null until the object is stored.
 
-    `width` and `height` are pixels, `sha256` is hex. `variants` (smallest first) and `blurhash` follow soon after the
-    image; an image that has none stays as it is. `cost_usd` is a decimal string: the image's share of what the image
-    model used, null for uploads and until its call has ended. In the event log `url` is the object's storage key, as
-    links expire.
+    `download_url` is the same object as a download. `alt` says in one line what it shows. `width` and `height` are
+    pixels, `sha256` is hex; `size_bytes` and `sha256` are null where the image failed before its bytes came, and
+    `error` says why. `variants` (smallest first) and `blurhash` follow soon after the image; an image that has none
+    stays as it is. `cost_usd` is a decimal string: the image's share of what the image model used, null for uploads
+    and until its call has ended. In the event log the object's storage key stands for its links, as these expire.
     """
 
     model_config = ConfigDict(from_attributes=True)
 
     object_id: UUID
     kind: AttachmentKind
+    purpose: AttachmentPurpose
     status: AttachmentStatus
     filename: str
+    alt: str
     mime_type: str
-    size_bytes: int
+    size_bytes: int | None
     width: int | None
     height: int | None
-    sha256: str
+    sha256: str | None
     tool_call_id: str | None
     run_id: UUID | None
     message_id: UUID | None
@@ -57,7 +67,7 @@ class AttachmentView(BaseModel):
     user_id: UUID
     agent_key: str | None
     revised_prompt: str | None
-    options: dict[str, Any]
+    options: StoredOptions
     parent_object_id: UUID | None
     error: AttachmentError | None
     blurhash: str | None
@@ -65,6 +75,7 @@ class AttachmentView(BaseModel):
     cost_basis: Basis | None
     created_at: datetime
     url: str | None
+    download_url: str | None
     url_expires_at: datetime | None
     variants: list[VariantView]
 
@@ -85,6 +96,7 @@ class AttachmentView(BaseModel):
             **dict(zip(_COPIED, _copied(row), strict=True)),
             object_id=row.id,
             url=row.storage_key if stored else None,
+            download_url=row.storage_key if stored else None,
             url_expires_at=UNLINKED if stored else None,
             variants=variants,
         )
@@ -93,6 +105,7 @@ class AttachmentView(BaseModel):
         """What needs a link in place of its storage key, and what that link allows."""
         if self.url is not None:
             yield self, Grant(self.url, self.filename, self.mime_type)
+            yield self, Grant(self.url, self.filename, self.mime_type, download=True)
             stem = self.filename.rpartition(".")[0]
             for one in self.variants:
                 yield one, Grant(one.url, f"{stem}-{one.width}.webp", one.mime_type)
@@ -102,7 +115,8 @@ class AttachmentPage(Page[AttachmentView]):
     pass
 
 
-_COPIED = sorted(AttachmentView.model_fields.keys() - {"object_id", "url", "url_expires_at", "variants"})
+_LINKED = {"object_id", "url", "download_url", "url_expires_at", "variants"}
+_COPIED = sorted(AttachmentView.model_fields.keys() - _LINKED)
 _copied = attrgetter(*_COPIED)
 
 
@@ -110,8 +124,11 @@ async def give_links(views: Iterable[AttachmentView], links: Links) -> None:
     """Put links for one reader in place of the storage keys."""
     granted = [pair for view in views for pair in view.grants()]
     made = await links.to([grant for _, grant in granted])
-    for (shown, _), link in zip(granted, made, strict=True):
-        shown.url, shown.url_expires_at = link
+    for (shown, grant), link in zip(granted, made, strict=True):
+        if grant.download and isinstance(shown, AttachmentView):
+            shown.download_url = link.url
+        else:
+            shown.url, shown.url_expires_at = link
 
 
 async def linked(rows: Iterable[Attachment], links: Links) -> list[AttachmentView]:

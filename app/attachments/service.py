@@ -24,7 +24,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.attachments.models import Attachment, AttachmentKind, AttachmentWord
+from app.attachments.models import (
+    Attachment,
+    AttachmentKind,
+    AttachmentPurpose,
+    AttachmentStatus,
+    AttachmentWord,
+)
 from app.attachments.variants import stored_keys
 from app.db import after_commit
 from app.errors import NotFound
@@ -58,13 +64,21 @@ def _visible_to(actor: Actor) -> ColumnElement[bool]:
 
 
 async def gallery(
-    session: AsyncSession, actor: Actor, *, kind: AttachmentKind | None, q: str | None, agent_key: str | None
+    session: AsyncSession,
+    actor: Actor,
+    *,
+    purpose: AttachmentPurpose,
+    kind: AttachmentKind | None,
+    q: str | None,
+    agent_key: str | None,
 ) -> Select[Attachment]:
-    """The actor's images; `q` finds those whose prompts have a word that begins with each of its words.
+    """The actor's images, without those that failed; `q` finds those whose prompts have a word for each of its words.
 
-    Signs and emoji between the words are ignored; a `q` of nothing else finds nothing, a blank one everything.
+    The word begins with that of `q`. Signs and emoji between them are ignored; a `q` of nothing else finds nothing, a
+    blank one everything.
     """
-    statement = select(Attachment).where(Attachment.user_id == actor.user_id)
+    shown = (Attachment.purpose == purpose, Attachment.status != AttachmentStatus.FAILED)
+    statement = select(Attachment).where(Attachment.user_id == actor.user_id, *shown)
     if kind is not None:
         statement = statement.where(Attachment.kind == kind)
     if agent_key is not None:

@@ -11,14 +11,14 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import variants
 from app.attachments.ingest import new_attachment
-from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
+from app.attachments.models import Attachment, AttachmentKind, AttachmentPurpose, AttachmentStatus
 from app.broker import Broker
 from app.db import Database, after_commit
 from app.error_codes import ErrorCode
@@ -28,6 +28,7 @@ from app.identity.service import Actor
 from app.images import sanitise
 from app.images.inspect import UnreadableImage
 from app.images.sanitise import Cleaned, TooLargeWhenCleaned
+from app.input_limits import UPLOAD_TYPES
 from app.settings import Settings
 from app.storage.store import StorageError, Store
 from app.usage import counters
@@ -35,7 +36,8 @@ from app.usage.limits import Limit, judge
 
 log = logging.getLogger(__name__)
 
-FIELD = "file"
+FIELD, PURPOSE = "file", "purpose"
+"""The fields of the form."""
 STEM_MAX_CHARACTERS = 115
 ACCEPTED = "PNG, JPEG and WebP are accepted"
 # How much of a file is copied at a time.
@@ -53,15 +55,26 @@ UPLOAD_FORM: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": [FIELD],
-                    "properties": {FIELD: {"type": "string", "format": "binary", "description": f"{ACCEPTED}."}},
+                    "properties": {
+                        FIELD: {"type": "string", "format": "binary", "description": f"{ACCEPTED}."},
+                        PURPOSE: {"type": "string", "enum": [*AttachmentPurpose], "default": AttachmentPurpose.IMAGE},
+                    },
                     "additionalProperties": False,
                 },
-                "encoding": {FIELD: {"contentType": "image/png, image/jpeg, image/webp"}},
+                "encoding": {FIELD: {"contentType": ", ".join(UPLOAD_TYPES)}},
             }
         },
     }
 }
 """The form, for OpenAPI: it is read as a stream, which FastAPI cannot declare as a parameter."""
+
+
+class Upload(NamedTuple):
+    """What a form has: the file, the name that the client gave it, and what it is for."""
+
+    file: BinaryIO
+    filename: str
+    purpose: AttachmentPurpose
 
 
 class UnsupportedType(AppError):
@@ -70,9 +83,9 @@ class UnsupportedType(AppError):
 
 
 async def store_upload(
-    database: Database, broker: Broker, store: Store, settings: Settings, actor: Actor, file: BinaryIO, given: str
+    database: Database, broker: Broker, store: Store, settings: Settings, actor: Actor, upload: Upload
 ) -> Attachment:
-    """The row of the file's image, stored: type and size come from the bytes, the name from `given`, cleaned.
+    """The row of the file's image, stored: type and size come from the bytes, the name from the client's, cleaned.
 
     Raises Invalid, UnsupportedType, TooLarge, BudgetExceeded, or Unavailable where the store fails: nothing is left
     behind then.
@@ -80,9 +93,9 @@ async def store_upload(
     limit = settings.upload_max_bytes
     async with _temp_dir(settings.data_dir.absolute() / "uploads") as temp_dir:
         source, target = temp_dir / "source", temp_dir / "target"
-        await asyncio.to_thread(_copy, file, source)
-        cleaned = await _clean(source, target, limit, given)
-        row = _new_row(actor, given, cleaned)
+        await asyncio.to_thread(_copy, upload.file, source)
+        cleaned = await _clean(source, target, limit, upload.filename)
+        row = _new_row(actor, upload, cleaned)
         async with database.tenant(actor.tenant_id) as session:
             await _require_member(session, actor)
             await admit_bytes(session, actor, cleaned.size_bytes, locks=True)
@@ -167,13 +180,14 @@ def _looks_accepted(path: Path) -> bool:
 _MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 
 
-def _new_row(actor: Actor, given: str, cleaned: Cleaned) -> Attachment:
+def _new_row(actor: Actor, upload: Upload, cleaned: Cleaned) -> Attachment:
     return new_attachment(
         cleaned,
         kind=AttachmentKind.UPLOAD,
+        purpose=upload.purpose,
         tenant_id=actor.tenant_id,
         user_id=actor.user_id,
-        stem=clean_stem(given),
+        stem=clean_stem(upload.filename),
         size_bytes=cleaned.size_bytes,
         sha256=cleaned.sha256,
         options={"mask": cleaned.mask} if cleaned.mask else {},

@@ -47,20 +47,23 @@ async def request_missed(database: Database, broker: Broker) -> None:
         await request(broker, row.tenant_id, row.id)
 
 
-async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUID) -> None:
+async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUID) -> UUID | None:
     """Store the thumbnails, then update the row; safe to repeat, also concurrently.
 
-    Raises StorageError, and leaves the row untried, where the store does not answer.
+    Returns the run that drew the image, None where nothing was made or no run drew it. Raises StorageError, and leaves
+    the row untried, where the store does not answer.
     """
     row = await _find(database, tenant_id, object_id)
     try:
         if row is not None and row.status == AttachmentStatus.STORED and row.variants is None:
             await _complete(database, store, row)
+            return row.run_id
     finally:
         # The image was deleted meanwhile: no row names these objects any more.
         if await _find(database, tenant_id, object_id) is None:
             for key in stored_keys(tenant_id, object_id, None):
                 await store.delete(key)
+    return None
 
 
 async def _find(database: Database, tenant_id: UUID, object_id: UUID) -> Attachment | None:

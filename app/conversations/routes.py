@@ -11,39 +11,44 @@ from app.attachments.links import ReaderLinks
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentPage, give_links, linked
 from app.bodies import storable
-from app.conversations import service, sharing
-from app.conversations.models import Conversation, Message
+from app.conversations import listing, service, sharing
+from app.conversations.listing import Position, is_position
+from app.conversations.models import Message
 from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
 from app.errors import id_of
 from app.identity.actor import TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.paging import Paging, fetch_page
+from app.paging import Paging, fetch_page, fetch_rows
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
 ConversationId = Annotated[UUID, id_of("conversation")]
 MessageId = Annotated[UUID, id_of("message")]
 Title = Annotated[str, AfterValidator(storable)]
+Cursor = Annotated[str, AfterValidator(is_position)]
 
 
 @router.get("")
 async def list_conversations(
     actor: Annotated[Actor, may(Permission.READ_CHAT)],
     session: TenantSession,
-    query: Paging,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Cursor | None = None,
     q: Annotated[Title | None, Query(max_length=200, description="Finds the titles that contain it.")] = None,
     shared: Annotated[bool, Query(description="Those that others share, instead.")] = False,
 ) -> ConversationPage:
     """List the user's conversations.
 
-    Newest first.
+    The last active first. One in which a run is started while the list is paged moves to its beginning; the pages that
+    follow keep their order.
     """
-    statement = sharing.listed(actor, shared=shared)
-    if q:
-        statement = statement.where(Conversation.title.icontains(q, autoescape=True))
-    rows, cursor = await fetch_page(session, statement, Conversation.id, query)
-    return ConversationPage(data=[ConversationView.model_validate(row) for row in rows], next_cursor=cursor)
+    statement = listing.listed(actor, shared=shared, q=q)
+    rows, last = await listing.fetch_page(
+        session, statement, limit=limit, after=Position.parse(cursor) if cursor else None
+    )
+    data = [ConversationView.of(row.Conversation, row.active) for row in rows]
+    return ConversationPage(data=data, next_cursor=str(last) if last else None)
 
 
 @router.get("/{conversation_id}")
@@ -52,9 +57,9 @@ async def get_conversation(
 ) -> ConversationView:
     """Get a conversation.
 
-    Its messages are at `/messages`.
+    Its messages are at `/messages`; the message of its active run is there once that has ended.
     """
-    return ConversationView.model_validate(await service.get(session, actor, conversation_id))
+    return ConversationView.of(*await listing.get_with_run(session, actor, conversation_id))
 
 
 @router.patch("/{conversation_id}")
@@ -69,7 +74,8 @@ async def update_conversation(
     Its first title is the beginning of its first message. Every member of the tenant may read one that is shared, with
     its runs and images; taken back, it is gone for them with the next request.
     """
-    return ConversationView.model_validate(await sharing.change(session, actor, conversation_id, body))
+    await sharing.change(session, actor, conversation_id, body)
+    return ConversationView.of(*await listing.get_with_run(session, actor, conversation_id))
 
 
 @router.get("/{conversation_id}/messages")
@@ -84,15 +90,15 @@ async def list_messages(
 
     Oldest first, each with its attachments and their fresh links.
     """
-    rows, cursor = await fetch_page(
+    rows, more = await fetch_rows(
         session, service.messages_of(actor, conversation_id), Message.id, query, oldest_first=True
     )
     if not rows:
         await service.get(session, actor, conversation_id)  # it may be one that the actor may not read
-    images = await service.images_of(session, rows)
-    data = [MessageView.of(row, images.get(row.id, [])) for row in rows]
+    images = await service.images_of(session, [message for message, _ in rows])
+    data = [MessageView.of(message, images.get(message.id, []), run) for message, run in rows]
     await give_links([attachment for message in data for attachment in message.attachments], links)
-    return MessagePage(data=data, next_cursor=cursor)
+    return MessagePage(data=data, next_cursor=data[-1].id if more else None)
 
 
 @router.get("/{conversation_id}/messages/{message_id}/attachments")

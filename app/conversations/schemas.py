@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
+from typing import Self, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -10,27 +10,46 @@ from pydantic import BaseModel, ConfigDict
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
 from app.bodies import Body, Name, example
-from app.conversations.models import Message, MessageRole, Visibility
+from app.conversations.models import Conversation, Message, MessageRole, MessageStatus, Visibility
+from app.conversations.parts import MessagePart, parts_of
 from app.paging import Page
+from app.runs.models import Run, RunError
+from app.runs.schemas import RunView, Usage
 
 # More than a user may send with a message.
 ATTACHMENTS_SHOWN = 20
 
 
 class ConversationView(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
+    """`active_run` is the run that is executed, or else the one that is next: follow it to see what the agent does.
+
+    `updated_at` is that of the last activity: a run was started, or the conversation renamed or shared.
+    """
+
+    model_config = ConfigDict(from_attributes=True, json_schema_serialization_defaults_required=True)
 
     id: UUID
     user_id: UUID
     title: str
     agent_key: str
     visibility: Visibility
+    active_run: RunView | None = None
     created_at: datetime
     updated_at: datetime
 
+    @classmethod
+    def of(cls, row: Conversation, active_run: Run | None) -> Self:
+        view = cls.model_validate(row)
+        if active_run is not None:
+            view.active_run = RunView.model_validate(active_run)
+        return view
 
-class ConversationPage(Page[ConversationView]):
-    pass
+
+class ConversationPage(BaseModel):
+    """`next_cursor` is a place in the order of activity: it holds where conversations move. Null on the last page."""
+
+    data: list[ConversationView]
+    next_cursor: str | None
 
 
 class ConversationChange(Body):
@@ -43,30 +62,45 @@ class ConversationChange(Body):
 
 
 class MessageView(BaseModel):
-    """`attachments` are the first 20.
+    """What a user or an agent said, and the images in it.
 
-    Where there are more, `attachments_next_cursor` is the `cursor` of those that follow, at `/attachments` below it.
+    An agent's message ends as its run does: `status`, `error`, `usage` and `cost_usd` are the run's, and one that
+    failed or was stopped has the text so far. A user's is `completed`. `parts` are text and images in the order in
+    which they came. `attachments` are the first 20; where there are more, `attachments_next_cursor` is the `cursor` of
+    those that follow, at `/attachments` below it.
     """
 
     id: UUID
     role: MessageRole
+    status: MessageStatus
+    agent_key: str | None
     text: str
+    parts: list[MessagePart]
     attachments: list[AttachmentView]
     attachments_next_cursor: UUID | None
     run_id: UUID | None
+    error: RunError | None
+    usage: Usage | None
+    cost_usd: str | None
     created_at: datetime
 
     @classmethod
-    def of(cls, row: Message, attachments: Sequence[Attachment]) -> Self:
-        """Without links yet, as `AttachmentView.of`."""
+    def of(cls, row: Message, attachments: Sequence[Attachment], run: Run | None) -> Self:
+        """Without links yet, as `AttachmentView.of`; `run` is that of an agent's message, which has ended."""
         shown = attachments[:ATTACHMENTS_SHOWN]
         return cls(
             id=row.id,
             role=row.role,
+            status=MessageStatus(run.status.value if run else MessageStatus.COMPLETED),
+            agent_key=run and run.agent_key,
             text=row.text,
+            parts=parts_of(row, attachments),
             attachments=[AttachmentView.of(attachment) for attachment in shown],
             attachments_next_cursor=shown[-1].id if len(shown) < len(attachments) else None,
             run_id=row.run_id,
+            error=run and run.error,
+            usage=cast(Usage | None, run and run.usage),
+            cost_usd=run and run.cost_usd,
             created_at=row.created_at,
         )
 

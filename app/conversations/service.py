@@ -6,19 +6,22 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, any_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import load_only
 
 from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
-from app.conversations.models import Conversation, Message
+from app.conversations.models import Conversation, ImagePlaces, Message, MessageRole
 from app.db import now, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
 from app.identity.sharing import require_own, visible_to
+from app.runs.models import Run
 
 TITLE_CHARACTERS = 60
 # The history for a model whose provider stores nothing: at most so many messages and characters, the newest.
 HISTORY_MESSAGES = 40
 HISTORY_CHARACTERS = 60_000
+_SHOWN_OF_RUN = (Run.agent_key, Run.status, Run.error, Run.usage, Run.booked_nano, Run.booked_basis)
 
 
 def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
@@ -34,10 +37,12 @@ async def get(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Con
     return conversation
 
 
-def messages_of(actor: Actor, conversation_id: UUID) -> Select[Message]:
-    """Those of a conversation that the actor may read, else none."""
+def messages_of(actor: Actor, conversation_id: UUID) -> Select[Message, Run]:
+    """Those of a conversation that the actor may read, else none; each agent's with its run."""
     found = select(Conversation.id).where(_readable(actor, conversation_id))
-    return select(Message).where(Message.conversation_id == found.scalar_subquery())
+    own = (Run.tenant_id == Message.tenant_id) & (Run.id == Message.run_id) & (Message.role == MessageRole.ASSISTANT)
+    statement = select(Message, Run).outerjoin(Run, own).where(Message.conversation_id == found.scalar_subquery())
+    return statement.options(load_only(*_SHOWN_OF_RUN))
 
 
 def _readable(actor: Actor, conversation_id: UUID) -> ColumnElement[bool]:
@@ -67,6 +72,20 @@ async def get_message(session: AsyncSession, conversation: Conversation, message
     return message
 
 
+def new_answer(run: Run, text: str, image_places: ImagePlaces | None = None) -> Message:
+    """The agent's message of a run that has ended."""
+    return Message(
+        id=run.output_message_id,
+        tenant_id=run.tenant_id,
+        conversation_id=run.conversation_id,
+        run_id=run.id,
+        role=MessageRole.ASSISTANT,
+        text=text,
+        image_places=image_places,
+        created_at=run.finished_at,
+    )
+
+
 async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
     """The actor's own conversation, updated now; held until the transaction ends."""
     touched = await session.scalars(
@@ -94,8 +113,10 @@ def to_history(messages: Sequence[Message], images: Mapping[UUID, Sequence[Attac
     items: list[dict[str, Any]] = []
     room = HISTORY_CHARACTERS
     for message in messages:
-        notes = [_note(row) for row in images.get(message.id, [])]
+        notes = [_note(row) for row in images.get(message.id, []) if row.status != AttachmentStatus.FAILED]
         text = "\n".join([message.text, *notes]).strip()
+        if not text:  # of a run that was stopped before it said anything
+            continue
         room -= len(text)
         if room < 0:
             break

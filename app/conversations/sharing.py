@@ -1,8 +1,7 @@
-"""Sharing a conversation with the tenant: changing who may read it, and finding what others share."""
+"""Renaming a conversation, and sharing it with the tenant."""
 
 from uuid import UUID
 
-from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.conversations.models import Conversation, Visibility
@@ -11,15 +10,6 @@ from app.conversations.service import get_own
 from app.identity import audit
 from app.identity.audit import Action, Author, TargetType
 from app.identity.service import Actor
-from app.identity.sharing import visible_to
-
-
-def listed(actor: Actor, *, shared: bool) -> Select[Conversation]:
-    """The actor's own, or those that others share with them."""
-    if not shared:
-        return select(Conversation).where(Conversation.user_id == actor.user_id)
-    visible = visible_to(actor, Conversation.user_id, Conversation.id)
-    return select(Conversation).where(visible, Conversation.user_id != actor.user_id)
 
 
 async def change(

@@ -130,7 +130,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
             case ResponseImageGenCallPartialImageEvent():
                 content = image_of(event, event.partial_image_b64)
                 event.partial_image_b64 = ""
-                partial = PartialImage(event.item_id, event.partial_image_index, content)
+                partial = PartialImage(self._use.agent_key, event.item_id, event.partial_image_index, content)
                 self._use.meter.on_partial(partial)
                 self._use.images.on_partial(partial)
             case ResponseOutputItemDoneEvent():

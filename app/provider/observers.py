@@ -14,6 +14,7 @@ from app.provider.usage import ResponseReport
 class PartialImage:
     """A preview as the provider sent it."""
 
+    agent_key: str
     tool_call_id: str
     index: int
     content: ImageBytes

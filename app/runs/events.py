@@ -6,6 +6,7 @@ others go out as the bytes they were written.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from uuid import UUID
@@ -16,20 +17,18 @@ from typing_extensions import TypeAliasType
 
 from app.attachments.file_tokens import Grant
 from app.attachments.links import Links
-from app.attachments.models import Attachment
-from app.attachments.schemas import AttachmentView, give_links
+from app.attachments.models import Attachment, AttachmentError, AttachmentStatus
+from app.attachments.schemas import UNLINKED, AttachmentView, give_links
 from app.conversations.models import Message
 from app.conversations.schemas import MessageView
 from app.error_codes import ErrorCode
 from app.event_log import Record
-from app.runs.models import RunError, RunStatus
+from app.runs.models import Run, RunError, RunStatus
 from app.runs.schemas import RunView
 
 # A longer delta is split, so that no event exceeds 64 KiB.
 MAX_DELTA_CHARACTERS = 10_000
-# What an event may have beside the names of its fields, and what a link takes of it.
-MAX_EVENT_BYTES = 60 * 1024
-LINK_BYTES = 1024
+MAX_EVENT_BYTES = 63 * 1024
 
 
 class Event(BaseModel, frozen=True):
@@ -101,7 +100,7 @@ class ToolStarted(ToolEvent, frozen=True):
 
 
 class ToolProgress(ToolEvent, frozen=True):
-    """A tool that runs at the provider reports its state, such as `generating`."""
+    """A tool that runs at the provider reports its state, such as `generating`; its end is `tool.completed`."""
 
     type: Literal["tool.progress"] = "tool.progress"
 
@@ -113,25 +112,27 @@ class ToolCompleted(ToolEvent, frozen=True):
 
 
 class ImagePartial(LinkedEvent, frozen=True):
-    """A preview of an image that is being drawn; `index` counts from 0, `width` and `height` are pixels."""
+    """A preview of an image that is being drawn; `index` counts from 0, and `of` previews are expected.
+
+    `width` and `height` are pixels; `url` works until `url_expires_at`.
+    """
 
     type: Literal["image.partial"] = "image.partial"
     tool_call_id: str
     index: int
+    of: int
     url: str
+    url_expires_at: datetime = UNLINKED
     mime_type: str
     width: int
     height: int
 
     async def with_links(self, links: Links) -> Self:
         (link,) = await links.to([Grant(self.url, self.url.rpartition("/")[2], self.mime_type)])
-        return self.model_copy(update={"url": link.url})
+        return self.model_copy(update={"url": link.url, "url_expires_at": link.expires_at})
 
 
-class AttachmentCreated(LinkedEvent, frozen=True):
-    """An image is stored, and its `url` works."""
-
-    type: Literal["attachment.created"] = "attachment.created"
+class AttachmentEvent(LinkedEvent, frozen=True):
     attachment: AttachmentView
 
     async def with_links(self, links: Links) -> Self:
@@ -139,15 +140,34 @@ class AttachmentCreated(LinkedEvent, frozen=True):
         return self
 
 
+class AttachmentCreated(AttachmentEvent, frozen=True):
+    """An image is stored, and its `url` works."""
+
+    type: Literal["attachment.created"] = "attachment.created"
+
+
+class AttachmentUpdated(AttachmentEvent, frozen=True):
+    """The smaller copies of an image, `variants`, and its `blurhash` are there; not sent after the run's end."""
+
+    type: Literal["attachment.updated"] = "attachment.updated"
+
+
 class AttachmentFailed(Event, frozen=True):
-    """An image is not there: it could not be drawn, read or stored; `retryable` where it may come later."""
+    """An image is not there: it could not be drawn, read or stored; `retryable` where it may come later.
+
+    `object_id` is the attachment that the message shows in its place.
+    """
 
     type: Literal["attachment.failed"] = "attachment.failed"
     tool_call_id: str | None
-    object_id: UUID | None
+    object_id: UUID
     code: ErrorCode
     detail: str
     retryable: bool
+
+    @classmethod
+    def of(cls, row: Attachment, error: AttachmentError) -> Self:
+        return cls(tool_call_id=row.tool_call_id, object_id=row.id, **error.model_dump())
 
 
 class AgentChanged(Event, frozen=True):
@@ -162,27 +182,32 @@ class MessageCompleted(LinkedEvent, frozen=True):
 
     They are 20 at most, and fewer where the event would exceed 64 KiB. `attachments_next_cursor` is the `cursor` of
     those that follow, at `/v1/conversations/{conversation_id}/messages/{message_id}/attachments`. `variants` is empty.
+    `parts` is empty, too, where `truncated`: the conversation's messages have them all.
     """
 
     type: Literal["message.completed"] = "message.completed"
     message: MessageView
+    truncated: bool = False
 
     @classmethod
-    def of(cls, row: Message, rows: Sequence[Attachment]) -> Self:
-        message = MessageView.of(row, rows)
+    def of(cls, row: Message, rows: Sequence[Attachment], run: Run) -> Self:
+        message = MessageView.of(row, rows, run)
+        truncated = len(to_json(message.text)) + len(to_json(message.parts)) > MAX_EVENT_BYTES
         shown = [one.model_copy(update={"variants": []}) for one in message.attachments]
-        room = MAX_EVENT_BYTES - len(to_json(message.text))
-        sizes = accumulate(len(one.model_dump_json().encode()) + LINK_BYTES for one in shown)
-        count = sum(size <= room for size in sizes)
-        update: dict[str, Any] = {"attachments": shown[:count]}
-        if count < len(shown):
-            # None may be shown: the cursor of those from the first one that is not.
-            update["attachments_next_cursor"] = UUID(int=shown[count].object_id.int - 1)
-        return cls(message=message.model_copy(update=update))
+        update: dict[str, Any] = {"attachments": shown, **({"parts": []} if truncated else {})}
+        return cls(message=message.model_copy(update=update), truncated=truncated)
 
     async def with_links(self, links: Links) -> Self:
         await give_links(self.message.attachments, links)
-        return self
+        if (too_many := len(self.model_dump_json().encode()) - MAX_EVENT_BYTES) <= 0:
+            return self
+        shown = self.message.attachments
+        sizes = accumulate(len(one.model_dump_json().encode()) for one in reversed(shown))
+        left = shown[: -1 - sum(size < too_many for size in sizes)]
+        # None may be left: the cursor of those from the first one that is not.
+        cut = UUID(int=shown[len(left)].object_id.int - 1) if shown else None
+        update: dict[str, Any] = {"attachments": left, "attachments_next_cursor": cut}
+        return self.model_copy(update={"message": self.message.model_copy(update=update)})
 
 
 class RunCompleted(Event, frozen=True):
@@ -227,6 +252,7 @@ RunEvent = TypeAliasType(
         | ToolCompleted
         | ImagePartial
         | AttachmentCreated
+        | AttachmentUpdated
         | AttachmentFailed
         | AgentChanged
         | MessageCompleted
@@ -248,6 +274,13 @@ def run_ended(run: RunView) -> RunCompleted | RunFailed | RunCancelled:
     if run.error is not None:
         return RunFailed(run=run, error=run.error)
     return RunCompleted(run=run) if run.status == RunStatus.COMPLETED else RunCancelled(run=run)
+
+
+def attachment_event(row: Attachment) -> AttachmentCreated | AttachmentFailed | None:
+    """What is to be told of an image that is stored, or of one that failed."""
+    if row.status == AttachmentStatus.STORED:
+        return AttachmentCreated(attachment=AttachmentView.of(row))
+    return AttachmentFailed.of(row, row.error) if row.error else None
 
 
 def read_event(data: str | bytes) -> Event:

@@ -71,6 +71,16 @@ def visible_ascii(key: str) -> str:
     return key
 
 
+def require_key(key: str | None, last_event_id: int | None) -> None:
+    """A client that reconnects wants the run that it started, and only the key tells which. Raises Conflict."""
+    if last_event_id is not None and key is None:
+        raise Conflict(
+            f"Last-Event-ID continues a run's events, and without {HEADER} it is unknown which run's: nothing was "
+            f"started. Send {HEADER} with each start, or follow the run at /v1/runs/{{id}}/events.",
+            code=ErrorCode.IDEMPOTENCY_KEY_REQUIRED,
+        )
+
+
 async def recall(session: AsyncSession, actor: Actor, route: str, key: str | None, request: BaseModel) -> Answer | None:
     """The answer that was first given to this key; None where there is none, and then this transaction may give it.
 

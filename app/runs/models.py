@@ -77,6 +77,7 @@ class Run(Identified, Base):
             ["tenant_id", "conversation_id"], ["conversations.tenant_id", "conversations.id"], ondelete="CASCADE"
         ),
         Index("ix_runs_conversation", "tenant_id", "conversation_id", "id"),
+        Index("ix_runs_owner", "tenant_id", "user_id", "id"),
         Index("ix_runs_open", "tenant_id", "status", "id", postgresql_where=text("status IN ('queued', 'running')")),
         Index("ix_runs_unrecorded", "created_at", postgresql_where=text("unrecorded_images <> '{}'")),
     )

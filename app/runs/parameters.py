@@ -27,6 +27,7 @@ from app.usage import counters
 from app.usage.prices import Prices
 
 RunId = Annotated[UUID, id_of("run")]
+ConversationId = Annotated[Annotated[UUID, id_of("conversation")] | None, Query(description="Only this one's runs.")]
 Key = Annotated[
     Annotated[str, AfterValidator(visible_ascii)] | None,
     Header(alias=idempotency.HEADER, description="Makes the request safe to repeat for 24 hours."),

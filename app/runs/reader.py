@@ -11,8 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.attachments import service as attachments
 from app.attachments.links import Links
-from app.attachments.models import AttachmentStatus
-from app.attachments.schemas import AttachmentView
 from app.broker import BROKER_UNAVAILABLE, Broker
 from app.conversations.models import Message
 from app.db import Database
@@ -22,13 +20,13 @@ from app.limits import Permit
 from app.runs.access import AccessWatch
 from app.runs.events import (
     EVENT_CLASSES,
-    AttachmentCreated,
     Event,
     LinkedEvent,
     MessageCompleted,
     MessageStarted,
     RunCreated,
     RunStarted,
+    attachment_event,
     run_ended,
     to_record,
 )
@@ -175,10 +173,9 @@ async def replay(database: Database, tenant_id: UUID, run_id: UUID) -> tuple[int
         message = await session.scalar(select(Message).where(Message.id == run.output_message_id))
         rows = (await attachments.of_messages(session, [run.output_message_id])).get(run.output_message_id, [])
     view = RunView.model_validate(run)
-    events: list[Event] = [RunCreated(run=view), RunStarted(run=view)]
+    events: list[Event] = [RunCreated(run=view)]
+    events += [RunStarted(run=view)] if run.started_at else []
     if message is not None:
-        stored = [row for row in rows if row.status == AttachmentStatus.STORED]
-        events += [MessageStarted(message_id=message.id)]
-        events += [AttachmentCreated(attachment=AttachmentView.of(row)) for row in stored]
-        events += [MessageCompleted.of(message, rows)]
+        images = [event for row in rows if (event := attachment_event(row))]
+        events += [MessageStarted(message_id=message.id), *images, MessageCompleted.of(message, rows, run)]
     return run.last_seq, [*events, run_ended(view)]

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from app.attachments.links import Links, ReaderLinks
@@ -12,12 +12,15 @@ from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Permit
 from app.openapi import Responses, problems, sends, streams
+from app.paging import Paging, fetch_page
 from app.runs import estimates, reader, service
 from app.runs.admission import Starting
 from app.runs.events import RunEvent
-from app.runs.models import Run
+from app.runs.idempotency import require_key
+from app.runs.models import Run, RunStatus
 from app.runs.parameters import (
     After,
+    ConversationId,
     CurrentBroker,
     CurrentPrices,
     CurrentRegistry,
@@ -29,7 +32,7 @@ from app.runs.parameters import (
     TellsRate,
 )
 from app.runs.reader import EventSource, follow
-from app.runs.schemas import NewRun, RunView
+from app.runs.schemas import NewRun, RunPage, RunView
 from app.runs.streams import admit_stream
 from app.usage.schemas import RunEstimate
 
@@ -49,6 +52,7 @@ START: Responses = {
         ErrorCode.BUDGET_EXCEEDED,
         ErrorCode.CONVERSATION_BUSY,
         ErrorCode.IDEMPOTENCY_IN_FLIGHT,
+        ErrorCode.IDEMPOTENCY_KEY_REQUIRED,
         ErrorCode.IDEMPOTENCY_KEY_REUSED,
         ErrorCode.INVALID_OPTION,
         ErrorCode.LIMIT_EXCEEDED,
@@ -80,8 +84,9 @@ async def start_run(
 
     202 and the run; with `Accept: text/event-stream` 200 and its events. Leaving does not stop the run. Without
     `conversation_id` it opens a conversation. An `Idempotency-Key` that was used before starts nothing: it gets the
-    same reply, or the same run's events.
+    same reply, or the same run's events; `Last-Event-ID` without a key is refused, as its run cannot be found again.
     """
+    require_key(idempotency_key, last_event_id)
     # Refused before it is started: who cannot follow a run should not pay for it.
     permit = limits.streams.acquire(actor.owner) if reader.MEDIA_TYPE in accept else None
     starting = Starting(session, source.broker, settings, registry, prices, actor, follows=permit is not None)
@@ -108,6 +113,23 @@ async def estimate_run(
     Nothing is started or counted. It refuses what a start refuses, but for limits.
     """
     return await estimates.estimate(session, settings, registry, prices, actor, body)
+
+
+@router.get("")
+async def list_runs(
+    actor: Annotated[Actor, may(Permission.READ_CHAT)],
+    session: TenantSession,
+    query: Paging,
+    conversation_id: ConversationId = None,
+    status: Annotated[RunStatus | None, Query(description="Only these.")] = None,
+) -> RunPage:
+    """List runs.
+
+    Newest first: the user's own, or those of a conversation that they may read.
+    """
+    statement = await service.listed(session, actor, conversation_id=conversation_id, status=status)
+    rows, cursor = await fetch_page(session, statement, Run.id, query)
+    return RunPage(data=[RunView.model_validate(row) for row in rows], next_cursor=cursor)
 
 
 @router.get("/{run_id}")

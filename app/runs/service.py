@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.broker import Broker
@@ -163,6 +163,17 @@ async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
     if run is None:
         raise NotFound("run")
     return run
+
+
+async def listed(
+    session: AsyncSession, actor: Actor, *, conversation_id: UUID | None, status: RunStatus | None
+) -> Select[Run]:
+    """The actor's own, or those of a conversation that they may read. Raises NotFound."""
+    statement = select(Run).where(Run.user_id == actor.user_id)
+    if conversation_id is not None:
+        await conversations.get(session, actor, conversation_id)
+        statement = select(Run).where(Run.conversation_id == conversation_id)
+    return statement if status is None else statement.where(Run.status == status)
 
 
 async def cancel(session: AsyncSession, broker: Broker, actor: Actor, run_id: UUID) -> Run:

@@ -6,10 +6,15 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.broker import Broker
+from app.conversations.service import new_answer
 from app.db import after_commit, now
-from app.runs.events import RunCancelled, RunCreated, to_record
+from app.inserts import insert_together
+from app.runs.events import MessageCompleted, MessageStarted, RunCancelled, RunCreated, to_record
 from app.runs.models import OPEN, Run, RunStatus
 from app.runs.schemas import RunView
+
+EVENTS_OF_UNSTARTED = 4
+"""How many events a run has that is stopped while it is queued."""
 
 
 async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement[bool]) -> bool:
@@ -36,19 +41,25 @@ async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement
 
 async def stop_one(session: AsyncSession, broker: Broker, run: Run) -> None:
     """End a run that is queued, and tell its followers; signal the worker of one that is executed."""
-    created = to_record(RunCreated(run=RunView.model_validate(run)), run.id, 1)
+    created = RunCreated(run=RunView.model_validate(run))
     queued = await session.scalars(
         update(Run)
         .where(Run.id == run.id, Run.status == RunStatus.QUEUED)
-        # Its events are run.created and run.cancelled.
-        .values(status=RunStatus.CANCELLED, cancel_requested_at=now(), finished_at=now(), last_seq=2)
+        .values(status=RunStatus.CANCELLED, cancel_requested_at=now(), finished_at=now(), last_seq=EVENTS_OF_UNSTARTED)
         .returning(Run)
     )
     if ended := queued.one_or_none():
-        cancelled = to_record(RunCancelled(run=RunView.model_validate(ended)), run.id, 2)
-        # Write run.created again: the API process may not have written it yet, and it could not be added after
-        # run.cancelled.
-        after_commit(session, lambda: broker.events.append(run.id, [created, cancelled]))
+        answer = new_answer(ended, "")
+        await insert_together(session, answer)
+        # With run.created: the API process may not have written it yet, and it could not be added after run.cancelled.
+        events = (
+            created,
+            MessageStarted(message_id=answer.id),
+            MessageCompleted.of(answer, [], ended),
+            RunCancelled(run=RunView.model_validate(ended)),
+        )
+        records = [to_record(event, run.id, seq) for seq, event in enumerate(events, 1)]
+        after_commit(session, lambda: broker.events.append(run.id, records))
         return
     await session.execute(
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())

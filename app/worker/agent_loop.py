@@ -71,7 +71,8 @@ class AgentLoop:
             raise request
         if request.missing:
             raise NotFound("attachment")
-        self._images.prompt, self._images.parent_object_id = request.message.text, request.parent_object_id
+        rows = self._images.rows
+        rows.prompt, rows.parent_object_id = request.message.text, request.parent_object_id
         self._calls.book.given_tokens = sum(
             input_tokens(row.width or 0, row.height or 0) for row in (*request.images, request.edit) if row is not None
         )

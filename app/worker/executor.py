@@ -2,21 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
 from app.agents._shared.tools import IMAGE_TOOL
-from app.attachments import service as attachments
-from app.attachments.models import Attachment
-from app.db import retry_while_unavailable
 from app.logs import tagged
 from app.provider import errors as provider
-from app.runs.events import MessageCompleted, RunCreated, RunStarted, run_ended
-from app.runs.models import Run, RunError, RunStatus
+from app.runs.events import RunCreated, RunStarted
+from app.runs.models import Run, RunStatus
 from app.runs.schemas import RunView
 from app.worker import lease, previews
 from app.worker.agent_loop import AgentLoop
@@ -28,8 +23,9 @@ from app.worker.errors import AGENT_GONE, EMPTY_ANSWER, OUR_FAULT, PROVIDER_MAY_
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import image_options_of
 from app.worker.images import RunImages
-from app.worker.lease import Ended, Ending, LeaseLost
+from app.worker.lease import Ended, LeaseLost
 from app.worker.model_input import RunInput
+from app.worker.run_end import Outcome, RunEnd
 from app.worker.translator import Translator
 
 log = logging.getLogger(__name__)
@@ -40,12 +36,6 @@ SIGNAL_RETRY_SECONDS = 1.0
 GRACE_SECONDS = 1.5
 # Give up after 20 attempts: such a run probably crashes its worker.
 MAX_ATTEMPTS = 20
-
-
-@dataclass(frozen=True)
-class Outcome:
-    status: RunStatus
-    error: RunError | None = None
 
 
 class RunReleased(Exception):
@@ -76,12 +66,13 @@ async def _open(ctx: WorkerContext, run: Run, request: RunInput | Exception) -> 
     written = await ctx.broker.events.fence(run.id, run.attempt)
     events = EventWriter(ctx.broker.events, run.id, run.attempt, written)
     options = image_options_of(ctx.settings, ctx.registry, run)
-    images = RunImages(ctx, run, events, options)
+    images = RunImages(ctx, run, events, options, written)
     book = CallBook(run, ctx.prices, options, images.rows.ids, await unsettled_call(ctx.database, run, images.rows))
     calls = ProviderCalls(ctx, run, book, images.rows, resumed)
     translator = Translator(events, images, run.output_message_id, written, resumed)
     loop = AgentLoop(ctx, run, request, calls, images, options, translator)
-    return Execution(ctx, run, events, calls, images, translator, loop)
+    end = RunEnd(ctx, run, events, calls, images, translator)
+    return Execution(ctx, run, events, calls, images, translator, loop, end)
 
 
 @dataclass(frozen=True)
@@ -95,6 +86,7 @@ class Execution:
     images: RunImages
     translator: Translator
     loop: AgentLoop
+    end: RunEnd
 
     async def execute(self) -> Ended | None:
         """Returns how the run ended; None where another worker holds it now."""
@@ -108,7 +100,7 @@ class Execution:
                 self.translator.emit_missing(forced=_forced_tool(self.ctx, self.run) == IMAGE_TOOL)
                 if self.translator.is_empty:
                     outcome = Outcome(RunStatus.FAILED, EMPTY_ANSWER)
-            ended = await self._end(outcome)
+            ended = await self.end.write(outcome)
         except LeaseLost:
             log.warning("run.lease_lost")
             await self.calls.lose()
@@ -169,13 +161,15 @@ class Execution:
             await asyncio.gather(*watched, return_exceptions=True)
 
     async def _until_cancelled(self) -> None:
-        """Return once a user has asked to stop the run or deleted it."""
+        """Return once a user has asked to stop the run or deleted it; until then tell of its images' smaller copies."""
         current: Run | None = self.run  # as the claim has just read it
+        seen = ""
         while current is not None and current.cancel_requested_at is None:
             async with _log_and_pause():
-                await self.ctx.broker.events.signalled(self.run.id, wait_seconds=SIGNAL_WAIT_SECONDS)
+                seen = await self.ctx.broker.events.signalled(self.run.id, seen, wait_seconds=SIGNAL_WAIT_SECONDS)
             async with _log_and_pause(), self.ctx.database.tenant(self.run.tenant_id) as session:
                 current = await session.get(Run, self.run.id)
+                await self.images.reports.look_for_copies(session)
 
     async def _finish_storing(self) -> None:
         """A store or database that hangs may take longer than the lease, so the lease is renewed here as well."""
@@ -186,53 +180,6 @@ class Execution:
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
-
-    async def _end(self, outcome: Outcome) -> Ended:
-        ended, text, rows = await self._commit_end(outcome)
-        if ended is None:
-            raise LeaseLost
-        if text is not None and ended.run.finished_at is not None:
-            message = lease.new_message(ended.run, text, ended.run.finished_at)
-            self.events.emit(MessageCompleted.of(message, rows))
-        self.events.emit(run_ended(RunView.model_validate(ended.run)))
-        return ended
-
-    @retry_while_unavailable
-    async def _commit_end(self, outcome: Outcome) -> tuple[Ended | None, str | None, list[Attachment]]:
-        async with self.ctx.database.tenant(self.run.tenant_id) as session:
-            rows = self.images.rows.know(await self._images(session))
-            if self.calls.is_lost:
-                self.calls.book.recall(self.translator.text, rows)
-            ending = self._ending(outcome, rows)
-            ended = await lease.end(session, self.run, ending)
-            ending.booking.show_costs(rows)
-            return ended, ending.text, rows
-
-    async def _images(self, session: AsyncSession) -> list[Attachment]:
-        """None are looked for where no attempt can have stored one."""
-        if not self.images.received and self.run.attempt == 1:
-            return []
-        found = await attachments.of_messages(session, [self.run.output_message_id])
-        return found.get(self.run.output_message_id, [])
-
-    def _ending(self, outcome: Outcome, rows: Sequence[Attachment]) -> Ending:
-        self.translator.finish_text()
-        has_message = bool(self.translator.text or rows or outcome.status == RunStatus.COMPLETED)
-        if has_message:
-            self.translator.start_message()
-        settlement = self.calls.book.settlement()
-        usage, cost = self.calls.book.with_present(settlement)
-        return Ending(
-            status=outcome.status,
-            text=self.translator.text if has_message else None,
-            last_seq=self.events.seq + 1 + has_message,
-            usage=dict(usage),
-            cost=cost,
-            response_id=self.calls.response_id,
-            error=outcome.error,
-            unrecorded_images=sorted(self.images.unrecorded),
-            booking=Booking(self.calls.kept, settlement=settlement),
-        )
 
     async def _release(self) -> None:
         """Images that the next attempt will receive again may be dropped; others are stored now or never."""

@@ -2,24 +2,23 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
 
 from app.attachments import variants
-from app.attachments.ingest import insert_once, new_attachment, store_image
-from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
-from app.attachments.schemas import AttachmentView
+from app.attachments.ingest import insert_once, store_image
+from app.attachments.models import Attachment, AttachmentError, AttachmentStatus
 from app.error_codes import ErrorCode
+from app.event_log import Record
 from app.images.inspect import Decoded, UnreadableImage, examine
 from app.images.reduce import fit
 from app.provider.observers import GeneratedImage, PartialImage
-from app.runs.events import AttachmentCreated, AttachmentFailed
 from app.runs.models import Run
 from app.worker.context import WorkerContext
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import ImageOptions
-from app.worker.image_rows import ImageRows
+from app.worker.image_reports import ImageReports
+from app.worker.image_rows import ImageRows, mime_type_of
 from app.worker.previews import RunPreviews
 
 log = logging.getLogger(__name__)
@@ -35,20 +34,26 @@ REDUCED_FROM = "reduced_from"
 class RunImages:
     """Receives a run's images from the model (an ImageSink) and stores them without making the text wait."""
 
-    def __init__(self, ctx: WorkerContext, run: Run, events: EventWriter, options: ImageOptions) -> None:
+    def __init__(
+        self,
+        ctx: WorkerContext,
+        run: Run,
+        events: EventWriter,
+        options: ImageOptions,
+        written: Sequence[Record] = (),
+    ) -> None:
+        """`written` are the events of earlier attempts."""
         # The tool_call_ids whose bytes have arrived.
         self.received: set[str] = set()
-        self.rows = ImageRows()
         # Those of them that have an image without a row.
         self.unrecorded: set[str] = set()
-        # What the request says: its text, and the image that an edit in this run starts from.
-        self.prompt = ""
-        self.parent_object_id: UUID | None = None
+        self.rows = ImageRows(run, options)
+        self.reports = ImageReports(events, self.rows, written)
+        self.previews = RunPreviews(ctx, run, events, options)
         self._ctx = ctx
         self._run = run
         self._events = events
         self._options = options
-        self.previews = RunPreviews(ctx, run, events)
         self._images: list[asyncio.Task[None]] = []
         # The event keys of images that are stored, spooled or rejected by their size, or about to be.
         self._taken: set[str] = set()
@@ -79,15 +84,7 @@ class RunImages:
         await asyncio.gather(*late, return_exceptions=True)
         for tool_call_id, detail in self._unreadable.items():
             if tool_call_id not in self._stored:
-                self.emit_failure(tool_call_id, ErrorCode.IMAGE_UNREADABLE, detail, retryable=False)
-
-    def emit_failure(
-        self, tool_call_id: str | None, code: ErrorCode, detail: str, *, retryable: bool, object_id: UUID | None = None
-    ) -> None:
-        event = AttachmentFailed(
-            tool_call_id=tool_call_id, object_id=object_id, code=code, detail=detail, retryable=retryable
-        )
-        self._events.emit(event, f"{event.type}:{object_id or tool_call_id}:{code}")
+                self.reports.failed(tool_call_id, ErrorCode.IMAGE_UNREADABLE, detail, retryable=False)
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [*self._images, *self.previews.tasks]
@@ -96,7 +93,8 @@ class RunImages:
         tool_call_id, content = image.tool_call_id, image.content
         if content.data is None and content.size and not content.is_spilled:
             _log_too_large(self._run, tool_call_id, content.size)
-            self.emit_failure(tool_call_id, ErrorCode.IMAGE_TOO_LARGE, self._too_large(content.size), retryable=False)
+            detail = self._too_large(content.size)
+            self.reports.failed(tool_call_id, ErrorCode.IMAGE_TOO_LARGE, detail, retryable=False)
             return
         try:
             async with self._slots.admit(content) as data:
@@ -112,7 +110,7 @@ class RunImages:
         except Exception:
             log.exception("image.ingest_failed", extra={"tool_call_id": tool_call_id})
             self.unrecorded.add(tool_call_id)
-            self.emit_failure(tool_call_id, ErrorCode.INGEST_FAILED, NOT_RECORDED, retryable=True)
+            self.reports.failed(tool_call_id, ErrorCode.INGEST_FAILED, NOT_RECORDED, retryable=True)
             return
         # Frees the bytes, which the wait for the previews must not keep.
         del image, content, data
@@ -120,7 +118,7 @@ class RunImages:
         if row is None:
             return
         await self.previews.wait_for(tool_call_id)
-        self._announce(key, row)
+        self.reports.row(key, row)
         if row.status == AttachmentStatus.STORED:
             await variants.request(self._ctx.broker, row.tenant_id, row.id)
 
@@ -145,13 +143,17 @@ class RunImages:
         if size > ctx.settings.image_output_max_bytes:
             _log_too_large(self._run, image.tool_call_id, size)
         fitting = await fit(decoded, ctx.settings.image_output_max_bytes)
-        row = self._new_row(image, fitting or decoded)
+        _log_other_type(image, decoded, self._options(image.agent_key))
+        row = self.rows.new(image, fitting or decoded)
         if fitting is None:
             row.status = AttachmentStatus.FAILED
             row.error = AttachmentError(code=ErrorCode.IMAGE_TOO_LARGE, detail=self._too_large(size))
         elif fitting is not decoded:
             row.options = {**row.options, REDUCED_FROM: size}
-        row = self.rows.add(image.tool_call_id, await insert_once(ctx.database, row))
+        # Of its promise only one image of a tool call can take the place.
+        replaces_failed = self.rows.promised.pop(image.tool_call_id, None) is not None
+        row = await insert_once(ctx.database, row, replaces_failed=replaces_failed)
+        self.rows.add(image.tool_call_id, row)
         if fitting is None:
             return row
         return await store_image(ctx.database, ctx.store, ctx.spool, ctx.intake.image_outage, row, fitting.data)
@@ -159,39 +161,6 @@ class RunImages:
     def _too_large(self, size_bytes: int) -> str:
         allowed = self._ctx.settings.image_output_max_mb
         return f"The image has {size_bytes / 1024**2:.1f} MB; IMAGE_OUTPUT_MAX_MB allows {allowed:g} MB."
-
-    def _new_row(self, image: GeneratedImage, decoded: Decoded) -> Attachment:
-        requested = self._options(image.agent_key)
-        _log_other_type(image, decoded, requested)
-        options = {**requested, **image.options}
-        edited = self._run.options.edit is not None or options.get("action") == "edit"
-        return new_attachment(
-            decoded.facts,
-            kind=AttachmentKind.GENERATED,
-            tenant_id=self._run.tenant_id,
-            user_id=self._run.user_id,
-            conversation_id=self._run.conversation_id,
-            run_id=self._run.id,
-            message_id=self._run.output_message_id,
-            agent_key=image.agent_key,
-            size_bytes=len(decoded.data),
-            sha256=decoded.sha256,
-            tool_call_id=image.tool_call_id,
-            prompt=self.prompt,
-            revised_prompt=image.revised_prompt,
-            options=options,
-            parent_object_id=self.parent_object_id if edited else None,
-        )
-
-    def _announce(self, key: str, row: Attachment) -> None:
-        tool_call_id = row.tool_call_id
-        if row.status == AttachmentStatus.STORED:
-            self._events.emit(AttachmentCreated(attachment=AttachmentView.of(row)), key)
-        elif row.error is not None:
-            self.emit_failure(tool_call_id, row.error.code, row.error.detail, retryable=False, object_id=row.id)
-        else:
-            detail = "The image is safe but not stored yet; it will be here once the object storage answers."
-            self.emit_failure(tool_call_id, ErrorCode.STORAGE_UNAVAILABLE, detail, retryable=True, object_id=row.id)
 
 
 def _log_too_large(run: Run, tool_call_id: str, size: int) -> None:
@@ -201,7 +170,6 @@ def _log_too_large(run: Run, tool_call_id: str, size: int) -> None:
 
 def _log_other_type(image: GeneratedImage, decoded: Decoded, requested: Mapping[str, Any]) -> None:
     wanted = requested.get("output_format")
-    mime_type = "image/svg+xml" if wanted == "svg" else f"image/{wanted}"
-    if wanted and decoded.facts.mime_type != mime_type:
+    if wanted and decoded.facts.mime_type != mime_type_of(wanted):
         found = {"requested": wanted, "received": decoded.facts.mime_type, "tool_call_id": image.tool_call_id}
         log.warning("image.other_type", extra=found)

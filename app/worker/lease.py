@@ -26,13 +26,17 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.conversations.models import Conversation, Message, MessageRole
+from app.attachments.models import Attachment
+from app.conversations.models import Conversation, ImagePlaces, Message
+from app.conversations.service import new_answer
 from app.db import Database, now, retry_while_unavailable
-from app.inserts import insert_where
+from app.errors import is_connection_error
+from app.inserts import insert_many, insert_where
 from app.runs.models import OPEN, Run, RunError, RunStatus
 from app.usage.ledger import Cost
 from app.worker.booking import Booking
@@ -158,13 +162,15 @@ async def is_deleted(database: Database, run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended; `text` is the message's, None where the agent said and drew nothing.
+    """How a run ended, and its message: the text, where its images come in it, and rows of those that failed.
 
     `response_id` is the provider's last response, None where it named none; `cost` is that of all calls.
     """
 
     status: RunStatus
-    text: str | None
+    text: str
+    image_places: ImagePlaces
+    failed_images: Sequence[Attachment]
     last_seq: int
     usage: dict[str, int]
     cost: Cost
@@ -176,9 +182,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run as it is now, and whether runs of its tenant wait."""
+    """The run as it is now, its message, and whether runs of its tenant wait."""
 
     run: Run
+    message: Message
     waiting: bool
 
 
@@ -187,9 +194,23 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
     ended = await session.scalar(_ending_statement(run, ending, now()))
     if ended is None:
         return None
+    await _record_failed(session, ending.failed_images)
     # A statement of its own, so that it sees the run that an API process added before this one got the lock.
     waiting = await session.scalar(select(exists().where(Run.tenant_id == run.tenant_id, _is_queued(Run))))
-    return Ended(ended, bool(waiting))
+    return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting))
+
+
+async def _record_failed(session: AsyncSession, images: Sequence[Attachment]) -> None:
+    """What keeps an image's row from being written may keep this one from it, too: the run ends all the same."""
+    if not images:
+        return
+    try:
+        async with session.begin_nested():
+            await insert_many(session, images)
+    except DBAPIError as error:
+        if is_connection_error(error):
+            raise
+        log.exception("image.failure_not_recorded")
 
 
 def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:
@@ -211,20 +232,7 @@ def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select
         "lease_until": None,
     }
     ended = _update_held(run, locks_conversation=True).values(values).returning(Run).cte("ended")
-    statement = select(aliased(Run, ended))
-    if ending.text is not None:
-        message = new_message(run, ending.text, finished_at)
-        statement = statement.add_cte(insert_where(message, ended).cte("message"))
-    return statement.add_cte(*ending.booking.statements(run, ended))
-
-
-def new_message(run: Run, text: str, created_at: datetime) -> Message:
-    return Message(
-        id=run.output_message_id,
-        tenant_id=run.tenant_id,
-        conversation_id=run.conversation_id,
-        run_id=run.id,
-        role=MessageRole.ASSISTANT,
-        text=text,
-        created_at=created_at,
-    )
+    message = new_answer(run, ending.text, ending.image_places)
+    message.created_at = finished_at
+    inserted = insert_where(message, ended).cte("message")
+    return select(aliased(Run, ended)).add_cte(inserted, *ending.booking.statements(run, ended))

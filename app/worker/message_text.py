@@ -1,5 +1,11 @@
-"""The text of a run's message, piece by piece as readers get it, and whole as its row keeps it."""
+"""The text of a run's message, piece by piece as readers get it, and whole as its row keeps it, with its images."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+from uuid import UUID
+
+from app.attachments.models import Attachment
+from app.conversations.models import ImagePlaces
 from app.runs.events import MAX_DELTA_CHARACTERS
 from app.worker.link_filter import LinkFilter
 
@@ -17,6 +23,7 @@ class MessageText:
         self._parts: dict[str, list[str]] = {}
         self._item_id = ""
         self._links = LinkFilter()
+        self._places: list[tuple[int, str]] = []
 
     def __str__(self) -> str:
         return "\n\n".join(text for part in self._parts.values() if (text := "".join(part)))
@@ -24,6 +31,17 @@ class MessageText:
     def restore(self, delta: str) -> None:
         """What an earlier attempt emitted."""
         self._parts.setdefault("", []).append(delta)
+
+    def place_image(self, tool_call_id: str) -> None:
+        """The images of this call come after what was emitted so far."""
+        self._places.append((len(str(self)), tool_call_id))
+
+    def image_places(self, rows: Sequence[Attachment]) -> ImagePlaces:
+        """Where the message's images come; two may be of one tool call."""
+        by_call = defaultdict[str | None, list[UUID]](list)
+        for row in rows:
+            by_call[row.tool_call_id].append(row.id)
+        return ImagePlaces([(at, object_id) for at, call_id in self._places for object_id in by_call[call_id]])
 
     def has(self, item_id: str) -> bool:
         return item_id in self._parts or item_id == self._item_id

@@ -13,6 +13,7 @@ from app.storage import keys
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
 from app.worker.event_writer import EventWriter
+from app.worker.image_options import ImageOptions
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ async def drop_later(ctx: WorkerContext, run: Run) -> None:
 class RunPreviews:
     """Stores a run's partial images and announces them, those of one tool call in their order."""
 
-    def __init__(self, ctx: WorkerContext, run: Run, events: EventWriter) -> None:
+    def __init__(self, ctx: WorkerContext, run: Run, events: EventWriter, options: ImageOptions) -> None:
         self._ctx = ctx
         self._run = run
         self._events = events
+        self._options = options
         self._by_call: dict[str, list[asyncio.Task[None]]] = {}
         self._slots = ctx.intake.previews.of_run()
 
@@ -68,6 +70,7 @@ class RunPreviews:
         event = ImagePartial(
             tool_call_id=partial.tool_call_id,
             index=partial.index,
+            of=max(self._options(partial.agent_key).get("partial_images", 0), partial.index + 1),
             url=key,
             mime_type=facts.mime_type,
             width=facts.width,

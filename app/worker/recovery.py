@@ -136,7 +136,8 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
     # No event is written any more.
     events = EventWriter(ctx.broker.events, run.id, run.attempt, [])
     images = RunImages(ctx, run, events, image_options_of(ctx.settings, ctx.registry, run))
-    images.prompt, images.parent_object_id = request.message.text, request.parent_object_id
+    images.rows.prompt, images.rows.parent_object_id = request.message.text, request.parent_object_id
+    images.rows.promised = await _promised(ctx, run)
     unrecorded = set(run.unrecorded_images)
     wanted = {row.tool_call_id for row in rows} | unrecorded
     async for image in ctx.provider.stored.images_of(run.response_id):
@@ -155,6 +156,16 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
         raise Unrecoverable
     async with ctx.database.tenant(tenant_id) as session:
         await session.execute(update(Run).where(Run.id == run_id).values(unrecorded_images=[]))
+
+
+async def _promised(ctx: WorkerContext, run: Run) -> dict[str, UUID]:
+    """The rows that stand for images without a row of their own, by tool call."""
+    failed = (Attachment.run_id == run.id) & (Attachment.status == AttachmentStatus.FAILED)
+    found = select(Attachment.tool_call_id, Attachment.id).where(
+        failed, Attachment.sha256.is_(None), Attachment.tool_call_id.in_(run.unrecorded_images)
+    )
+    async with ctx.database.tenant(run.tenant_id) as session:
+        return {row.tool_call_id: row.id for row in await session.execute(found)}
 
 
 async def _examined(image: GeneratedImage) -> Decoded | None:

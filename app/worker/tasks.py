@@ -67,7 +67,9 @@ def _register(ctx: WorkerContext) -> None:
 
     async def make_variants(tenant_id: str, object_id: str) -> None:
         try:
-            await variants.make(ctx.database, ctx.store, UUID(tenant_id), UUID(object_id))
+            run_id = await variants.make(ctx.database, ctx.store, UUID(tenant_id), UUID(object_id))
+            if run_id is not None:
+                await ctx.broker.events.signal(run_id)  # its readers are told, if it has not ended
         except StorageError as error:
             log.warning("variants.postponed", extra={"object_id": object_id, "error": str(error)})
 

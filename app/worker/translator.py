@@ -37,7 +37,8 @@ HOSTED = {
     "code_interpreter_call": "code_interpreter",
 }
 TEXT_DELTAS = ("response.output_text.delta", "response.refusal.delta")
-PROGRESS = ("in_progress", "generating", "searching", "interpreting", "completed")
+# Not "completed": previews are still on their way then.
+PROGRESS = ("in_progress", "generating", "searching", "interpreting")
 
 
 class Translator:
@@ -60,7 +61,7 @@ class Translator:
         self._response_id = ""
         self._tools: dict[str, str] = {}
         self._failed: set[str] = set()
-        self._message_text = MessageText()
+        self.message = MessageText()
         self._reasoning_links = LinkFilter()
         # Calls of tools that the agent does not have.
         self.unknown_calls: set[str] = set()
@@ -70,20 +71,18 @@ class Translator:
     def _restore(self, earlier: Sequence[Record]) -> None:
         for record in earlier:
             if record.type == TextDelta.model_fields["type"].default:
-                self._message_text.restore(json.loads(record.data)["delta"])
+                self.message.restore(json.loads(record.data)["delta"])
             elif record.type == ToolStarted.model_fields["type"].default:
-                self._drew_before = self._drew_before or json.loads(record.data)["name"] == IMAGE_TOOL
-
-    @property
-    def text(self) -> str:
-        """The text of the message, as far as it was emitted."""
-        return str(self._message_text)
+                data = json.loads(record.data)
+                if data["name"] == IMAGE_TOOL:
+                    self._drew_before = True
+                    self.message.place_image(data["tool_call_id"])
 
     @property
     def is_empty(self) -> bool:
         """Whether the agent has said nothing, and has not even begun an image."""
         drew = self._drew_before or IMAGE_TOOL in self._tools.values() or self._images.received
-        return not drew and not self.text.strip()
+        return not drew and not str(self.message).strip()
 
     def handle(self, event: StreamEvent) -> None:
         """What the SDK did between two responses; the provider's events have come before."""
@@ -104,10 +103,10 @@ class Translator:
         for call_id in begun:
             if call_id not in self._images.received and call_id not in self._failed:
                 detail = "The provider began this image and never sent it: try again."
-                self._images.emit_failure(call_id, ErrorCode.IMAGE_MISSING, detail, retryable=True)
+                self._images.reports.failed(call_id, ErrorCode.IMAGE_MISSING, detail, retryable=True)
         if forced and not begun and not self._drew_before:
             detail = "An image was requested, but the model answered without drawing one; its text may say why."
-            self._images.emit_failure(None, ErrorCode.IMAGE_NOT_DRAWN, detail, retryable=True)
+            self._images.reports.failed(None, ErrorCode.IMAGE_NOT_DRAWN, detail, retryable=True)
 
     def _follow(self, event: Any) -> None:
         """Keys of what is emitted from here on name this event of the provider."""
@@ -141,11 +140,11 @@ class Translator:
 
     def _text(self, item_id: str, delta: str) -> None:
         self.start_message()
-        self._emit_text(self._message_text.add(item_id, delta))
+        self._emit_text(self.message.add(item_id, delta))
 
     def finish_text(self) -> None:
         """At the end of an item's text: emit what was held back."""
-        self._emit_text(self._message_text.finish())
+        self._emit_text(self.message.finish())
 
     def _emit_text(self, pieces: Sequence[str]) -> None:
         for piece in pieces:
@@ -170,7 +169,7 @@ class Translator:
             if item.type == "image_generation_call" and item.status == "failed":
                 self._image_failed(item)
         elif item.type == "message":
-            if not self._message_text.has(item.id):
+            if not self.message.has(item.id):
                 # Some streams bring a message without deltas.
                 text = "".join(getattr(part, "text", None) or getattr(part, "refusal", "") for part in item.content)
                 self._text(item.id, text)
@@ -179,6 +178,8 @@ class Translator:
     def _start_tool(self, call_id: str, name: str) -> None:
         if call_id not in self._tools:
             self._tools[call_id] = name
+            if name == IMAGE_TOOL:
+                self.message.place_image(call_id)
             self._emit(ToolStarted(tool_call_id=call_id, name=name, status="in_progress"))
 
     def _finish_tool(self, call_id: str, name: str, *, failed: bool) -> None:
@@ -194,7 +195,7 @@ class Translator:
         self._failed.add(item.id)
         error = getattr(item, "error", None)
         found = image_failed(error.model_dump() if isinstance(error, BaseModel) else error)
-        self._images.emit_failure(item.id, found.code, found.message, retryable=found.retryable)
+        self._images.reports.failed(item.id, found.code, found.message, retryable=found.retryable)
 
     def _agent_changed(self, agent_key: str) -> None:
         if self._agent_key is not None and self._agent_key != agent_key:

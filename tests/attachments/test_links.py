@@ -346,11 +346,11 @@ def test_a_link_stays_the_same_for_half_its_life(
 
         first = link_at(1_000_000_000)
         assert first[1] == "2001-09-09T01:48:20Z"
-        cache.urls.clear()  # as in another process
+        cache.links.clear()  # as in another process
         assert link_at(1_000_000_000.1) == link_at(1_000_000_049.9) == first
         assert link_at(1_000_000_050) != first
-        # Those of the half before are forgotten: the image, and its smaller copies once they are made.
-        assert len(cache.urls) <= 4
+        # Those of the half before are forgotten: the image, also as a download, and its smaller copies.
+        assert len(cache.links) <= 5
 
 
 def test_links_are_forgotten_before_they_are_too_many(
@@ -361,4 +361,40 @@ def test_links_are_forgotten_before_they_are_too_many(
     for object_id in drawn:
         assert ada.http.get(f"/v1/attachments/{object_id}").status_code == 200
     # Those of the last one, with its smaller copies.
-    assert len(server.uvicorn.app.state.link_cache.urls) <= 4
+    assert len(server.uvicorn.app.state.link_cache.links) <= 5
+
+
+@pytest.mark.parametrize(("seconds", "window"), [(1, 0.5), (3, 1.5), (10, 5.0)])
+def test_a_link_lives_between_half_and_the_whole_of_its_time_however_short_that_is(
+    database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, window: float
+) -> None:
+    with running_server(database_url, provider_url, tmp_path, link_ttl_seconds=seconds) as server:
+        ada = server.sign_up()
+        path = f"/v1/attachments/{one(ada.draw(), 'attachment.created')['attachment']['object_id']}"
+        seen: dict[int, set[tuple[str, str]]] = {}
+        for tenth in range(int(3 * window * 10)):
+            moment = 1_000_000_500 + tenth / 10 + 0.01
+            let_clock_show(monkeypatch, lambda moment=moment: datetime.fromtimestamp(moment, UTC))
+            view = ada.http.get(path).json()
+            left = datetime.fromisoformat(view["url_expires_at"]).timestamp() - moment
+            assert window <= left <= seconds
+            assert httpx.get(view["url"]).status_code == 200
+            seen.setdefault(int((tenth / 10 + 0.01) // window), set()).add((view["url"], view["download_url"]))
+            # Over the edge of its last window it opens nothing.
+            let_clock_show(monkeypatch, lambda end=moment + left: datetime.fromtimestamp(end, UTC))
+            assert httpx.get(view["url"]).status_code == 404
+    assert [len(links) for links in seen.values()] == [1, 1, 1]
+    assert len({link for links in seen.values() for link in links}) == 3
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_download_is_the_same_object_under_its_name(either: AppServer, kind: str) -> None:
+    ada = either.sign_up()
+    made = one(ada.draw(image={"format": kind}), "attachment.created")["attachment"]
+    shown, saved = httpx.get(made["url"]), httpx.get(made["download_url"])
+    assert shown.content == saved.content
+    assert shown.headers["content-type"] == saved.headers["content-type"] == made["mime_type"]
+    assert saved.headers["content-disposition"] == f'attachment; filename="{made["filename"]}"'
+    assert shown.headers["content-disposition"].startswith("inline" if kind == "png" else "attachment")
+    again = ada.http.get(f"/v1/attachments/{made['object_id']}").json()
+    assert (again["url"], again["download_url"]) == (made["url"], made["download_url"])

@@ -82,8 +82,8 @@ def test_an_invalid_form_is_rejected_by_field(server: AppServer, ada: ApiUser) -
         (422, "file", "send one whole image", {"content": b"--x--\r\n", "headers": FORM_X}),
         (422, "file", "empty", {"files": {"file": ("a.png", b"", "image/png")}}),
         (422, "file", "one image", {"files": [("file", good), ("file", good)]}),
-        (422, "image", "one field", {"files": {"image": good}}),
-        (422, "title", "one field", {"files": {"file": good}, "data": {"title": "Mine"}}),
+        (422, "image", "nothing else", {"files": {"image": good}}),
+        (422, "title", "nothing else", {"files": {"file": good}, "data": {"title": "Mine"}}),
         (422, "file", "send one whole image", {"content": PART_X + b"abc", "headers": FORM_X}),
         (422, "file", "cannot be read", {"content": b"never a boundary", "headers": FORM_X}),
         (
@@ -385,3 +385,43 @@ def wait_until(true: Any) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_mask_is_kept_apart_from_the_images(ada: ApiUser, stranger: ApiUser, colleague: ApiUser) -> None:
+    hole = Image.new("RGBA", (96, 64), (255, 255, 255, 255))
+    hole.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    buffer = BytesIO()
+    hole.save(buffer, "PNG")
+    files = {"file": ("hole.png", buffer.getvalue())}
+    mask = ada.http.post(PATH, files=files, data={"purpose": "mask"}).json()
+    photo = ada.http.post(PATH, files={"file": ("photo.png", image("PNG"))}).json()
+    said = ada.http.post(PATH, files={"file": ("b.png", image("PNG"))}, data={"purpose": "image"}).json()
+    assert [one["purpose"] for one in (mask, photo, said)] == ["mask", "image", "image"]
+
+    def listed(user: ApiUser, **query: str) -> list[str]:
+        return [one["object_id"] for one in user.http.get(PATH, params=query).json()["data"]]
+
+    assert listed(ada) == listed(ada, purpose="image") == [said["object_id"], photo["object_id"]]
+    assert listed(ada, purpose="mask") == listed(ada, purpose="mask", kind="upload") == [mask["object_id"]]
+    assert listed(stranger, purpose="mask") == listed(colleague, purpose="mask") == []
+    body = {"input": "Change it", "edit": photo["object_id"], "mask": mask["object_id"], "agent_key": "designer"}
+    assert ada.http.post("/v1/runs", json=body).status_code == 202
+    unknown = ada.http.get(PATH, params={"purpose": "photo"})
+    assert (unknown.status_code, unknown.json()["errors"][0]["message"]) == (422, "one of image, mask")
+    for bad in ({"purpose": "photo"}, {"purpose": ["image", "mask"]}):
+        refused = ada.http.post(PATH, files=files, data=cast(Any, bad))
+        (fault,) = refused.json()["errors"]
+        assert (refused.status_code, fault["field"]) == (422, "purpose")
+        assert "one of image, mask" in fault["message"]
+    as_file = ada.http.post(PATH, files={**files, "purpose": ("purpose", b"mask")})
+    assert (as_file.status_code, as_file.json()["errors"][0]["field"]) == (422, "purpose")
+
+
+def test_an_upload_is_described_by_the_name_of_its_file(ada: ApiUser) -> None:
+    made = ada.http.post(PATH, files={"file": ("My  house.png", image("PNG"))}).json()
+    assert (made["alt"], made["filename"]) == ("My house.png", "My  house.png")
+    long = ada.draw("A house " + "very " * 200 + "\nred")
+    drawn = next(event["attachment"] for event in long if event["type"] == "attachment.created")
+    assert len(drawn["alt"]) <= 250
+    assert "\n" not in drawn["alt"]
+    assert drawn["alt"].startswith(drawn["revised_prompt"][:40])

@@ -158,7 +158,7 @@ def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: A
         assert next(events)["type"] == "run.created"
         began = time.monotonic()
         stop(ada, second)
-        assert kinds(list(events)) == ["run.cancelled"]
+        assert kinds(list(events)) == ["message.started", "message.completed", "run.cancelled"]
         assert time.monotonic() - began < 1
     assert ada.http.get(f"/v1/runs/{first['id']}").json()["status"] == "running"
     assert kinds(ada.events(third["id"]))[-1] == "run.completed"
@@ -185,7 +185,7 @@ def test_a_run_that_interrupts_ends_those_that_are_queued_as_well(ada: ApiUser) 
     assert kinds(last)[-1] == "run.completed"
     assert kinds(ada.events(first["id"]))[-1] == "run.cancelled"
     for run in queued:
-        assert kinds(ada.events(run["id"])) == ["run.created", "run.cancelled"]
+        assert kinds(ada.events(run["id"])) == ["run.created", "message.started", "message.completed", "run.cancelled"]
 
 
 def test_a_queued_stream_waits_and_then_delivers(ada: ApiUser, monkeypatch: pytest.MonkeyPatch) -> None:

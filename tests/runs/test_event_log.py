@@ -217,12 +217,24 @@ async def test_a_reader_is_woken_where_the_process_is_about_to_end(log: EventLog
 
 
 async def test_a_signal_is_kept_for_whoever_looks_later(log: EventLog) -> None:
-    assert not await log.signalled(RUN, wait_seconds=0.05)
-    waiting = asyncio.create_task(log.signalled(RUN, wait_seconds=timeouts.PATIENCE))
+    none = await log.signalled(RUN, "", wait_seconds=0.05)
+    waiting = asyncio.create_task(log.signalled(RUN, none, wait_seconds=timeouts.PATIENCE))
     await asyncio.sleep(0.05)
     await log.signal(RUN)
-    assert await waiting
-    assert await log.signalled(RUN, wait_seconds=timeouts.PATIENCE)
+    first = await waiting
+    assert first != none
+    assert await log.signalled(RUN, "", wait_seconds=timeouts.PATIENCE) == first
+
+
+async def test_who_has_seen_a_signal_waits_for_the_next(log: EventLog) -> None:
+    await log.signal(RUN)
+    first = await log.signalled(RUN, "", wait_seconds=timeouts.PATIENCE)
+    assert await log.signalled(RUN, first, wait_seconds=0.05) == first
+    waiting = asyncio.create_task(log.signalled(RUN, first, wait_seconds=timeouts.PATIENCE))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await log.signal(RUN)
+    assert await waiting not in ("", first)
 
 
 async def test_logs_in_process_end_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,10 +120,13 @@ def events_in(frames: Iterator[bytes]) -> Iterator[Event]:
         yield event
 
 
+LINKS = ("url", "download_url", "url_expires_at")
+
+
 def without_links(value: Any) -> Any:
     if isinstance(value, dict):
         fields = cast(dict[str, Any], value).items()
-        return {name: without_links(one) for name, one in fields if name not in ("url", "url_expires_at")}
+        return {name: without_links(one) for name, one in fields if name not in LINKS}
     if isinstance(value, list):
         return [without_links(one) for one in cast(list[Any], value)]
     return value

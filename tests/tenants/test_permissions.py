@@ -54,6 +54,7 @@ PERMISSIONS: dict[Operation, tuple[str | None, str | None]] = {
     ("DELETE", "/v1/conversations/{conversation_id}"): ("member", "chat:write"),
     ("GET", "/v1/conversations/{conversation_id}/messages"): ("viewer", "chat:read"),
     ("GET", "/v1/conversations/{conversation_id}/messages/{message_id}/attachments"): ("viewer", "chat:read"),
+    ("GET", "/v1/runs"): ("viewer", "chat:read"),
     ("POST", "/v1/runs"): ("member", "chat:write"),
     ("POST", "/v1/runs/estimate"): ("member", "chat:write"),
     ("GET", "/v1/runs/{run_id}"): ("viewer", "chat:read"),

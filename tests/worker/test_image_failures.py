@@ -23,7 +23,7 @@ def test_a_moderated_image_says_at_which_stage_and_why(
 ) -> None:
     word = f"w{uuid.uuid4().hex}"
     failed = failure_in(ada.draw(f"Draw a house called {word} [offline: moderation={stage}]"))
-    assert (failed["code"], failed["retryable"], failed["object_id"]) == ("moderation_blocked", False, None)
+    assert (failed["code"], failed["retryable"]) == ("moderation_blocked", False)
     assert refused in failed["detail"]
     assert "(violence)" in failed["detail"]
     assert len(posts_with(provider_url, word)) == 1
@@ -117,8 +117,10 @@ def failure_in(events: list[Event]) -> Event:
     assert events[-1]["type"] == "run.completed"
     message = one(events, "message.completed")["message"]
     assert message["text"]
-    assert message["attachments"] == []
     failed = one(events, "attachment.failed")
+    (shown,) = message["attachments"]
+    assert (shown["object_id"], shown["status"], shown["url"]) == (failed["object_id"], "failed", None)
+    assert shown["error"] == {name: failed[name] for name in ("code", "detail", "retryable")}
     assert kinds(events).index("attachment.failed") < kinds(events).index("message.completed")
     assert failed["detail"].endswith((".", ")"))
     return failed

@@ -80,7 +80,8 @@ def test_an_image_whose_row_could_not_be_written_is_fetched_again(
             events = ada.draw(f"Draw a house called {word}")
         failed = one(events, "attachment.failed")
         assert (failed["code"], failed["retryable"]) == ("ingest_failed", True)
-        assert one(events, "message.completed")["message"]["attachments"] == []
+        (promised,) = one(events, "message.completed")["message"]["attachments"]
+        assert (promised["object_id"], promised["status"]) == (failed["object_id"], "failed")
         recovered = wait_for_attachments(ada, 1)
         (shown,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
         assert hashlib.sha256(httpx.get(shown["url"]).content).hexdigest() == shown["sha256"]
@@ -190,7 +191,8 @@ def test_an_answer_without_text_and_image_is_reported_as_one(ada: ApiUser) -> No
         events = ada.ask("Draw a house [offline: empty]", agent_key=agent_key)
         assert (events[-1]["type"], events[-1]["error"]["code"]) == ("run.failed", "empty_answer")
         assert events[-1]["error"]["retryable"] is True
-        assert "message.completed" not in kinds(events)
+        (message,) = [event["message"] for event in events if event["type"] == "message.completed"]
+        assert (message["status"], message["text"], message["parts"]) == ("failed", "", [])
         again = ada.ask("Hello again", agent_key=agent_key, conversation_id=events[0]["run"]["conversation_id"])
         assert again[-1]["type"] == "run.completed"
 

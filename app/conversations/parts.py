@@ -1,0 +1,52 @@
+"""A message's text and images in the order in which they came."""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from app.attachments.models import Attachment
+from app.conversations.models import Message
+
+# Stands between the texts of different items of an answer.
+BREAK = "\n\n"
+
+
+class TextPart(BaseModel):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImagePart(BaseModel):
+    """`object_id` is that of one of the message's attachments, null where it was deleted since."""
+
+    type: Literal["image"] = "image"
+    object_id: UUID | None
+
+
+MessagePart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+def parts_of(row: Message, attachments: Sequence[Attachment]) -> list[TextPart | ImagePart]:
+    """Images without a place of their own come last: those that a user sent, and what was found again later."""
+    return [*_texts_and_images(row, attachments)]
+
+
+def _texts_and_images(row: Message, attachments: Sequence[Attachment]) -> Iterator[TextPart | ImagePart]:
+    there = [attachment.id for attachment in attachments]
+    places = row.image_places.root if row.image_places else []
+    done = 0
+    for after, object_id in places:
+        yield from _text(row.text[done:after])
+        yield ImagePart(object_id=object_id if object_id in there else None)
+        done = max(done, after)
+    yield from _text(row.text[done:])
+    placed = {object_id for _, object_id in places}
+    for object_id in row.input_ids or [one for one in there if one not in placed]:
+        yield ImagePart(object_id=object_id if object_id in there else None)
+
+
+def _text(text: str) -> Iterator[TextPart]:
+    if text := text.removeprefix(BREAK):
+        yield TextPart(text=text)

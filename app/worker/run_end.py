@@ -1,0 +1,88 @@
+"""The end of a run: its message, its images and what it used, committed at once, then told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.attachments import service as attachments
+from app.attachments.models import Attachment
+from app.db import retry_while_unavailable
+from app.runs.events import MessageCompleted, run_ended
+from app.runs.models import Run, RunError, RunStatus
+from app.runs.schemas import RunView
+from app.worker import lease
+from app.worker.booking import Booking
+from app.worker.calls import ProviderCalls
+from app.worker.context import WorkerContext
+from app.worker.event_writer import EventWriter
+from app.worker.images import RunImages
+from app.worker.lease import Ended, Ending, LeaseLost
+from app.worker.translator import Translator
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: RunStatus
+    error: RunError | None = None
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """Of one attempt at a run."""
+
+    ctx: WorkerContext
+    run: Run
+    events: EventWriter
+    calls: ProviderCalls
+    images: RunImages
+    translator: Translator
+
+    async def write(self, outcome: Outcome) -> Ended:
+        """Raises LeaseLost."""
+        ended, rows = await self._commit(outcome)
+        if ended is None:
+            raise LeaseLost
+        self.events.emit(MessageCompleted.of(ended.message, rows, ended.run))
+        self.events.emit(run_ended(RunView.model_validate(ended.run)))
+        return ended
+
+    @retry_while_unavailable
+    async def _commit(self, outcome: Outcome) -> tuple[Ended | None, list[Attachment]]:
+        async with self.ctx.database.tenant(self.run.tenant_id) as session:
+            rows = self.images.rows.know(await self._images(session))
+            if self.calls.is_lost:
+                self.calls.book.recall(str(self.translator.message), rows)
+            self.images.reports.tell_copies(rows)
+            failed = self.images.reports.failed_rows()
+            rows = sorted([*rows, *failed], key=lambda row: row.id)
+            ending = self._ending(outcome, rows, failed)
+            ended = await lease.end(session, self.run, ending)
+            ending.booking.show_costs(rows)
+            return ended, rows
+
+    async def _images(self, session: AsyncSession) -> list[Attachment]:
+        """None are looked for where no attempt can have stored one."""
+        if not self.images.received and self.run.attempt == 1:
+            return []
+        found = await attachments.of_messages(session, [self.run.output_message_id])
+        return found.get(self.run.output_message_id, [])
+
+    def _ending(self, outcome: Outcome, rows: Sequence[Attachment], failed: Sequence[Attachment]) -> Ending:
+        self.translator.finish_text()
+        self.translator.start_message()
+        settlement = self.calls.book.settlement()
+        usage, cost = self.calls.book.with_present(settlement)
+        return Ending(
+            status=outcome.status,
+            text=str(self.translator.message),
+            image_places=self.translator.message.image_places(rows),
+            failed_images=failed,
+            last_seq=self.events.seq + 2,
+            usage=dict(usage),
+            cost=cost,
+            response_id=self.calls.response_id,
+            error=outcome.error,
+            unrecorded_images=sorted(self.images.unrecorded),
+            booking=Booking(self.calls.kept, settlement=settlement),
+        )
