@@ -145,7 +145,7 @@ class RedisEventLog(EventLog):
     async def signal(self, run_id: UUID) -> None:
         async with self._redis() as redis:
             pipeline: Any = redis.pipeline()
-            pipeline.xadd(_signal(run_id), {"at": "1"})
+            pipeline.xadd(_signal(run_id), {"at": "1"}, maxlen=1)
             pipeline.expire(_signal(run_id), self._ttl)
             await pipeline.execute()
 

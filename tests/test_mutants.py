@@ -35,6 +35,62 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a reconnect that cannot be matched starts nothing",
+        "app/runs/idempotency.py",
+        "    if last_event_id is not None and key is None:",
+        "    if False:",
+        "tests/runs/test_listing.py::test_a_reconnect_without_a_key_buys_nothing",
+    ),
+    Mutant(
+        "runs are listed for their user",
+        "app/runs/service.py",
+        "    statement = select(Run).where(Run.user_id == actor.user_id)",
+        "    statement = select(Run)",
+        "tests/tenancy/test_strangers.py",
+    ),
+    Mutant(
+        "masks are kept apart from the images",
+        "app/attachments/service.py",
+        "    shown = (Attachment.purpose == purpose, ",
+        "    shown = (",
+        "tests/attachments/test_uploads.py::test_a_mask_is_kept_apart_from_the_images",
+    ),
+    Mutant(
+        "an image that failed has a row",
+        "app/worker/lease.py",
+        "            await insert_many(session, images)",
+        "            pass",
+        "tests/conversations/test_history.py::test_an_image_that_failed_is_in_its_message_and_nowhere_else",
+    ),
+    Mutant(
+        "images keep their places in the text",
+        "app/worker/message_text.py",
+        "        self._places.append((len(str(self)), tool_call_id))",
+        "        pass",
+        "tests/conversations/test_history.py::test_text_and_images_come_back_in_the_order_in_which_they_came",
+    ),
+    Mutant(
+        "who makes an image's smaller copies signals its run",
+        "app/worker/tasks.py",
+        "                await ctx.broker.events.signal(run_id)",
+        "                pass",
+        "tests/worker/test_image_reports.py::test_small_copies_are_told_while_the_run_goes_on",
+    ),
+    Mutant(
+        "links of one window are one link",
+        "app/attachments/links.py",
+        "        return self.clock.now().timestamp() // half * half",
+        "        return self.clock.now().timestamp() if half else 0.0",
+        "tests/attachments/test_links.py::test_a_link_lives_between_half_and_the_whole_of_its_time_however_short_that_is",
+    ),
+    Mutant(
+        "in development none but local origins may read answers",
+        "app/cors.py",
+        r'LOCAL_ORIGINS = r"http://(localhost|127\.0\.0\.1)(:[0-9]{1,5})?"',
+        'LOCAL_ORIGINS = ".*"',
+        "tests/openapi/test_cors.py",
+    ),
+    Mutant(
         "limits are judged under a lock",
         "app/runs/admission.py",
         "counters.lock(session, plan, actor.tenant_id, actor.user_id, takes_run=True, with_bytes=with_bytes)",

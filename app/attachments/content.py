@@ -89,7 +89,7 @@ async def get_content(
         length = {"Content-Length": str(row.size_bytes or 0)}
         return Response(headers=headers | length, media_type=grant.content_type)
     if link := await links.of_store(grant):
-        return RedirectResponse(link, 307, {"Cache-Control": "no-store"})
+        return RedirectResponse(link.url, 307, {"Cache-Control": "no-store"})
     return await _answer(request, links.store, grant, headers, size=row.size_bytes)
 
 

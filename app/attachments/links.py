@@ -30,7 +30,7 @@ class Link(NamedTuple):
 class LinkCache:
     """The links that a process made in the present half of a link's lifetime: a list that is read again is free."""
 
-    issued_at: float = 0.0
+    issued_at: tuple[float, int] = (0.0, 0)
     links: dict[tuple[str, Grant], Link] = field(default_factory=dict[tuple[str, Grant], Link])
 
 
@@ -39,8 +39,8 @@ class Links:
     """Makes links for one reader; `base_url` is `PUBLIC_URL` or the origin the reader came by.
 
     All links to one object made within the same half of `LINK_TTL_SECONDS` are the same and end at the same time, so
-    that browsers keep what they loaded: a link lives between half and the whole of that time; one that the store makes
-    up to a second less where the half is no whole number of seconds, as it dates links by seconds. It ends by
+    that browsers keep what they loaded: a link lives between half and the whole of that time. A store dates links by
+    seconds, so the half is rounded down there, and where it is less than a second the links are our own. They end by
     Postgres' clock, so that processes whose own clocks differ make the same links.
     """
 
@@ -58,33 +58,39 @@ class Links:
         links = self.cache.links
         missing = [grant for grant in grants if (self.base_url, grant) not in links]
         for some in (missing[at : at + MADE_AT_ONCE] for at in range(0, len(missing), MADE_AT_ONCE)):
-            made = await asyncio.gather(*(self._make(grant, issued_at) for grant in some))
+            made = await asyncio.gather(*(self._make(grant) for grant in some))
             links.update(zip([(self.base_url, grant) for grant in some], made, strict=True))
         return [links[self.base_url, grant] for grant in grants]
 
-    async def _make(self, grant: Grant, issued_at: float) -> Link:
-        if url := await self.of_store(grant):
-            return Link(url, self._end_of(int(issued_at)))
-        expires_at = self._end_of(issued_at)
+    async def _make(self, grant: Grant) -> Link:
+        if link := await self.of_store(grant):
+            return link
+        expires_at = self._end_of(self._issued_at()[0])
         return Link(f"{self.base_url}/v1/files/{sign(self.settings, grant, expires_at.timestamp())}", expires_at)
 
     def _end_of(self, issued_at: float) -> datetime:
         return datetime.fromtimestamp(issued_at + self.settings.link_ttl_seconds, UTC)
 
-    async def of_store(self, grant: Grant) -> str | None:
-        """The store's own link; None where it cannot sign."""
-        return await self.store.link(
+    async def of_store(self, grant: Grant) -> Link | None:
+        """The store's own link; None where it cannot sign, or only such as would end too soon."""
+        _, issued_at = self._issued_at()
+        if not issued_at:
+            return None
+        url = await self.store.link(
             grant.key,
             filename=grant.filename,
             mime_type=grant.content_type,
             inline=grant.inline,
-            issued_at=datetime.fromtimestamp(int(self._issued_at()), UTC),
+            issued_at=datetime.fromtimestamp(issued_at, UTC),
             expires_in=self.settings.link_ttl_seconds,
         )
+        return Link(url, self._end_of(issued_at)) if url else None
 
-    def _issued_at(self) -> float:
-        half = self.settings.link_ttl_seconds / 2
-        return self.clock.now().timestamp() // half * half
+    def _issued_at(self) -> tuple[float, int]:
+        """When our own links of now were issued, and a store's; 0 where a store's seconds are too coarse."""
+        moment, whole = self.clock.now().timestamp(), self.settings.link_ttl_seconds
+        half = whole // 2
+        return moment // (whole / 2) * (whole / 2), int(moment) // half * half if half else 0
 
 
 CurrentStore = Annotated[Store, from_state("store")]

@@ -39,7 +39,7 @@ class AttachmentPurpose(StrEnum):
 class AttachmentError(BaseModel):
     """Why an image is not there: a stable code, a sentence for the user, whether it may come later."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_serialization_defaults_required=True)
 
     code: ErrorCode
     detail: str

@@ -151,7 +151,7 @@ async def list_attachments(
 ) -> AttachmentPage:
     """List the user's images.
 
-    Newest first, generated and uploaded, from all conversations; those that failed are in their messages alone.
+    Newest first, generated and uploaded, from all conversations; drawn ones that failed are in their messages alone.
     """
     # Its own transaction: no connection is held while the store signs links.
     async with database.tenant(actor.tenant_id) as session:

@@ -15,11 +15,14 @@ from sqlalchemy import (
     Uuid,
     any_,
     bindparam,
+    column,
     delete,
     func,
     literal,
     or_,
     select,
+    table,
+    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -38,6 +41,9 @@ from app.identity.service import Actor
 from app.identity.sharing import require_own, sent_with_shared, visible_to
 from app.storage import keys
 from app.storage.store import Store
+
+# Runs lie above this feature.
+_runs = table("runs", column("id", Uuid), column("unrecorded_images", ARRAY(Text)))
 
 # The types that the provider accepts as an input image.
 INPUT_TYPES = ("image/png", "image/jpeg", "image/webp")
@@ -72,13 +78,14 @@ async def gallery(
     q: str | None,
     agent_key: str | None,
 ) -> Select[Attachment]:
-    """The actor's images, without those that failed; `q` finds those whose prompts have a word for each of its words.
+    """The actor's images, without those that could not be drawn or stored.
 
-    The word begins with that of `q`. Signs and emoji between them are ignored; a `q` of nothing else finds nothing, a
-    blank one everything.
+    `q` finds those whose prompts have a word that begins with each of its words. Signs and emoji between the words are
+    ignored; a `q` of nothing else finds nothing, a blank one everything.
     """
-    shown = (Attachment.purpose == purpose, Attachment.status != AttachmentStatus.FAILED)
-    statement = select(Attachment).where(Attachment.user_id == actor.user_id, *shown)
+    # A failed upload is in no message: its file was lost since.
+    is_there = or_(Attachment.status != AttachmentStatus.FAILED, Attachment.kind == AttachmentKind.UPLOAD)
+    statement = select(Attachment).where(Attachment.user_id == actor.user_id, Attachment.purpose == purpose, is_there)
     if kind is not None:
         statement = statement.where(Attachment.kind == kind)
     if agent_key is not None:
@@ -167,6 +174,10 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: U
     row = await get(session, actor, object_id)
     require_own(actor, row.user_id)
     await session.execute(delete(Attachment).where(Attachment.id == row.id))
+    if row.sha256 is None:
+        # It is not to be fetched again from the provider.
+        without = func.array_remove(_runs.c.unrecorded_images, row.tool_call_id)
+        await session.execute(update(_runs).where(_runs.c.id == row.run_id).values(unrecorded_images=without))
     _drop_objects(session, store, [row])
     if row.run_id is not None:
         after_commit(session, partial(drop_previews, store, row.tenant_id, row.run_id, row.tool_call_id))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, select, tuple_
+from sqlalchemy import ColumnElement, Row, Select, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -81,10 +81,8 @@ async def get_with_run(session: AsyncSession, actor: Actor, conversation_id: UUI
 
 def _with_active_run(condition: ColumnElement[bool]) -> Select[Conversation, Run]:
     """The active run is the one that is executed, or else the oldest that waits."""
-    open_run = aliased(Run)
-    of_it = (open_run.tenant_id == Conversation.tenant_id) & (open_run.conversation_id == Conversation.id)
+    of_it = (Run.tenant_id == Conversation.tenant_id) & (Run.conversation_id == Conversation.id) & Run.status.in_(OPEN)
     # `running` comes after `queued`.
-    first = select(open_run.id).where(of_it, open_run.status.in_(OPEN)).order_by(open_run.status.desc(), open_run.id)
-    active = aliased(Run, name="active")
-    of_row = (active.tenant_id == Conversation.tenant_id) & (active.id == first.limit(1).scalar_subquery())
-    return select(Conversation, active).outerjoin(active, of_row).where(condition)
+    first = select(Run).where(of_it).order_by(Run.status.desc(), Run.id).limit(1).lateral("active")
+    active = aliased(Run, first, name="active")
+    return select(Conversation, active).outerjoin(active, true()).where(condition)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.attachments.models import Attachment
 from app.conversations.models import Message
@@ -14,12 +14,16 @@ BREAK = "\n\n"
 
 
 class TextPart(BaseModel):
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     type: Literal["text"] = "text"
     text: str
 
 
 class ImagePart(BaseModel):
     """`object_id` is that of one of the message's attachments, null where it was deleted since."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     type: Literal["image"] = "image"
     object_id: UUID | None

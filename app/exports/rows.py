@@ -36,6 +36,7 @@ MESSAGES = (
     Message.role,
     Message.text,
     Message.input_ids,
+    Message.image_places,
     Message.created_at,
 )
 RUNS = (
@@ -63,6 +64,7 @@ ATTACHMENTS = (
     Attachment.user_id,
     Attachment.agent_key,
     Attachment.kind,
+    Attachment.purpose,
     Attachment.status,
     Attachment.filename,
     Attachment.mime_type,

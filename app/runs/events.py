@@ -182,7 +182,8 @@ class MessageCompleted(LinkedEvent, frozen=True):
 
     They are 20 at most, and fewer where the event would exceed 64 KiB. `attachments_next_cursor` is the `cursor` of
     those that follow, at `/v1/conversations/{conversation_id}/messages/{message_id}/attachments`. `variants` is empty.
-    `parts` is empty, too, where `truncated`: the conversation's messages have them all.
+    `parts` is empty, too, where `truncated`: the conversation's messages have them all. The event exceeds 64 KiB where
+    the text alone does.
     """
 
     type: Literal["message.completed"] = "message.completed"
@@ -192,7 +193,7 @@ class MessageCompleted(LinkedEvent, frozen=True):
     @classmethod
     def of(cls, row: Message, rows: Sequence[Attachment], run: Run) -> Self:
         message = MessageView.of(row, rows, run)
-        truncated = len(to_json(message.text)) + len(to_json(message.parts)) > MAX_EVENT_BYTES
+        truncated = len(to_json(message.model_copy(update={"attachments": []}))) > MAX_EVENT_BYTES
         shown = [one.model_copy(update={"variants": []}) for one in message.attachments]
         update: dict[str, Any] = {"attachments": shown, **({"parts": []} if truncated else {})}
         return cls(message=message.model_copy(update=update), truncated=truncated)

@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.broker import Broker
+from app.conversations.models import Conversation
 from app.conversations.service import new_answer
 from app.db import after_commit, now
 from app.inserts import insert_together
@@ -42,6 +43,11 @@ async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement
 async def stop_one(session: AsyncSession, broker: Broker, run: Run) -> None:
     """End a run that is queued, and tell its followers; signal the worker of one that is executed."""
     created = RunCreated(run=RunView.model_validate(run))
+    if run.status == RunStatus.QUEUED:
+        # Its message will refer to the conversation: whoever deletes that locks it before its runs.
+        await session.execute(
+            select(Conversation.id).where(Conversation.id == run.conversation_id).with_for_update(key_share=True)
+        )
     queued = await session.scalars(
         update(Run)
         .where(Run.id == run.id, Run.status == RunStatus.QUEUED)

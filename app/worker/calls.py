@@ -77,6 +77,7 @@ class ProviderCalls:
             self.no_request_in_flight.set()
             raise
         self.turn, self.response_id, self._run.background = call.number, None, background
+        self._run.calling_agent = agent_key
         book.call, book.usage, book.cost = call, usage, cost
 
     async def on_response_created(self, response_id: str) -> None:

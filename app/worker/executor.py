@@ -163,13 +163,14 @@ class Execution:
     async def _until_cancelled(self) -> None:
         """Return once a user has asked to stop the run or deleted it; until then tell of its images' smaller copies."""
         current: Run | None = self.run  # as the claim has just read it
-        seen = ""
+        seen = newest = ""
         while current is not None and current.cancel_requested_at is None:
             async with _log_and_pause():
-                seen = await self.ctx.broker.events.signalled(self.run.id, seen, wait_seconds=SIGNAL_WAIT_SECONDS)
+                newest = await self.ctx.broker.events.signalled(self.run.id, seen, wait_seconds=SIGNAL_WAIT_SECONDS)
             async with _log_and_pause(), self.ctx.database.tenant(self.run.tenant_id) as session:
                 current = await session.get(Run, self.run.id)
                 await self.images.reports.look_for_copies(session)
+                seen = newest  # not before: a failed look is repeated
 
     async def _finish_storing(self) -> None:
         """A store or database that hangs may take longer than the lease, so the lease is renewed here as well."""

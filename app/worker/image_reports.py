@@ -1,6 +1,8 @@
 """What the readers of a run are told of its images, and the rows of those that never came."""
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -11,7 +13,7 @@ from app.attachments.schemas import AttachmentView
 from app.db import uuid7
 from app.error_codes import ErrorCode
 from app.event_log import Record
-from app.runs.events import AttachmentCreated, AttachmentFailed, AttachmentUpdated, read_event
+from app.runs.events import EVENT_CLASSES, AttachmentCreated, AttachmentFailed, AttachmentUpdated, Event
 from app.worker.event_writer import EventWriter
 from app.worker.image_rows import ImageRows
 
@@ -30,24 +32,22 @@ class ImageReports:
         self._rows = rows
         # Told to be there, and not yet that their smaller copies are.
         self._without_copies: set[UUID] = set()
-        # By object_id: the tool call, and why its image is not there.
-        self._failed: dict[UUID, tuple[str | None, AttachmentError]] = {}
+        # By tool call: the object_id that was told, and the last reason why the image is not there.
+        self._failed: dict[str | None, tuple[UUID, AttachmentError]] = {}
         for record in written:
-            if record.type.startswith("attachment."):
-                self._remember(read_event(record.data))
+            if kind := EVENT_CLASSES.get(record.type):
+                # By field: an earlier release may have written it.
+                self._remember(kind, json.loads(record.data))
 
-    def _remember(self, told: object) -> None:
-        match told:
-            case AttachmentCreated():
-                self._without_copies.add(told.attachment.object_id)
-            case AttachmentUpdated():
-                self._without_copies.discard(told.attachment.object_id)
-            # The row of an image that waits for the storage was there before the event.
-            case AttachmentFailed() if told.code != NOT_STORED.code:
-                error = AttachmentError(code=told.code, detail=told.detail, retryable=told.retryable)
-                self._failed[told.object_id] = (told.tool_call_id, error)
-            case _:
-                pass
+    def _remember(self, kind: type[Event], told: dict[str, Any]) -> None:
+        if kind is AttachmentCreated:
+            self._without_copies.add(UUID(told["attachment"]["object_id"]))
+        elif kind is AttachmentUpdated:
+            self._without_copies.discard(UUID(told["attachment"]["object_id"]))
+        # The row of an image that waits for the storage was there before the event.
+        elif kind is AttachmentFailed and told["object_id"] and told["code"] != NOT_STORED.code:
+            error = AttachmentError(code=told["code"], detail=told["detail"], retryable=told["retryable"])
+            self._failed[told["tool_call_id"]] = (UUID(told["object_id"]), error)
 
     def row(self, key: str, row: Attachment) -> None:
         """An image whose row is there; `key` is that of the event where it is stored."""
@@ -60,9 +60,9 @@ class ImageReports:
     def failed(self, tool_call_id: str | None, code: ErrorCode, detail: str, *, retryable: bool) -> None:
         """An image that has no row: it gets one with the run's end, unless it comes after all."""
         error = AttachmentError(code=code, detail=detail.replace("\0", ""), retryable=retryable)
-        object_id = uuid7()
+        object_id = self._failed[tool_call_id][0] if tool_call_id in self._failed else uuid7()
         if self._fail(object_id, tool_call_id, error, which=str(tool_call_id)):
-            self._failed[object_id] = (tool_call_id, error)
+            self._failed[tool_call_id] = (object_id, error)
 
     def _fail(self, object_id: UUID, tool_call_id: str | None, error: AttachmentError, *, which: str) -> bool:
         """False where it was told before."""
@@ -77,7 +77,7 @@ class ImageReports:
         """New rows, of the images that have not come by now, also not under another attempt."""
         return [
             self._rows.new_failed(object_id, tool_call_id, error)
-            for object_id, (tool_call_id, error) in self._failed.items()
+            for tool_call_id, (object_id, error) in self._failed.items()
             if (tool_call_id or "") not in self._rows.ids
         ]
 
@@ -91,6 +91,6 @@ class ImageReports:
         for row in rows:
             if row.id in self._without_copies and row.variants is not None:
                 self._without_copies.discard(row.id)
-                if row.variants:
+                if row.variants or row.blurhash:
                     event = AttachmentUpdated(attachment=AttachmentView.of(row))
                     self._events.emit(event, f"{event.type}:{row.id}")

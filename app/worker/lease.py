@@ -182,10 +182,11 @@ class Ending:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run as it is now, its message, and whether runs of its tenant wait."""
+    """The run as it is now, its message, the images of it that failed, and whether runs of its tenant wait."""
 
     run: Run
     message: Message
+    failed_images: Sequence[Attachment]
     waiting: bool
 
 
@@ -194,23 +195,24 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
     ended = await session.scalar(_ending_statement(run, ending, now()))
     if ended is None:
         return None
-    await _record_failed(session, ending.failed_images)
+    failed = await _record_failed(session, ending.failed_images)
     # A statement of its own, so that it sees the run that an API process added before this one got the lock.
     waiting = await session.scalar(select(exists().where(Run.tenant_id == run.tenant_id, _is_queued(Run))))
-    return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting))
+    return Ended(ended, new_answer(ended, ending.text, ending.image_places), failed, bool(waiting))
 
 
-async def _record_failed(session: AsyncSession, images: Sequence[Attachment]) -> None:
-    """What keeps an image's row from being written may keep this one from it, too: the run ends all the same."""
-    if not images:
-        return
-    try:
-        async with session.begin_nested():
-            await insert_many(session, images)
-    except DBAPIError as error:
-        if is_connection_error(error):
-            raise
-        log.exception("image.failure_not_recorded")
+async def _record_failed(session: AsyncSession, images: Sequence[Attachment]) -> Sequence[Attachment]:
+    """What kept an image's row from being written may keep this one from it, too: the run ends all the same."""
+    if images:
+        try:
+            async with session.begin_nested():
+                await insert_many(session, images)
+        except DBAPIError as error:
+            if is_connection_error(error):
+                raise
+            log.exception("image.failure_not_recorded")
+            return []
+    return images
 
 
 def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:

@@ -55,11 +55,10 @@ class RunEnd:
                 self.calls.book.recall(str(self.translator.message), rows)
             self.images.reports.tell_copies(rows)
             failed = self.images.reports.failed_rows()
-            rows = sorted([*rows, *failed], key=lambda row: row.id)
-            ending = self._ending(outcome, rows, failed)
+            ending = self._ending(outcome, [*rows, *failed], failed)
             ended = await lease.end(session, self.run, ending)
             ending.booking.show_costs(rows)
-            return ended, rows
+            return ended, sorted([*rows, *(ended.failed_images if ended else [])], key=lambda row: row.id)
 
     async def _images(self, session: AsyncSession) -> list[Attachment]:
         """None are looked for where no attempt can have stored one."""

@@ -1,11 +1,13 @@
 """Google's signed links. The emulator checks no signature, so these tests check it as Google would."""
 
+import asyncio
 import base64
 import hashlib
 import json
 import re
 import threading
 from collections.abc import Generator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
@@ -76,6 +78,20 @@ async def test_a_link_that_iam_refuses_is_unavailable(iam_server: str) -> None:
     await store.close()
 
 
+async def test_a_link_of_the_same_moment_is_the_same_link_whoever_makes_it(tmp_path: Path) -> None:
+    links: list[str] = []
+    for _ in range(2):
+        store = open_store(
+            Settings(storage_provider="gcs", gcs_credentials_file=_key_file(tmp_path), storage_bucket="images")
+        )
+        links.append(await _link(store, issued_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)))
+        await asyncio.sleep(1.1)  # the library would date links by the second
+        await store.close()
+    assert links[0] == links[1]
+    query = parse_qs(urlsplit(links[0]).query)
+    assert (query["X-Goog-Date"], query["X-Goog-Expires"]) == (["20260102T030405Z"], ["300"])
+
+
 @pytest.fixture
 def iam_server(monkeypatch: pytest.MonkeyPatch) -> Generator[str]:
     """IAM's signBlob on loopback; Google offers no emulator and no setting for its address."""
@@ -109,9 +125,10 @@ def _iam_signing(bearer: str = "token") -> IamSigning:
     return IamSigning(Credentials(bearer), SIGNER)
 
 
-async def _link(store: Store) -> str:
+async def _link(store: Store, issued_at: datetime | None = None) -> str:
+    issued_at = issued_at or now()
     link = await store.link(
-        KEY, filename="Bär.png", mime_type="image/png", inline=True, issued_at=now(), expires_in=300
+        KEY, filename="Bär.png", mime_type="image/png", inline=True, issued_at=issued_at, expires_in=300
     )
     assert link
     return link

@@ -2,7 +2,6 @@
 
 import json
 import time
-import uuid
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from app.db import uuid7
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
 from tests.made_streams import image, png, stream_of, text
@@ -17,6 +17,14 @@ from tests.stream_server import serving
 from tests.tables import rows
 
 Json = dict[str, Any]
+COPIES = """
+INSERT INTO attachments (id, tenant_id, conversation_id, run_id, message_id, user_id, agent_key, kind, status, filename,
+  mime_type, size_bytes, sha256, storage_key, options, created_at)
+SELECT copies.id, a.tenant_id, conversation_id, run_id, message_id, user_id, agent_key, kind, status, filename,
+  mime_type, size_bytes, copies.id::text, storage_key, options, created_at
+FROM attachments a, unnest(CAST(:ids AS uuid[])) copies (id) WHERE a.id = :like RETURNING 1
+"""
+SHAPED = "UPDATE messages SET text = :text, image_places = CAST(:places AS jsonb) WHERE id = :id RETURNING 1"
 # The fields of a message that are its run's.
 OF_RUN = ("agent_key", "error", "usage", "cost_usd")
 
@@ -67,15 +75,37 @@ def test_text_and_images_come_back_in_the_order_in_which_they_came(database_url:
 
 
 def test_a_message_of_a_thousand_parts_has_them_all(ada: ApiUser, database_url: str) -> None:
-    events = ada.ask("Hello", agent_key="assistant")
+    events = ada.draw()
     message = last_message(ada, events)
-    places = [[number, str(uuid.uuid4())] for number in range(500)]
-    shaped = {"id": message["id"], "text": "x" * 500, "places": json.dumps(places)}
-    update = "UPDATE messages SET text = :text, image_places = CAST(:places AS jsonb) WHERE id = :id RETURNING 1"
-    rows(database_url, update, shaped)
-    parts = last_message(ada, events)["parts"]
-    assert len(parts) == 1000
-    assert [part["type"] for part in parts] == ["image", "text"] * 500
+    # Every second one was deleted since.
+    ids = [str(uuid7()) for _ in range(500)]
+    kept = ids[::2]
+    rows(database_url, COPIES, {"like": message["attachments"][0]["object_id"], "ids": kept})
+    places = json.dumps([[number, object_id] for number, object_id in enumerate(ids)])
+    rows(database_url, SHAPED, {"id": message["id"], "text": "x" * 500, "places": places})
+    shown = last_message(ada, events)
+    images = [part["object_id"] for part in shown["parts"] if part["type"] == "image"]
+    assert [part["type"] for part in shown["parts"][:1000]] == ["image", "text"] * 500
+    assert images[:500] == [object_id if object_id in kept else None for object_id in ids]
+    assert len(shown["attachments"]) == 20
+
+
+def test_a_message_that_is_too_long_to_be_sent_twice_has_its_parts_in_the_history(
+    database_url: str, tmp_path: Path
+) -> None:
+    long = ["x" * 1000] * 40
+    data = stream_of(text(long, "msg_1"), image(png("red"), "ig_1"), text(["After."], "msg_2"))
+    with serving(data) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        ada = server.sign_up("Ada's")
+        run = ada.start("Draw", agent_key="designer")
+        with ada.http.stream("GET", f"/v1/runs/{run['id']}/events") as answer:
+            told = [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+        completed = one(told, "message.completed")
+        assert (completed["truncated"], completed["message"]["parts"]) == (True, [])
+        assert completed["message"]["text"] == "".join(long) + "\n\nAfter."
+        assert len(json.dumps(completed)) < 64 * 1024
+        parts = last_message(ada, told)["parts"]
+    assert [part["type"] for part in parts] == ["text", "image", "text"]
 
 
 def test_a_run_that_failed_keeps_its_text_and_why(ada: ApiUser) -> None:

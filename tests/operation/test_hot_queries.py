@@ -154,7 +154,11 @@ def use(ada: ApiUser) -> None:
     image = ada.http.get("/v1/attachments").json()["data"][0]
     for path in (
         f"/v1/runs/{events[0]['run_id']}",
+        "/v1/runs",
+        "/v1/runs?status=completed",
+        f"/v1/runs?conversation_id={talk}",
         "/v1/conversations?q=Talk",
+        f"/v1/conversations/{talk}",
         f"/v1/conversations/{talk}/messages",
         f"/v1/attachments/{image['object_id']}",
         "/v1/attachments?kind=generated",

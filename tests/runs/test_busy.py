@@ -91,13 +91,14 @@ async def test_a_run_that_is_being_queued_as_the_other_ends_is_not_forgotten(
     unswept_server: AppServer, database_url: str
 ) -> None:
     ada = unswept_server.sign_up("Ada's")
-    first = await asyncio.to_thread(ada.start, "Draw a house", agent_key="designer")
+    first = await asyncio.to_thread(ada.start, "Draw a house [offline: slow=0.7]", agent_key="designer")
     database = Database(database_url, pool_size=1)
     second = uuid7()
     async with database.tenant(uuid.UUID(ada.signed_up["tenant"]["id"])) as session:
         # What the API does for a run that is queued, until its commit.
         await session.execute(text("UPDATE conversations SET updated_at = now()"))
         row = await session.get_one(Run, uuid.UUID(first["id"]))
+        assert not row.status.ended
         copied = {name: getattr(row, name) for name in ("tenant_id", "conversation_id", "user_id", "agent_key")}
         session.add(Run(**copied, id=second, input_message_id=row.input_message_id, output_message_id=uuid7()))
         await session.flush()

@@ -1,13 +1,23 @@
 """What readers of a run are told of its images while it goes on."""
 
+import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from app.db import now
-from tests.app_server import ApiUser, AppServer, Event, kinds
+from app.db import now, uuid7
+from app.error_codes import ErrorCode
+from app.event_log import MemoryEventLog, Record
+from app.runs.models import Run, RunOptions
+from app.worker.event_writer import EventWriter
+from app.worker.image_reports import ImageReports
+from app.worker.image_rows import ImageRows
+from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
+from tests.made_streams import call, image, stream_of, text
+from tests.stream_server import serving
 
 Json = dict[str, Any]
 
@@ -58,3 +68,40 @@ def test_the_progress_of_a_tool_never_says_that_it_is_completed(ada: ApiUser) ->
     assert {event["status"] for event in events if event["type"] == "tool.progress"} == {"in_progress", "generating"}
     (completed,) = [event for event in events if event["type"] == "tool.completed"]
     assert completed["status"] == "completed"
+
+
+def test_an_image_that_failed_is_of_the_agent_that_was_to_draw_it(database_url: str, tmp_path: Path) -> None:
+    handed_over = stream_of(call("transfer_to_designer"))
+    drawn = stream_of(image(b"no image"), text(["Here it is."]))
+    with serving(handed_over, drawn) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        events = server.sign_up("Ada's").ask("Draw a red house", agent_key="assistant", image={"format": "webp"})
+    (shown,) = one(events, "message.completed")["message"]["attachments"]
+    assert (shown["status"], shown["agent_key"], shown["mime_type"]) == ("failed", "designer", "image/webp")
+    assert shown["options"]["output_format"] == "webp"
+
+
+async def test_an_attempt_that_takes_over_knows_what_was_told() -> None:
+    log, run = MemoryEventLog(ttl_seconds=600), Run(id=uuid7(), agent_key="designer", options=RunOptions())
+    run.tenant_id = run.user_id = run.conversation_id = run.output_message_id = uuid7()
+    rows = ImageRows(run, lambda agent_key: {})
+    first = EventWriter(log, run.id, 1, [])
+    reports = ImageReports(first, rows)
+    for code in (ErrorCode.INGEST_FAILED, ErrorCode.IMAGE_UNREADABLE, ErrorCode.IMAGE_UNREADABLE):
+        reports.failed("ig_1", code, "No.", retryable=False)
+    reports.failed(None, ErrorCode.IMAGE_NOT_DRAWN, "None.", retryable=True)
+    await first.flush()
+    told = reports.failed_rows()
+    assert len(told) == 2
+    written = await log.fence(run.id, 2)
+    # One of an earlier release, which named no attachment.
+    old = {"type": "attachment.failed", "tool_call_id": "ig_0", "object_id": None, "code": "image_unreadable"}
+    written.append(Record(9, "attachment.failed", json.dumps(old).encode(), "old"))
+    second = ImageReports(EventWriter(log, run.id, 2, written), rows, written)
+    second.failed("ig_1", ErrorCode.IMAGE_UNREADABLE, "No.", retryable=False)
+    again = second.failed_rows()
+    assert [(row.id, row.tool_call_id, row.error) for row in again] == [
+        (row.id, row.tool_call_id, row.error) for row in told
+    ]
+    # The image has come after all.
+    rows.ids["ig_1"] = uuid7()
+    assert [row.tool_call_id for row in second.failed_rows()] == [None]

@@ -80,8 +80,8 @@ def test_an_image_whose_row_could_not_be_written_is_fetched_again(
             events = ada.draw(f"Draw a house called {word}")
         failed = one(events, "attachment.failed")
         assert (failed["code"], failed["retryable"]) == ("ingest_failed", True)
-        (promised,) = one(events, "message.completed")["message"]["attachments"]
-        assert (promised["object_id"], promised["status"]) == (failed["object_id"], "failed")
+        # Not even the row of one that failed could be written.
+        assert one(events, "message.completed")["message"]["attachments"] == []
         recovered = wait_for_attachments(ada, 1)
         (shown,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
         assert hashlib.sha256(httpx.get(shown["url"]).content).hexdigest() == shown["sha256"]
@@ -92,6 +92,34 @@ def test_an_image_whose_row_could_not_be_written_is_fetched_again(
     assert rows(database_url, "SELECT prompt, unrecorded_images FROM attachments, runs") == [
         (f"Draw a house called {word}", [])
     ]
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_an_image_that_is_found_again_takes_the_place_of_its_failure_unless_that_was_deleted(
+    database_url: str, provider_url: str, tmp_path: Path, *, deleted: bool
+) -> None:
+    with running_server(database_url, provider_url, tmp_path, run_lease_seconds=LEASE_SECONDS) as server:
+        ada = server.sign_up("Ada's")
+        with no_attachments(database_url, but_failed=True):
+            events = ada.draw()
+            failed = one(events, "attachment.failed")
+            (shown,) = one(events, "message.completed")["message"]["attachments"]
+            assert (shown["object_id"], shown["status"], shown["error"]["retryable"]) == (
+                failed["object_id"],
+                "failed",
+                True,
+            )
+            if deleted:
+                assert ada.http.delete(f"/v1/attachments/{failed['object_id']}").status_code == 204
+        if deleted:
+            assert rows(database_url, "SELECT unrecorded_images FROM runs") == [([],)]
+            return
+        (recovered,) = wait_for_attachments(ada, 1)
+        message = ada.messages(events[0]["run"]["conversation_id"])[-1]
+    assert recovered["object_id"] == failed["object_id"]
+    assert [made["object_id"] for made in message["attachments"]] == [failed["object_id"]]
+    assert {"type": "image", "object_id": failed["object_id"]} in message["parts"]
+    assert rows(database_url, "SELECT count(*) FROM attachments") == [(1,)]
 
 
 def test_images_that_the_database_refuses_are_tried_again_ever_later(
@@ -198,10 +226,13 @@ def test_an_answer_without_text_and_image_is_reported_as_one(ada: ApiUser) -> No
 
 
 @contextmanager
-def no_attachments(database_url: str) -> Generator[None]:
-    """Rows of images cannot be written meanwhile."""
+def no_attachments(database_url: str, *, but_failed: bool = False) -> Generator[None]:
+    """Rows of images cannot be written meanwhile, or those of images with bytes cannot."""
     function = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$"
-    trigger = "CREATE TRIGGER refuse BEFORE INSERT ON attachments FOR EACH ROW EXECUTE FUNCTION refuse()"
+    rows_with_bytes = "WHEN (NEW.sha256 IS NOT NULL)" if but_failed else ""
+    trigger = (
+        f"CREATE TRIGGER refuse BEFORE INSERT ON attachments FOR EACH ROW {rows_with_bytes} EXECUTE FUNCTION refuse()"
+    )
     asyncio.run(execute(database_url, function, trigger))
     yield
     asyncio.run(execute(database_url, "DROP TRIGGER refuse ON attachments"))
