@@ -51,8 +51,8 @@ MUTANTS = [
     Mutant(
         "masks are kept apart from the images",
         "app/attachments/service.py",
-        "    shown = (Attachment.purpose == purpose, ",
-        "    shown = (",
+        "Attachment.user_id == actor.user_id, Attachment.purpose == purpose, is_there",
+        "Attachment.user_id == actor.user_id, is_there",
         "tests/attachments/test_uploads.py::test_a_mask_is_kept_apart_from_the_images",
     ),
     Mutant(
@@ -79,8 +79,8 @@ MUTANTS = [
     Mutant(
         "links of one window are one link",
         "app/attachments/links.py",
-        "        return self.clock.now().timestamp() // half * half",
-        "        return self.clock.now().timestamp() if half else 0.0",
+        "        return moment // (whole / 2) * (whole / 2), int(moment) // half * half if half else 0",
+        "        return moment, int(moment)",
         "tests/attachments/test_links.py::test_a_link_lives_between_half_and_the_whole_of_its_time_however_short_that_is",
     ),
     Mutant(
