@@ -87,8 +87,10 @@ def _claim_statement() -> ReturningUpdate[Run, bool]:
         before.status.in_(OPEN),
     )
     count = select(func.count()).where(running.tenant_id == tenant, running.status == RunStatus.RUNNING)
-    # A row that another worker is just claiming is skipped, and one that it has claimed meanwhile is left out.
-    oldest = select(run.id).where(run.tenant_id == tenant).order_by(run.id).limit(1).with_for_update(skip_locked=True)
+    # A row that another worker is just claiming is skipped, and one that it has claimed meanwhile is left out. One that
+    # a reader's new stream refers to is not: nobody would look for it again soon.
+    oldest = select(run.id).where(run.tenant_id == tenant).order_by(run.id).limit(1)
+    oldest = oldest.with_for_update(key_share=True, skip_locked=True)
     abandoned = oldest.where(_is_abandoned(run))
     startable = oldest.where(_is_queued(run), ~earlier, count.scalar_subquery() < bindparam("most", type_=Integer))
     # COALESCE is not leakproof: under row security Postgres would read all runs for it.

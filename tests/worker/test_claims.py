@@ -1,5 +1,6 @@
 """Which run of a tenant a worker claims: the oldest that waits for nothing, and never more than the tenant may have."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
@@ -8,7 +9,9 @@ import pytest
 from app.conversations.models import Conversation
 from app.db import Database, uuid7
 from app.runs.models import Run
+from app.runs.streams import Stream
 from app.worker.lease import Claimed, claim, release
+from tests import timeouts
 from tests.worker.test_clocks import queued_run
 
 COPIED = ("tenant_id", "conversation_id", "user_id", "agent_key", "status", "options", "input_message_id")
@@ -52,6 +55,16 @@ async def test_what_another_worker_is_claiming_is_passed_over(database: Database
         assert await claimed(database, first) == (second.id, True)
         assert await claimed(database, first) is None
     assert slow.run.id == first.id
+
+
+async def test_a_run_that_is_just_being_followed_is_claimed_all_the_same(database: Database) -> None:
+    run = await queued_run(database)
+    async with database.tenant(run.tenant_id) as session:
+        # Not committed yet, as while the request of a reader is answered.
+        session.add(Stream(tenant_id=run.tenant_id, run_id=run.id, id=uuid7(), user_id=run.user_id))
+        await session.flush()
+        async with asyncio.timeout(timeouts.PATIENCE):
+            assert await claimed(database, run) == (run.id, False)
 
 
 async def claimed(database: Database, like: Run, *, most: int = 9) -> tuple[UUID, bool] | None:
