@@ -6,7 +6,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from app.db import uuid7
@@ -27,11 +26,6 @@ FROM attachments a, unnest(CAST(:ids AS uuid[])) copies (id) WHERE a.id = :like 
 SHAPED = "UPDATE messages SET text = :text, image_places = CAST(:places AS jsonb) WHERE id = :id RETURNING 1"
 # The fields of a message that are its run's.
 OF_RUN = ("agent_key", "error", "usage", "cost_usd")
-
-
-@pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
 
 
 def last_message(user: ApiUser, events: list[Event]) -> Json:
@@ -74,7 +68,8 @@ def test_text_and_images_come_back_in_the_order_in_which_they_came(database_url:
     assert sorted(made["tool_call_id"] for made in left["attachments"]) == ["ig_1", "ig_3"]
 
 
-def test_a_message_of_a_thousand_parts_has_them_all(ada: ApiUser, database_url: str) -> None:
+def test_a_message_of_a_thousand_parts_has_them_all(own_server: AppServer, database_url: str) -> None:
+    ada = own_server.sign_up()
     events = ada.draw()
     message = last_message(ada, events)
     # Every second one was deleted since.
@@ -174,9 +169,9 @@ def message_conversation(events: list[Event]) -> str:
     return str(events[0]["run"]["conversation_id"])
 
 
-def test_an_image_that_failed_is_in_its_message_and_nowhere_else(
-    ada: ApiUser, stranger: ApiUser, colleague: ApiUser, database_url: str
-) -> None:
+def test_an_image_that_failed_is_in_its_message_and_nowhere_else(own_server: AppServer, database_url: str) -> None:
+    ada, stranger = own_server.sign_up(), own_server.sign_up()
+    colleague = own_server.sign_up_invited(ada)
     events = ada.draw("Draw a house [offline: moderation=output]")
     failed = one(events, "attachment.failed")
     message = assert_told_as_kept(ada, events)

@@ -2,18 +2,11 @@
 
 from typing import Any
 
-import pytest
-
-from tests.app_server import ApiUser, AppServer
+from tests.app_server import ApiUser
 
 SLOW = "Draw a house [offline: slow=2]"
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
 
 
 def titles(page: Json) -> list[str]:

@@ -4,12 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.app_server import ApiUser, AppServer
-
-
-@pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
+from tests.app_server import ApiUser
 
 
 def listed(user: ApiUser, **query: Any) -> list[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from app.db import now, uuid7
 from app.error_codes import ErrorCode
@@ -15,16 +14,11 @@ from app.runs.models import Run, RunOptions
 from app.worker.event_writer import EventWriter
 from app.worker.image_reports import ImageReports
 from app.worker.image_rows import ImageRows
-from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
+from tests.app_server import ApiUser, Event, kinds, one, running_server
 from tests.made_streams import call, image, stream_of, text
 from tests.stream_server import serving
 
 Json = dict[str, Any]
-
-
-@pytest.fixture
-def server(own_server: AppServer) -> AppServer:
-    return own_server
 
 
 def places(events: list[Event], kind: str) -> list[int]:
