@@ -105,7 +105,7 @@ def test_every_pair_of_values_is_accepted_by_both_or_by_neither(agent: str) -> N
 # Threads of other tests' servers draw random numbers, too, while hypothesis looks whether a strategy does.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 @pytest.mark.parametrize("agent", AGENTS)
-@tries(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@tries(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_options_are_accepted_by_both_or_by_neither(agent: str, data: st.DataObject) -> None:
     settings, spec, validator = _agent(agent)
