@@ -147,6 +147,12 @@ async def own_of_ids(session: AsyncSession, actor: Actor, object_ids: Sequence[U
     return found
 
 
+async def with_copies(session: AsyncSession, object_ids: Sequence[UUID]) -> Sequence[Attachment]:
+    """Those of these images whose smaller copies were made by now."""
+    made = Attachment.variants.is_not(None)
+    return (await session.scalars(select(Attachment).where(Attachment.id == _any_of(object_ids), made))).all()
+
+
 async def of_messages(
     session: AsyncSession, message_ids: Sequence[UUID], sent: Mapping[UUID, Sequence[UUID]] = MappingProxyType({})
 ) -> dict[UUID, list[Attachment]]:

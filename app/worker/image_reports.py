@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentError, AttachmentStatus
 from app.attachments.schemas import AttachmentView
 from app.db import uuid7
@@ -35,11 +35,11 @@ class ImageReports:
         # By tool call: the object_id that was told, and the last reason why the image is not there.
         self._failed: dict[str | None, tuple[UUID, AttachmentError]] = {}
         for record in written:
-            if kind := EVENT_CLASSES.get(record.type):
+            if (kind := EVENT_CLASSES.get(record.type)) in (AttachmentCreated, AttachmentUpdated, AttachmentFailed):
                 # By field: an earlier release may have written it.
                 self._remember(kind, json.loads(record.data))
 
-    def _remember(self, kind: type[Event], told: dict[str, Any]) -> None:
+    def _remember(self, kind: type[Event] | None, told: dict[str, Any]) -> None:
         if kind is AttachmentCreated:
             self._without_copies.add(UUID(told["attachment"]["object_id"]))
         elif kind is AttachmentUpdated:
@@ -83,8 +83,7 @@ class ImageReports:
 
     async def look_for_copies(self, session: AsyncSession) -> None:
         if self._without_copies:
-            awaited = Attachment.id.in_(self._without_copies)
-            self.tell_copies(await session.scalars(select(Attachment).where(awaited, Attachment.variants.is_not(None))))
+            self.tell_copies(await attachments.with_copies(session, list(self._without_copies)))
 
     def tell_copies(self, rows: Iterable[Attachment]) -> None:
         """Of those that have their smaller copies by now, once."""
