@@ -40,7 +40,7 @@ class SignIn(Body):
     model_config = example({"email": "ada@example.com", "password": "a long password"})
 
     email: EmailStr
-    password: Password
+    password: KnownPassword
 
 
 class Refresh(Body):

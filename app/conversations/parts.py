@@ -7,7 +7,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.attachments.models import Attachment
-from app.conversations.models import Message
+from app.conversations.models import Message, MessageRole
+from app.runs.models import Run
 
 # Stands between the texts of different items of an answer.
 BREAK = "\n\n"
@@ -32,12 +33,22 @@ class ImagePart(BaseModel):
 MessagePart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-def parts_of(row: Message, attachments: Sequence[Attachment]) -> list[TextPart | ImagePart]:
+def sent_with(row: Message, run: Run | None) -> list[UUID]:
+    """The images that a user sent with a message: the one to be changed first; none with an agent's."""
+    if row.role != MessageRole.USER:
+        return []
+    edited = run.options.edit if run is not None else None
+    return [*([edited] if edited and edited not in row.input_ids else []), *row.input_ids]
+
+
+def parts_of(row: Message, attachments: Sequence[Attachment], sent: Sequence[UUID]) -> list[TextPart | ImagePart]:
     """Images without a place of their own come last: those that a user sent, and what was found again later."""
-    return [*_texts_and_images(row, attachments)]
+    return [*_texts_and_images(row, attachments, sent)]
 
 
-def _texts_and_images(row: Message, attachments: Sequence[Attachment]) -> Iterator[TextPart | ImagePart]:
+def _texts_and_images(
+    row: Message, attachments: Sequence[Attachment], sent: Sequence[UUID]
+) -> Iterator[TextPart | ImagePart]:
     there = [attachment.id for attachment in attachments]
     places = row.image_places.root if row.image_places else []
     done = 0
@@ -47,7 +58,7 @@ def _texts_and_images(row: Message, attachments: Sequence[Attachment]) -> Iterat
         done = max(done, after)
     yield from _text(row.text[done:])
     placed = {object_id for _, object_id in places}
-    for object_id in row.input_ids or [one for one in there if one not in placed]:
+    for object_id in sent or [one for one in there if one not in placed]:
         yield ImagePart(object_id=object_id if object_id in there else None)
 
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import AfterValidator
 from sqlalchemy import select
 
+from app.attachments import service as attachments
 from app.attachments.links import ReaderLinks
 from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentPage, give_links, linked
@@ -14,6 +15,7 @@ from app.bodies import storable
 from app.conversations import listing, service, sharing
 from app.conversations.listing import Position, is_position
 from app.conversations.models import Message
+from app.conversations.parts import sent_with
 from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
 from app.errors import id_of
 from app.identity.actor import TenantSession, may
@@ -95,7 +97,8 @@ async def list_messages(
     )
     if not rows:
         await service.get(session, actor, conversation_id)  # it may be one that the actor may not read
-    images = await service.images_of(session, [message for message, _ in rows])
+    sent = {message.id: sent_with(message, run) for message, run in rows}
+    images = await attachments.of_messages(session, list(sent), sent)
     data = [MessageView.of(message, images.get(message.id, []), run) for message, run in rows]
     await give_links([attachment for message in data for attachment in message.attachments], links)
     return MessagePage(data=data, next_cursor=data[-1].id if more else None)

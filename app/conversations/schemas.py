@@ -11,7 +11,7 @@ from app.attachments.models import Attachment
 from app.attachments.schemas import AttachmentView
 from app.bodies import Body, Name, example
 from app.conversations.models import Conversation, Message, MessageRole, MessageStatus, Visibility
-from app.conversations.parts import MessagePart, parts_of
+from app.conversations.parts import MessagePart, parts_of, sent_with
 from app.paging import Page
 from app.runs.models import Run, RunError
 from app.runs.schemas import RunView, Usage
@@ -86,7 +86,9 @@ class MessageView(BaseModel):
 
     @classmethod
     def of(cls, row: Message, attachments: Sequence[Attachment], run: Run | None) -> Self:
-        """Without links yet, as `AttachmentView.of`; `run` is that of an agent's message, which has ended."""
+        """Without links yet, as `AttachmentView.of`; `run` is the message's, which has ended where it is an agent's."""
+        sent = sent_with(row, run)
+        run = run if row.role == MessageRole.ASSISTANT else None
         shown = attachments[:ATTACHMENTS_SHOWN]
         return cls(
             id=row.id,
@@ -94,7 +96,7 @@ class MessageView(BaseModel):
             status=MessageStatus(run.status.value if run else MessageStatus.COMPLETED),
             agent_key=run and run.agent_key,
             text=row.text,
-            parts=parts_of(row, attachments),
+            parts=parts_of(row, attachments, sent),
             attachments=[AttachmentView.of(attachment) for attachment in shown],
             attachments_next_cursor=shown[-1].id if len(shown) < len(attachments) else None,
             run_id=row.run_id,

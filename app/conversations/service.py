@@ -21,7 +21,7 @@ TITLE_CHARACTERS = 60
 # The history for a model whose provider stores nothing: at most so many messages and characters, the newest.
 HISTORY_MESSAGES = 40
 HISTORY_CHARACTERS = 60_000
-_SHOWN_OF_RUN = (Run.agent_key, Run.status, Run.error, Run.usage, Run.booked_nano, Run.booked_basis)
+_SHOWN_OF_RUN = (Run.options, Run.agent_key, Run.status, Run.error, Run.usage, Run.booked_nano, Run.booked_basis)
 
 
 def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
@@ -38,9 +38,9 @@ async def get(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Con
 
 
 def messages_of(actor: Actor, conversation_id: UUID) -> Select[Message, Run]:
-    """Those of a conversation that the actor may read, else none; each agent's with its run."""
+    """Those of a conversation that the actor may read, else none; each with its run."""
     found = select(Conversation.id).where(_readable(actor, conversation_id))
-    own = (Run.tenant_id == Message.tenant_id) & (Run.id == Message.run_id) & (Message.role == MessageRole.ASSISTANT)
+    own = (Run.tenant_id == Message.tenant_id) & (Run.id == Message.run_id)
     statement = select(Message, Run).outerjoin(Run, own).where(Message.conversation_id == found.scalar_subquery())
     return statement.options(load_only(*_SHOWN_OF_RUN))
 

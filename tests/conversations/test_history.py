@@ -165,6 +165,19 @@ def test_a_users_message_shows_what_they_sent(ada: ApiUser) -> None:
     assert ada.messages(message_conversation(events))[0]["parts"][1] == {"type": "image", "object_id": None}
 
 
+def test_a_users_message_shows_the_image_that_it_has_changed(ada: ApiUser, colleague: ApiUser) -> None:
+    drawn = one(ada.draw(), "attachment.created")["attachment"]["object_id"]
+    events = ada.draw("Add a red scarf", edit=drawn)
+    message = ada.messages(message_conversation(events))[0]
+    assert message["parts"] == [{"type": "text", "text": "Add a red scarf"}, {"type": "image", "object_id": drawn}]
+    assert [shown["object_id"] for shown in message["attachments"]] == [drawn]
+    assert (message["status"], message["agent_key"], message["cost_usd"]) == ("completed", None, None)
+    also_sent = ada.draw("Add this", edit=drawn, attachments=[drawn])
+    assert len(ada.messages(message_conversation(also_sent))[0]["parts"]) == 2
+    ada.http.delete(f"/v1/attachments/{drawn}")
+    assert ada.messages(message_conversation(events))[0]["parts"][1] == {"type": "image", "object_id": None}
+
+
 def message_conversation(events: list[Event]) -> str:
     return str(events[0]["run"]["conversation_id"])
 
