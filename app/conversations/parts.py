@@ -49,19 +49,21 @@ def parts_of(row: Message, attachments: Sequence[Attachment], sent: Sequence[UUI
 def _texts_and_images(
     row: Message, attachments: Sequence[Attachment], sent: Sequence[UUID]
 ) -> Iterator[TextPart | ImagePart]:
-    there = [attachment.id for attachment in attachments]
+    there = dict.fromkeys(attachment.id for attachment in attachments)
     places = row.image_places.root if row.image_places else []
     done = 0
     for after, object_id in places:
-        yield from _text(row.text[done:after])
+        yield from _text(row.text, done, after)
         yield ImagePart(object_id=object_id if object_id in there else None)
         done = max(done, after)
-    yield from _text(row.text[done:])
+    yield from _text(row.text, done, len(row.text))
     placed = {object_id for _, object_id in places}
     for object_id in sent or [one for one in there if one not in placed]:
         yield ImagePart(object_id=object_id if object_id in there else None)
 
 
-def _text(text: str) -> Iterator[TextPart]:
-    if text := text.removeprefix(BREAK):
-        yield TextPart(text=text)
+def _text(text: str, start: int, end: int) -> Iterator[TextPart]:
+    """That between two images, without the break that parts it from what was said before."""
+    piece = text[start:end].removeprefix(BREAK if start else "")
+    if piece:
+        yield TextPart(text=piece)

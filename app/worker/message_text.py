@@ -6,6 +6,7 @@ from uuid import UUID
 
 from app.attachments.models import Attachment
 from app.conversations.models import ImagePlaces
+from app.conversations.parts import BREAK
 from app.runs.events import MAX_DELTA_CHARACTERS
 from app.worker.link_filter import LinkFilter
 
@@ -26,7 +27,7 @@ class MessageText:
         self._places: list[tuple[int, str]] = []
 
     def __str__(self) -> str:
-        return "\n\n".join(text for part in self._parts.values() if (text := "".join(part)))
+        return BREAK.join(text for part in self._parts.values() if (text := "".join(part)))
 
     def restore(self, delta: str) -> None:
         """What an earlier attempt emitted."""
@@ -63,4 +64,4 @@ class MessageText:
         begins = self._item_id not in self._parts and bool(str(self))
         self._parts.setdefault(self._item_id, []).append(text)
         pieces = cut(text)
-        return ["\n\n", *pieces] if begins else pieces
+        return [BREAK, *pieces] if begins else pieces

@@ -178,6 +178,11 @@ def test_a_users_message_shows_the_image_that_it_has_changed(ada: ApiUser, colle
     assert ada.messages(message_conversation(events))[0]["parts"][1] == {"type": "image", "object_id": None}
 
 
+def test_a_text_that_begins_with_blank_lines_keeps_them_in_its_part(ada: ApiUser) -> None:
+    events = ada.ask("\n\nHello", agent_key="assistant")
+    assert ada.messages(message_conversation(events))[0]["parts"] == [{"type": "text", "text": "\n\nHello"}]
+
+
 def message_conversation(events: list[Event]) -> str:
     return str(events[0]["run"]["conversation_id"])
 
