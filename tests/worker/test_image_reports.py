@@ -1,16 +1,22 @@
 """What readers of a run are told of its images while it goes on."""
 
 import json
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
+from app.attachments.links import Links
+from app.attachments.models import AttachmentError, AttachmentStatus
 from app.db import now, uuid7
 from app.error_codes import ErrorCode
 from app.event_log import MemoryEventLog, Record
+from app.limits import Permit
 from app.runs.models import Run, RunOptions
+from app.runs.reader import CONNECTED, Pause, frame_of, frames
 from app.worker.event_writer import EventWriter
 from app.worker.image_reports import ImageReports
 from app.worker.image_rows import ImageRows
@@ -99,3 +105,32 @@ async def test_an_attempt_that_takes_over_knows_what_was_told() -> None:
     # The image has come after all.
     rows.ids["ig_1"] = uuid7()
     assert [row.tool_call_id for row in second.failed_rows()] == [None]
+
+
+async def test_an_image_too_small_for_copies_is_told_by_its_blurhash() -> None:
+    log, run = MemoryEventLog(ttl_seconds=600), Run(id=uuid7(), agent_key="designer", options=RunOptions())
+    run.tenant_id = run.user_id = run.conversation_id = run.output_message_id = uuid7()
+    rows = ImageRows(run, lambda agent_key: {})
+    events = EventWriter(log, run.id, 1, [])
+    reports = ImageReports(events, rows)
+    error = AttachmentError(code=ErrorCode.IMAGE_UNREADABLE, detail="")
+    row = rows.new_failed(uuid7(), "ig_1", error)
+    row.status, row.error, row.variants = AttachmentStatus.STORED, None, None
+    reports.row("created", row)
+    reports.tell_copies([row])
+    row.variants, row.blurhash = [], "L00000fQfQfQ"
+    reports.tell_copies([row])
+    reports.tell_copies([row])
+    await events.flush()
+    assert [record.type for record in await log.read(run.id, 0)] == ["attachment.created", "attachment.updated"]
+
+
+async def test_an_event_that_an_earlier_release_wrote_otherwise_ends_no_stream() -> None:
+    old = Record(1, "image.partial", b'{"type": "image.partial", "seq": 1}')
+    new = Record(2, "agent.changed", b"{}")
+
+    async def written() -> AsyncIterator[list[Record] | Pause]:
+        yield [old, new]
+
+    sent = [chunk async for chunk in frames(written(), cast(Links, None), cast(Permit, nullcontext()))]
+    assert sent == [CONNECTED, frame_of(new, b"{}")]
