@@ -10,7 +10,7 @@ from uuid import UUID
 
 import typer
 
-from app import EaselError
+from app import EaselError, __version__
 from app.allocator import return_freed_memory
 from app.loading import load
 
@@ -23,6 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
 
 Port = Annotated[int, typer.Option(help="The port to listen on.")]
+ServedPort = Annotated[int | None, typer.Option(help="The port to listen on.", show_default="PORT, else 8000")]
 
 
 class ExportFormat(StrEnum):
@@ -50,8 +51,23 @@ def _run(command: str, function: str = "run", **options: object) -> None:
     getattr(load(f"app.commands.{command}"), function)(**options)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"easel {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @cli.command()
-def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def serve(host: Host = "127.0.0.1", port: ServedPort = None) -> None:
     """Serve the API (and, unless EMBEDDED_WORKER=false, execute runs)."""
     _run("serve", host=host, port=port)
 
@@ -96,6 +112,12 @@ def reconcile(
 def offline(port: Port = 8001) -> None:
     """Serve the offline simulator of the Responses API, for development and tests."""
     _run("offline", port=port)
+
+
+@cli.command()
+def settings() -> None:
+    """Print every setting with its default, to be kept as .env."""
+    _run("settings")
 
 
 @cli.command()

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp
 from typing_extensions import TypedDict
 
+from app import __version__
 from app.accounts import routes as accounts
 from app.agents import routes as agents
 from app.agents._shared.registry import Registry, load_registry
@@ -73,7 +74,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     """The API; with `EMBEDDED_WORKER` it executes runs as well."""
     app = FastAPI(
         title="Easel",
-        version="0.1.0",
+        version=__version__,
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,

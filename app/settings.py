@@ -8,87 +8,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app import EaselError
-
-ImageQuality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
-ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
-ImageBackground = Literal["auto", "opaque", "transparent"]
-
+from app.secret_files import from_files
+from app.setting_groups import ImageSettings, LimitSettings, StorageSettings
 
 SECRET_BYTES = 32
 _PLACEHOLDER = re.compile(
     r"change.?(me|this|it)|example|placeholder|your.?(secret|key)|development", re.IGNORECASE
 ).search
 _AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
-
-
-class ImageSettings(BaseSettings):
-    image_model: str | None = None
-    image_default_size: str = "1024x1024"
-    image_default_quality: ImageQuality = "high"
-    image_default_format: ImageFormat = "png"
-    image_default_background: ImageBackground = "auto"
-    image_default_compression: int | None = Field(default=None, ge=0, le=100)
-    image_output_max_mb: float = Field(default=6, gt=0, le=64)
-    image_max_partial_images: int = Field(default=2, ge=0, le=3)
-
-    @property
-    def image_output_max_bytes(self) -> int:
-        return int(self.image_output_max_mb * 1024 * 1024)
-
-
-class StorageSettings(BaseSettings):
-    storage_provider: Literal["memory", "minio", "gcs"] = "memory"
-    storage_bucket: str = "easel"
-    minio_endpoint: str | None = None
-    minio_public_endpoint: str | None = None
-    minio_access_key: SecretStr | None = None
-    minio_secret_key: SecretStr | None = None
-    minio_region: str = "us-east-1"
-    minio_secure: bool = True
-    gcs_project_id: str | None = None
-    gcs_bucket: str | None = None
-    gcs_credentials_file: Path | None = None
-    gcs_signing_email: str | None = None
-    storage_emulator_host: str | None = None
-
-    def missing_for_storage(self) -> list[str]:
-        if self.storage_provider != "minio":
-            return []
-        required = {
-            "MINIO_ENDPOINT": self.minio_endpoint,
-            "MINIO_ACCESS_KEY": self.minio_access_key,
-            "MINIO_SECRET_KEY": self.minio_secret_key,
-        }
-        return [f"{name} (STORAGE_PROVIDER=minio needs it)" for name, value in required.items() if value is None]
-
-
-class LimitSettings(BaseSettings):
-    link_ttl_seconds: int = Field(default=300, ge=1, le=300)
-    stream_ttl_seconds: int = Field(default=3600, ge=600)
-    access_token_seconds: int = Field(default=3600, ge=60)
-    refresh_token_days: int = Field(default=30, ge=1)
-    request_body_max_mb: float = Field(default=1, gt=0)
-    upload_max_mb: float = Field(default=50, gt=0)
-    connections_max: int = Field(default=2000, ge=1)
-    anonymous_requests_per_minute: int = Field(default=60, ge=1)
-    user_streams: int = Field(default=20, ge=1)
-    default_plan: str = "unlimited"
-    tenant_queued_runs: int = Field(default=100, ge=1)
-    conversation_queued_runs: int = Field(default=10, ge=1)
-    tenant_uploads: int = Field(default=8, ge=1)
-    tenant_uploads_mb: float = Field(default=200, gt=0)
-
-    @property
-    def upload_max_bytes(self) -> int:
-        return int(self.upload_max_mb * 1024 * 1024)
-
-    @property
-    def tenant_upload_bytes(self) -> int:
-        return int(self.tenant_uploads_mb * 1024 * 1024)
+_OTHERS = re.compile(r"agent_[a-z0-9_]+_model|[a-z_]+_file").fullmatch
+EVERYWHERE = ["0.0.0.0/0", "::/0"]
 
 
 class Settings(ImageSettings, StorageSettings, LimitSettings):
@@ -100,6 +33,7 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     # The service
     environment: Literal["development", "production"] = "development"
     data_dir: Path = Path("var")
+    port: int = Field(default=8000, ge=0, le=65535)
     database_url: SecretStr | None = None
     migration_database_url: SecretStr | None = None
     database_pool_size: int = Field(default=10, ge=1)
@@ -108,8 +42,11 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     worker_concurrency: int = Field(default=20, ge=1)
     secret_key: SecretStr | None = None
     public_url: str | None = None
-    cors_origins: Annotated[list[str], NoDecode] = []
-    trusted_proxies: Annotated[list[str], NoDecode] = []
+    cors_origins: Annotated[list[str], NoDecode] = Field(default=[])
+    # Its other name is uvicorn's, which many platforms set.
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        default=[], validation_alias=AliasChoices("trusted_proxies", "forwarded_allow_ips")
+    )
     signup: Literal["open", "invite", "closed"] | None = None
     api_docs: bool | None = None
     smtp_url: SecretStr | None = None
@@ -120,7 +57,7 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     # The model provider
     openai_api_key: SecretStr | None = None
     openai_base_url: str | None = None
-    agents_dir: Annotated[list[Path], NoDecode] = []
+    agents_dir: Annotated[list[Path], NoDecode] = Field(default=[])
     agent_default_model: str = "gpt-6.1-sol"
     agent_code_model: str | None = None
     prices_file: Path | None = None
@@ -132,11 +69,14 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_models_of_agents(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Of what else `.env` holds, only these; pydantic-settings reads no unknown name from the environment."""
-        known = {name: value for name, value in values.items() if name in cls.model_fields or _AGENT_MODEL(name)}
-        given = {name.lower(): value for name, value in os.environ.items() if value and _AGENT_MODEL(name.lower())}
-        return known | {name: value for name, value in given.items() if name not in cls.model_fields}
+    def _keep_known_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """And of the others the models of agents, and secrets from files: pydantic-settings reads no unknown name."""
+        fields = cls.model_fields
+        others = {name.lower(): value for name, value in os.environ.items() if value and _OTHERS(name.lower())}
+        given = values | {name: value for name, value in others.items() if name not in fields}
+        secrets = from_files(given, [name for name, field in fields.items() if "SecretStr" in str(field.annotation)])
+        kept = (name for name in given if name in (*fields, "forwarded_allow_ips") or _AGENT_MODEL(name))
+        return {name: given[name] for name in kept} | secrets
 
     @field_validator("cors_origins", "trusted_proxies", "agents_dir", mode="before")
     @classmethod
@@ -153,9 +93,10 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _only_networks(cls, value: list[str]) -> list[str]:
-        for network in value:
+        networks = [each for network in value for each in (EVERYWHERE if network == "*" else [network])]
+        for network in networks:
             ipaddress.ip_network(network)  # its ValueError names the fault
-        return value
+        return networks
 
     @field_validator("smtp_url")
     @classmethod

@@ -12,8 +12,9 @@ from app.server import Server
 from app.usage.plans import UNLIMITED, require
 
 
-def run(host: str, port: int) -> None:
+def run(host: str, port: int | None) -> None:
     settings = start()
+    port = settings.port if port is None else port
     with running_parts(settings) as parts:
         if settings.default_plan != UNLIMITED:
             asyncio.run(_require_plan(parts.database_url, settings.default_plan))

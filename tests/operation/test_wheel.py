@@ -66,6 +66,7 @@ def test_it_migrates_serves_and_draws_from_an_empty_directory(
 
 def test_it_explains_itself_and_what_is_missing(clean: Path, tmp_path: Path) -> None:
     assert "migrate" in _run(clean / "easel", "--help", cwd=tmp_path).stdout
+    assert _run(clean / "easel", "settings", cwd=tmp_path).stdout == (ROOT / ".env.example").read_text()
     refusals = [
         ("migrate", "There is no database: set DATABASE_URL, or install easel[embedded]"),
         ("offline", "The offline simulator is not installed: it is part of Easel's source code"),

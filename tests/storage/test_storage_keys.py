@@ -3,8 +3,8 @@
 import pytest
 
 from app.settings import Settings, SettingsError
+from app.storage.endpoint import parse_endpoint
 from app.storage.keys import content_disposition
-from app.storage.minio import parse_endpoint
 from app.storage.service import open_store
 
 
