@@ -9,7 +9,7 @@ from app.settings import SettingsError, load_settings
 from tests.app_server import Easel
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "5c1b0a7e9d3f4826b7a0c4d1e8f29365"
+KEY = "of-somebody-" * 4
 
 
 @pytest.fixture(autouse=True)
