@@ -87,9 +87,9 @@ def _app(connections: Connections, sources: Sequence[Source]) -> Starlette:
             async with asyncio.timeout(READY_SECONDS):
                 await require_ready(connections.database, connections.broker)
         except AppError as error:
-            return JSONResponse({"status": "unavailable", "detail": error.detail}, status_code=503)
+            return JSONResponse({"status": "not ready", "detail": error.detail}, status_code=503)
         except Exception:
-            return JSONResponse({"status": "unavailable", "detail": UNAVAILABLE}, status_code=503)
+            return JSONResponse({"status": "not ready", "detail": UNAVAILABLE}, status_code=503)
         return JSONResponse({"status": "ready"})
 
     routes = {"/metrics": show_metrics, "/livez": check_liveness, "/readyz": check_readiness}

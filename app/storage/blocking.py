@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from app import metrics
 from app.storage.keys import check_key, is_key
-from app.storage.store import StorageUnavailable, StoredObject
+from app.storage.store import ObjectMissing, StorageUnavailable, StoredObject
 
 CALL_SECONDS = 8.0
 # Of one attempt; an attempt that ran into one of them is not repeated. urllib3 grants the sending of a whole body
@@ -119,7 +119,7 @@ class BlockingStore(ABC):
             with self._translated(action):
                 return call(*args, **kwargs)
 
-        with metrics.storage_call(_VERBS[action]):
+        with metrics.storage_call(_VERBS[action], answer=ObjectMissing):
             return await self._threads.run_within(seconds, translated)
 
     @abstractmethod

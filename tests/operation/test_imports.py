@@ -8,7 +8,7 @@ import pytest
 
 SDKS = {"openai", "agents", "mcp", "griffe"}
 STORES = {"minio", "google"}
-EVERYTHING = {*SDKS, *STORES, "fastapi", "sqlalchemy", "alembic", "docket", "PIL", "pydantic", "httpx"}
+EVERYTHING = {*SDKS, *STORES, "prometheus_client", "fastapi", "sqlalchemy", "alembic", "docket", "PIL", "pydantic", "httpx"}
 
 PRINT_LOADED = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 API = """
