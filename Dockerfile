@@ -31,7 +31,8 @@ COPY --from=build /opt/easel /opt/easel
 ENV PATH=/opt/easel/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    DATA_DIR=/var/lib/easel
+    DATA_DIR=/var/lib/easel \
+    METRICS_HOST=0.0.0.0
 USER easel
 WORKDIR /srv/easel
 VOLUME /var/lib/easel
