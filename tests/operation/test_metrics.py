@@ -13,13 +13,19 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import event
 
-from app.db import Database
+from app.attachments.spool import Spool
+from app.db import Database, uuid7
 from app.logins import EMBEDDED_LOGIN
+from app.storage.keys import upload_key
+from app.storage.memory import MemoryStore
+from app.storage.store import ObjectMissing
 from app.worker import gauges
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, running_server, starting_easel
 from tests.conftest import Postgres
+from tests.made_streams import png
 from tests.operation.test_hot_queries import faults
 from tests.scrapes import Scrape, scrape, worst_case
 from tests.servers import Proxy, free_port, redis_server, s3_server
@@ -28,6 +34,7 @@ from tests.timeouts import wait_until
 from tests.volume import Volume, insert_volume
 
 MOST_SERIES = 2_000
+OTHERS_END_SECONDS = 5.0
 FAMILIES_OF_OURS = 12
 HISTOGRAMS_OF_OURS = 3
 
@@ -69,6 +76,9 @@ def monitored(
             minio_secure=False,
         ) as server,
     ):
+        # What other servers of this process execute still would be counted as well.
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: scrape(port).value("easel_worker_runs") == 0, OTHERS_END_SECONDS)
         yield Monitored(server, port, storage)
 
 
@@ -104,8 +114,8 @@ def test_a_run_that_fails_is_counted_by_its_error_code(monitored: Monitored, ada
 def test_runs_that_are_stopped_are_counted_whether_they_had_started_or_not(monitored: Monitored, ada: ApiUser) -> None:
     def stop_two() -> None:
         running = ada.start("Draw [offline: slow=30]", agent_key="designer")
-        wait_for(monitored, "easel_worker_runs", 1)
-        assert monitored.scrape().value("easel_runs_open", status="running") == 1
+        wait_for(monitored, "easel_runs_open", 1, status="running")
+        assert monitored.scrape().value("easel_worker_runs") >= 1
         waiting = ada.start("Hello", conversation_id=running["conversation_id"], if_busy="queue")
         assert monitored.scrape().value("easel_runs_open", status="queued") == 1
         for run in (waiting, running):
@@ -116,7 +126,39 @@ def test_runs_that_are_stopped_are_counted_whether_they_had_started_or_not(monit
     assert grown("easel_runs_total", status="cancelled", agent="designer") == 2
     assert grown("easel_provider_calls_total", outcome="cancelled") == 1
     assert grown("easel_run_seconds_count") == 1
-    wait_for(monitored, "easel_worker_runs", 0)
+    wait_for(monitored, "easel_runs_open", 0)
+
+
+def test_a_queued_run_that_goes_with_its_conversation_is_counted(monitored: Monitored, ada: ApiUser) -> None:
+    def delete_both() -> None:
+        running = ada.start("Draw [offline: slow=30]", agent_key="designer")
+        wait_for(monitored, "easel_runs_open", 1, status="running")
+        ada.start("Hello", conversation_id=running["conversation_id"], if_busy="queue")
+        assert ada.http.delete(f"/v1/conversations/{running['conversation_id']}").is_success
+        wait_for(monitored, "easel_runs_open", 0)
+
+    assert growth(monitored, delete_both)("easel_runs_total", status="cancelled") >= 1
+
+
+def test_a_run_of_a_lost_worker_is_counted_as_taken_over(monitored: Monitored, ada: ApiUser) -> None:
+    def lose_the_lease() -> None:
+        run = ada.start("Draw [offline: slow=30]", agent_key="designer")
+        wait_for(monitored, "easel_runs_open", 1, status="running")
+        assert monitored.server.settings.database_url is not None
+        url = monitored.server.settings.database_url.get_secret_value()
+        expired = "UPDATE runs SET lease_until = now() - interval '1 minute' WHERE id = :id RETURNING id"
+        assert rows(url, expired, {"id": run["id"]})
+        wait_for(monitored, "easel_run_takeovers_total", before + 1)
+        assert ada.http.put(f"/v1/runs/{run['id']}/cancellation").is_success
+        wait_for(monitored, "easel_runs_open", 0)
+
+    before = monitored.scrape().value("easel_run_takeovers_total")
+    assert growth(monitored, lose_the_lease)("easel_run_queue_seconds_count") == 1
+
+
+def test_an_upload_is_counted_by_its_kind(monitored: Monitored, ada: ApiUser) -> None:
+    grown = growth(monitored, lambda: ada.http.post("/v1/attachments", files={"file": ("a.png", png("red"))}))
+    assert grown("easel_images_stored_total") == grown("easel_images_stored_total", kind="upload") == 1
 
 
 def test_a_picture_is_counted_with_its_call_its_tokens_and_the_storage(monitored: Monitored, ada: ApiUser) -> None:
@@ -160,6 +202,34 @@ def test_images_that_wait_for_the_storage_are_seen_until_they_are_stored(monitor
     assert grown("easel_image_failures_total", code="storage_unavailable") == 1
     assert grown("easel_images_stored_total", kind="generated") == 1
     wait_for(monitored, "easel_spool_files", 0)
+
+
+def test_an_image_that_the_disk_refuses_is_counted(
+    monitored: Monitored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.attachments.spool.MAX_BYTES", 2)
+    keeping = Spool(tmp_path).keep(uuid7(), uuid7(), b"three")
+    assert growth(monitored, lambda: asyncio.run(keeping))("easel_spool_failures_total") == 1
+
+
+def test_an_object_that_is_not_there_is_an_answer_of_the_storage(monitored: Monitored) -> None:
+    async def look() -> None:
+        store = MemoryStore()
+        with contextlib.suppress(ObjectMissing):
+            await store.size(upload_key(uuid7(), uuid7(), "png"))
+        await store.close()
+
+    grown = growth(monitored, lambda: asyncio.run(look()))
+    assert grown("easel_storage_seconds_count", operation="size", outcome="ok") == 1
+
+
+def test_periodic_work_that_fails_is_counted(monitored: Monitored, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("planted")
+
+    before = monitored.scrape().value("easel_housekeeping_failures_total", task="sweep")
+    monkeypatch.setattr("app.worker.housekeeping.now", fail)
+    wait_until(lambda: monitored.scrape().value("easel_housekeeping_failures_total", task="sweep") > before)
 
 
 def test_open_streams_and_the_pool_are_seen(monitored: Monitored, ada: ApiUser) -> None:
@@ -267,6 +337,23 @@ def test_what_waits_is_read_by_an_index_however_much_is_stored(database_url: str
     assert taken < timeouts.ALIVE
 
 
+def test_however_often_somebody_asks_the_database_is_seldom_asked(
+    monitored: Monitored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.worker.gauges.LOOK_SECONDS", 600.0)
+    asked: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    engine = monitored.server.uvicorn.app.state.database.probe.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    seen = [monitored.scrape() for _ in range(5)]
+    event.remove(engine, "before_cursor_execute", note)
+    assert sum("pending_seconds" in statement for statement in asked) <= 1
+    assert all("easel_images_pending" in one.families for one in seen)
+
+
 async def explain_backlog(url: str) -> tuple[Any, float]:
     database = Database(url, pool_size=1)
     async with database.probe.begin() as connection:
@@ -336,8 +423,8 @@ def growth(monitored: Monitored, action: Callable[[], object]) -> Callable[..., 
     return grown
 
 
-def wait_for(monitored: Monitored, name: str, value: float) -> None:
-    wait_until(lambda: monitored.scrape().value(name) == value)
+def wait_for(monitored: Monitored, name: str, value: float, **labels: str) -> None:
+    wait_until(lambda: monitored.scrape().value(name, **labels) == value)
 
 
 def _status(port: int, path: str) -> int:
