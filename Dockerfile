@@ -58,7 +58,8 @@ ENV PATH=/opt/easel/bin:/usr/bin \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    DATA_DIR=/var/lib/easel
+    DATA_DIR=/var/lib/easel \
+    METRICS_HOST=0.0.0.0
 # By number: Kubernetes' runAsNonRoot cannot tell who a name is.
 USER 10001
 WORKDIR /srv/easel

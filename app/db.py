@@ -25,6 +25,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.clock import SharedClock
 from app.errors import CONNECTION_FAULTS, is_connection_error
+from app.measured_pool import MeasuredPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -219,6 +220,7 @@ class Database:
         self.engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=connect,
+            poolclass=MeasuredPool,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_WAIT_SECONDS,

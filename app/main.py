@@ -8,13 +8,11 @@ from typing import Any, Literal, cast
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp
 from typing_extensions import TypedDict
 
-from app import __version__
+from app import __version__, metrics
 from app.accounts import routes as accounts
 from app.agents import routes as agents
 from app.agents._shared.registry import Registry, load_registry
@@ -32,7 +30,6 @@ from app.db import CurrentDatabase, Database
 from app.embedded import Parts
 from app.erasure import routes as erasure
 from app.error_codes import ErrorCode
-from app.errors import Unavailable
 from app.exports import routes as exports
 from app.exports.service import owned_keys
 from app.identity.actor import check_credential
@@ -42,6 +39,7 @@ from app.middleware import RequestMiddleware
 from app.migrate import is_current
 from app.openapi import describe, problems
 from app.problems import install_handlers
+from app.readiness import require_ready
 from app.runs import routes as runs
 from app.runs.access import AccessWatch
 from app.runs.streams import OpenStreams
@@ -86,9 +84,11 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.worker = load("app.worker.process") if settings.embedded_worker else None
     app.state.prices = load_prices(settings.prices_file)
     app.state.registry = registry or (app.state.worker.load_agents if app.state.worker else load_registry)(settings)
+    metrics.know(app.state.registry.specs)
     app.state.draining = asyncio.Event()
     app.state.limits = Limits.of(settings)
     app.state.link_cache = LinkCache()
+    app.state.worker_gauges = []
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
     app.add_middleware(RequestMiddleware, settings=settings, check_credential=check_credential)
     if settings.cors_origins or not settings.production:
@@ -140,7 +140,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         telling = asyncio.create_task(state.streams.run())
         if state.worker is not None:
             working = state.worker.working(state.settings, state.parts, state.registry, connections, state.draining)
-            await stack.enter_async_context(working)
+            state.worker_gauges = [await stack.enter_async_context(working)]
         freeze()
         yield
         ending.cancel()
@@ -188,16 +188,5 @@ async def check_readiness(request: Request, database: CurrentDatabase) -> Ready:
 
     503 while the database's schema is behind, or the database or Redis is unavailable.
     """
-    if not await is_current(database):
-        raise Unavailable("The database's schema is behind: run `just migrate`.", code=ErrorCode.SCHEMA_BEHIND)
-    await cast(Broker, request.app.state.broker).ping()
+    await require_ready(database, cast(Broker, request.app.state.broker))
     return {"status": "ready"}
-
-
-@probes.get("/metrics", response_class=PlainTextResponse)
-async def get_metrics() -> Response:
-    """Read the process's metrics.
-
-    In Prometheus' text format.
-    """
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import metrics
 from app.db import Database, uuid7
 from app.errors import AppError, FieldError, TooLarge
 from app.logs import tagged
@@ -79,11 +80,12 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                response.sent(status)
                 told = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
                 message["headers"] = complete_headers([*message.get("headers", []), *told], request_id)
             await send(message)
 
-        with tagged(request_id=request_id), in_request(context):
+        with tagged(request_id=request_id), in_request(context), metrics.ResponseTime() as response:
             limit = self._limit_of(scope)
             if fault := await self._fault(scope, limit):
                 await problem(Request(scope), fault)(scope, receive, send_with_id)

@@ -53,6 +53,8 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     mail_from: str = "Easel <no-reply@localhost>"
     front_end_url: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_host: str = "127.0.0.1"
 
     # The model provider
     openai_api_key: SecretStr | None = None

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import case, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from app import metrics
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
 from app.db import Database, retry_while_unavailable, uuid7
@@ -119,7 +120,9 @@ async def mark_stored(database: Database, store: Store, row: Attachment) -> bool
     marked = update(Attachment).where(Attachment.id == row.id).values(status=status).returning(Attachment.id)
     async with database.tenant(row.tenant_id) as session:
         is_there = await session.scalar(marked) is not None
-    if not is_there:
+    if is_there:
+        metrics.IMAGES_STORED.labels(row.kind).inc()
+    else:
         with suppress(StorageError):
             await store.delete(row.storage_key)
     return is_there

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from app import metrics
+
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 2 * 1024**3
@@ -30,6 +32,7 @@ class Spool:
         try:
             await asyncio.to_thread(self._write, f"{tenant_id}_{object_id}", data)
         except OSError as error:
+            metrics.SPOOL_FAILURES.inc()
             log.error("image.spool_failed", extra={"object_id": str(object_id), "error": str(error)})
 
     def _write(self, name: str, data: bytes) -> None:
@@ -55,6 +58,11 @@ class Spool:
             if not path.name.startswith("."):
                 tenant_id, _, object_id = path.name.partition("_")
                 yield Waiting(UUID(tenant_id), UUID(object_id), path)
+
+    async def usage(self) -> tuple[int, int]:
+        """How many files wait, and their bytes."""
+        sizes = await asyncio.to_thread(lambda: [_size(waiting.path) for waiting in self.waiting()])
+        return len(sizes), sum(sizes)
 
     async def read(self, waiting: Waiting) -> bytes:
         return await asyncio.to_thread(waiting.path.read_bytes)

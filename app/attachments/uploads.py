@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import metrics
 from app.attachments import variants
 from app.attachments.ingest import new_attachment
 from app.attachments.models import Attachment, AttachmentKind, AttachmentPurpose, AttachmentStatus
@@ -114,6 +115,7 @@ async def store_upload(
         await _remove(database, store, row)
         raise NotFound("attachment")
     row.status = AttachmentStatus.STORED
+    metrics.IMAGES_STORED.labels(row.kind).inc()
     return row
 
 

@@ -4,7 +4,7 @@ import openai
 from agents.models.interface import Model
 
 from app.provider.errors import from_openai
-from app.provider.model import ImageExtractingModel
+from app.provider.measured_model import MeasuredModel
 from app.provider.observers import ModelUse
 from app.provider.stored import StoredObjects
 from app.provider.wire import WireTapClient
@@ -31,7 +31,7 @@ class Provider:
         self.stored = StoredObjects(self._client)
 
     def model(self, name: str, use: ModelUse) -> Model:
-        return ImageExtractingModel(name, self._client, use)
+        return MeasuredModel(name, self._client, use)
 
     async def upload_image(self, filename: str, data: bytes, mime_type: str) -> str:
         """The id of a file that later requests may name as an input image."""

@@ -10,7 +10,7 @@ from openai.types.responses.tool import ImageGeneration
 
 Json = dict[str, Any]
 
-_TOLD = {"model", "service_tier", "usage", "tool_usage"}
+_TOLD = {"status", "model", "service_tier", "usage", "tool_usage"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class ResponseReport:
     What the response does not name is None. `containers` counts the code interpreter's sessions.
     """
 
+    status: str | None
     model: str | None
     service_tier: str | None
     usage: Json | None

@@ -5,6 +5,7 @@ from functools import partial
 from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import metrics
 from app.broker import Broker
 from app.conversations.models import Conversation
 from app.conversations.service import new_answer
@@ -27,11 +28,14 @@ async def stop(session: AsyncSession, broker: Broker, *conditions: ColumnElement
     if not open_runs:
         return False
     ids, stopped = [run.id for run in open_runs], {"cancel_requested_at": now()}
-    await session.execute(
+    queued = await session.scalars(
         update(Run)
         .where(Run.id.in_(ids), Run.status == RunStatus.QUEUED)
         .values(status=RunStatus.CANCELLED, finished_at=now(), **stopped)
+        .returning(Run.agent_key)
     )
+    for agent_key in queued:
+        metrics.run_ended(agent_key, RunStatus.CANCELLED)
     running = await session.scalars(
         update(Run).where(Run.id.in_(ids), Run.status == RunStatus.RUNNING).values(**stopped).returning(Run.id)
     )
@@ -55,6 +59,7 @@ async def stop_one(session: AsyncSession, broker: Broker, run: Run) -> None:
         .returning(Run)
     )
     if ended := queued.one_or_none():
+        metrics.run_ended(ended.agent_key, ended.status)
         answer = new_answer(ended, "")
         await insert_together(session, answer)
         # With run.created: the API process may not have written it yet, and it could not be added after run.cancelled.

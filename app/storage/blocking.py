@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from app import metrics
 from app.storage.keys import check_key, is_key
-from app.storage.store import StorageUnavailable, StoredObject
+from app.storage.store import ObjectMissing, StorageUnavailable, StoredObject
 
 CALL_SECONDS = 8.0
 # Of one attempt; an attempt that ran into one of them is not repeated. urllib3 grants the sending of a whole body
@@ -24,6 +25,16 @@ THREADS = 10
 _PAGE = 1000
 # Of a file, which may be an archive of many gigabytes.
 SLOWEST_BYTES_PER_SECOND = 1024**2
+
+# What an error says that the store failed to do -> the verb.
+_VERBS = {
+    "open the bucket": "prepare",
+    "store an object": "put",
+    "read an object": "get",
+    "look at an object": "size",
+    "delete an object": "delete",
+    "list objects": "list",
+}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,7 +119,8 @@ class BlockingStore(ABC):
             with self._translated(action):
                 return call(*args, **kwargs)
 
-        return await self._threads.run_within(seconds, translated)
+        with metrics.storage_call(_VERBS[action], answer=ObjectMissing):
+            return await self._threads.run_within(seconds, translated)
 
     @abstractmethod
     def _prepare(self, create_bucket: bool) -> None: ...

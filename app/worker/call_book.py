@@ -124,6 +124,7 @@ class CallBook:
     def on_response_ended(self, report: ResponseReport | None) -> None:
         if self.call is not None:
             self.call.end(report)
+            self.call.count_tokens()
 
 
 async def unsettled_call(database: Database, run: Run, rows: ImageRows) -> OpenCall | None:

@@ -126,6 +126,7 @@ class ProviderCalls:
         try:
             async with asyncio.timeout(CANCEL_SECONDS):
                 call.report = await self._ctx.provider.stored.stop(self.response_id)
+            call.count_tokens()
         except (ProviderError, TimeoutError) as error:
             log.warning("run.provider_not_stopped", extra={"error": str(error)})
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from app import metrics
 from app.agents._shared.tools import IMAGE_TOOL
 from app.logs import tagged
 from app.provider import errors as provider
@@ -47,7 +48,8 @@ async def execute(ctx: WorkerContext, run: Run, request: RunInput | Exception) -
 
     A run that a worker lost resumes the response that was already requested. Raises RunReleased.
     """
-    with tagged(tenant_id=run.tenant_id, run_id=run.id):
+    with tagged(tenant_id=run.tenant_id, run_id=run.id), metrics.RUNS_EXECUTING.track_inprogress():
+        metrics.run_started(attempt=run.attempt, requested_at=run.created_at, started_at=run.started_at)
         execution = await _open(ctx, run, request)
         ended = await execution.execute()
         # An earlier attempt may have shown previews.

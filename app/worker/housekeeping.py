@@ -13,6 +13,7 @@ from functools import partial
 
 from sqlalchemy import func, or_, select
 
+from app import metrics
 from app.attachments import variants
 from app.attachments.reconcile import reconcile
 from app.attachments.repair import store_spooled
@@ -98,6 +99,7 @@ async def _repeat(ctx: WorkerContext, job: Job) -> None:
             if not job.shared or await ctx.broker.acquire_turn(job.name, job.every):
                 await job.work()
         except Exception:
+            metrics.JOB_FAILURES.labels(job.name).inc()
             log.warning("housekeeping.failed", extra={"job": job.name}, exc_info=True)
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import metrics
 from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentError, AttachmentStatus
 from app.attachments.schemas import AttachmentView
@@ -70,6 +71,7 @@ class ImageReports:
         key = f"{event.type}:{which}:{error.code}"
         if self._events.has(key):
             return False
+        metrics.IMAGE_FAILURES.labels(error.code).inc()
         self._events.emit(event, key)
         return True
 

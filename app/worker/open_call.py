@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from app import metrics
 from app.provider.usage import ReportedPicture, ResponseReport
 from app.usage.estimates import CallEstimate
 from app.usage.kinds import Quantity
@@ -39,6 +40,12 @@ class OpenCall:
     def end(self, report: ResponseReport | None) -> None:
         self.ended = True
         self.report = report or self.report
+
+    def count_tokens(self) -> None:
+        """As soon as they are reported, which is once for each call."""
+        if self.report is not None:
+            estimate, completed = self.estimate, self.report.status == "completed"
+            metrics.tokens_used(estimate.model, estimate.image_model, usage_of(self.report), completed=completed)
 
     def add_picture(self, tool_call_id: str, options: dict[str, Any]) -> None:
         size, quality = options.get("size"), options.get("quality")

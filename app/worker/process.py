@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from app import metrics, metrics_server
 from app.agents._shared.registry import Registry, image_options, load_registry
 from app.agents._shared.sdk_tools import make_function_tool
 from app.agents._shared.tools import IMAGE_TOOL
@@ -19,6 +20,7 @@ from app.settings import Settings
 from app.usage.prices import Prices, load_prices
 from app.worker import dispatcher, housekeeping, tasks
 from app.worker.context import WorkerContext
+from app.worker.gauges import WorkerGauges
 from app.worker.image_intake import ImageIntake
 
 log = logging.getLogger(__name__)
@@ -29,14 +31,19 @@ def load_agents(settings: Settings) -> Registry:
     return load_registry(settings, make_tool=make_function_tool)
 
 
-def price_warnings(settings: Settings, registry: Registry, prices: Prices) -> list[str]:
-    """A sentence for each model of an agent that has no price."""
+def models_of(settings: Settings, registry: Registry, prices: Prices) -> list[str]:
+    """What the agents use, image models included."""
     models = {agent.model for agent in registry.specs.values()}
     drawing = [agent for agent in registry.specs.values() if IMAGE_TOOL in agent.spec.tool_keys]
     models |= {image_options(settings, agent, {}).get("model") or prices.default_image_model for agent in drawing}
+    return sorted(models)
+
+
+def price_warnings(settings: Settings, registry: Registry, prices: Prices) -> list[str]:
+    """A sentence for each model of an agent that has no price."""
     return [
         f"The model {model!r} has no price: what it does is booked as unpriced. Name a PRICES_FILE that has one."
-        for model in sorted(models)
+        for model in models_of(settings, registry, prices)
         if not prices.has(model, now())
     ]
 
@@ -44,9 +51,11 @@ def price_warnings(settings: Settings, registry: Registry, prices: Prices) -> li
 async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> None:
     """Execute runs and housekeeping until `stopping` is set."""
     registry = load_agents(settings)
+    bound = metrics_server.bind(settings)
     async with (
         open_connections(settings, parts.database_url) as connections,
-        working(settings, parts, registry, connections, stopping),
+        working(settings, parts, registry, connections, stopping) as gauges,
+        metrics_server.serving(bound, connections, gauges),
     ):
         freeze()
         await stopping.wait()
@@ -55,7 +64,7 @@ async def work(settings: Settings, parts: Parts, stopping: asyncio.Event) -> Non
 @asynccontextmanager
 async def working(
     settings: Settings, parts: Parts, registry: Registry, connections: Connections, stopping: asyncio.Event
-) -> AsyncGenerator[None]:
+) -> AsyncGenerator[WorkerGauges]:
     """Execute runs and tasks until the block ends; runs that have not ended then are released to another worker.
 
     `stopping`, which the end of the block sets, ends the work early.
@@ -66,6 +75,7 @@ async def working(
         )
         stack.push_async_callback(provider.close)
         prices = load_prices(settings.prices_file)
+        metrics.know(registry.specs, models_of(settings, registry, prices))
         for sentence in price_warnings(settings, registry, prices):
             log.warning("price.missing", extra={"detail": sentence})
         intake = ImageIntake(settings.data_dir)
@@ -87,4 +97,4 @@ async def working(
         await stack.enter_async_context(tasks.running(ctx))
         await stack.enter_async_context(dispatcher.running(ctx))
         await stack.enter_async_context(housekeeping.running(ctx))
-        yield
+        yield WorkerGauges(ctx)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import metrics
 from app.attachments import service as attachments
 from app.attachments.models import Attachment
 from app.db import retry_while_unavailable
@@ -43,9 +44,18 @@ class RunEnd:
         ended, rows = await self._commit(outcome)
         if ended is None:
             raise LeaseLost
+        self._count(ended.run)
         self.events.emit(MessageCompleted.of(ended.message, rows, ended.run))
         self.events.emit(run_ended(RunView.model_validate(ended.run)))
         return ended
+
+    def _count(self, run: Run) -> None:
+        metrics.run_ended(run.agent_key, run.status, run.error.code if run.error else "")
+        if run.started_at is not None and run.finished_at is not None:
+            metrics.run_took(run.agent_key, run.started_at, run.finished_at)
+        # A later attempt does not know when the first one had output.
+        if run.attempt == 1 and self.translator.first_output_at is not None:
+            metrics.run_had_output(run.created_at, self.translator.first_output_at)
 
     @retry_while_unavailable
     async def _commit(self, outcome: Outcome) -> tuple[Ended | None, list[Attachment]]:

@@ -49,6 +49,7 @@ async def _settle(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, number: int
     )
     async with ctx.database.tenant(tenant_id) as session:
         if await settle(session, settlement):
+            call.count_tokens()
             log.info("call.settled", extra={"tenant_id": str(tenant_id), "run_id": str(run_id), "number": number})
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -9,6 +10,7 @@ from agents import AgentUpdatedStreamEvent, RunItemStreamEvent, StreamEvent
 from pydantic import BaseModel
 
 from app.agents._shared.tools import IMAGE_TOOL
+from app.db import now
 from app.error_codes import ErrorCode
 from app.event_log import Record
 from app.provider.errors import image_failed
@@ -56,16 +58,15 @@ class Translator:
         self._images = images
         self._message_id = message_id
         self._agent_key: str | None = None
-        self._source = ""
-        self._source_count = 0
+        self._source, self._source_count = "", 0
         self._response_id = ""
-        self._tools: dict[str, str] = {}
-        self._failed: set[str] = set()
+        self._tools, self._failed = dict[str, str](), set[str]()
         self.message = MessageText()
         self._reasoning_links = LinkFilter()
         # Calls of tools that the agent does not have.
         self.unknown_calls: set[str] = set()
         self._drew_before = False
+        self.first_output_at: datetime | None = None
         self._restore([record for record in written if not (resumed and record.key.startswith(f"{resumed}:"))])
 
     def _restore(self, earlier: Sequence[Record]) -> None:
@@ -155,6 +156,7 @@ class Translator:
             self._emit(ReasoningDelta(delta=piece))
 
     def _item_added(self, item: Any) -> None:
+        self.first_output_at = self.first_output_at or now()
         if item.type == "message":
             self.start_message()
         elif item.type in HOSTED:

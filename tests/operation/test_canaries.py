@@ -17,7 +17,8 @@ from tests.app_server import starting_easel
 from tests.made_streams import png
 from tests.redis_contents import everything_in
 from tests.results import Results
-from tests.servers import redis_server, s3_server
+from tests.scrapes import scrape
+from tests.servers import free_port, redis_server, s3_server
 from tests.tables import every_value, rows
 
 # What an answer would say of how the service is built.
@@ -76,7 +77,7 @@ class User:
         self.send("POST", "/v1/tokens/refresh", json={"refresh_token": values["made-up credential"], "more": 1})
         self.send("POST", "/v1/api-keys", json={"name": "A key", "key": values["API key"]})
         for bearer in ("access token", "API key", "refresh token", "made-up credential"):
-            for path in ("/v1/me", "/v1/api-keys", "/v1/conversations", "/v1/attachments", "/v1/agents", "/metrics"):
+            for path in ("/v1/me", "/v1/api-keys", "/v1/conversations", "/v1/attachments", "/v1/agents"):
                 self.send("GET", path, bearer)
         self.send("POST", "/v1/attachments", files={"file": ("a.png", png("red"))})
         self.ask("Draw a house")
@@ -99,7 +100,7 @@ def test_no_secret_is_found_where_it_does_not_belong(
         s3 = stack.enter_context(s3_server(tmp_path / "s3"))
         canaries.values["key of the store"] = s3.secret_key
         redis_url = with_password(broker.url, canaries.new("password of Redis"))
-        settings = {
+        settings: dict[str, Any] = {
             "redis_url": redis_url,
             "secret_key": f"{canaries.new('signing key')},{canaries.new('old signing key')}",
             "openai_api_key": canaries.new("key of the provider", "sk-"),
@@ -109,6 +110,7 @@ def test_no_secret_is_found_where_it_does_not_belong(
             "minio_secret_key": s3.secret_key,
             "minio_secure": "false",
             "log_level": "debug",
+            "metrics_port": free_port(),
         }
         login = as_login(database_url, EMBEDDED_LOGIN).replace("@", f":{canaries.new('password of Postgres')}@", 1)
         easel = stack.enter_context(starting_easel("serve", login, provider_url, tmp_path / "easel", settings))
@@ -122,6 +124,7 @@ def test_no_secret_is_found_where_it_does_not_belong(
             with without(database_url, *columns):
                 user.use_everything()
         values = [value for _, value in everything_in(redis_url)]
+        values.append(scrape(settings["metrics_port"]).text.encode())
         s3.process.kill()
         user.use_everything()
         broker.process.kill()

@@ -8,7 +8,8 @@ import pytest
 
 SDKS = {"openai", "agents", "mcp", "griffe"}
 STORES = {"minio", "google"}
-EVERYTHING = {*SDKS, *STORES, "fastapi", "sqlalchemy", "alembic", "docket", "PIL", "pydantic", "httpx"}
+SERVICE = {"fastapi", "sqlalchemy", "alembic", "docket", "prometheus_client", "uvicorn"}
+EVERYTHING = {*SDKS, *STORES, *SERVICE, "PIL", "pydantic", "httpx"}
 
 PRINT_LOADED = "import json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
 API = """

@@ -1,4 +1,4 @@
-"""What operators see: readiness, metrics."""
+"""What operators see: readiness."""
 
 from pathlib import Path
 
@@ -21,4 +21,3 @@ def test_probes_need_no_credentials(server: AppServer) -> None:
     client = server.anyone()
     assert client.get("/livez").status_code == 200
     assert client.get("/readyz").status_code == 200
-    assert "python_info" in client.get("/metrics").text

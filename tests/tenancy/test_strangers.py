@@ -55,7 +55,6 @@ MATRIX: dict[Operation, Call] = {
     ("POST", "/v1/invitations/acceptance"): Call(public=True),
     ("GET", "/livez"): Call(public=True),
     ("GET", "/readyz"): Call(public=True),
-    ("GET", "/metrics"): Call(public=True),
     ("GET", "/v1/files/{token}"): Call(public=True),
     ("GET", "/v1/erasures/{receipt}"): Call(public=True),
     ("GET", "/v1/me"): Call(),
