@@ -6,7 +6,17 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import BigInteger, Computed, ForeignKey, ForeignKeyConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Computed,
+    FetchedValue,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -109,8 +119,9 @@ class Attachment(Identified, Base):
     error: Mapped[AttachmentError | None] = mapped_column(ModelJson(AttachmentError))
     cost_nano: Mapped[int | None] = mapped_column(BigInteger)
     cost_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
+    # Set by a trigger.
     stored_bytes: Mapped[int | None] = mapped_column(
-        BigInteger, Computed("app.stored_bytes(status, size_bytes, variants)", persisted=True), deferred=True
+        BigInteger, FetchedValue(), server_onupdate=FetchedValue(), deferred=True
     )
 
     @property
