@@ -15,7 +15,7 @@ from uuid import UUID
 
 from alembic import op
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from app import EaselError
 from app.db import APP_ROLE, IDENTITY_ROLE, SET_RIGHTS
@@ -60,15 +60,22 @@ class Step:
 
 def run_steps(*steps: Step | Callable[[], None]) -> None:
     """For `upgrade()`: a plain function is one transaction, named after the function."""
-    connection = op.get_bind()
-    with op.get_context().autocommit_block():
-        connection.exec_driver_sql(_PROGRESS)
-        done = set(connection.scalars(text("SELECT step FROM app.migration_steps")))
-        for step in map(_as_step, steps):
-            if step.name not in done:
-                _run(connection, step)
+    try:
+        with op.get_context().autocommit_block():
+            _run_those_left(op.get_bind(), [_as_step(step) for step in steps])
+    except PendingRollbackError as error:
+        message = "The database closed the connection: run `easel migrate` again, which goes on at the same step."
+        raise MigrationError(message) from error
     # In the transaction that writes the revision.
     op.execute("DROP TABLE app.migration_steps")
+
+
+def _run_those_left(connection: Connection, steps: list[Step]) -> None:
+    connection.exec_driver_sql(_PROGRESS)
+    done = set(connection.scalars(text("SELECT step FROM app.migration_steps")))
+    for step in steps:
+        if step.name not in done:
+            run_step(connection, step)
 
 
 def sql(name: str, *statements: str) -> Step:
@@ -172,23 +179,23 @@ def _as_step(step: Step | Callable[[], None]) -> Step:
     return step if isinstance(step, Step) else Step(step.__name__, lambda _: step())
 
 
-def _run(connection: Connection, step: Step) -> None:
+def run_step(connection: Connection, step: Step) -> None:
     began = time.monotonic()
     if step.transactional:
         _in_transaction(connection, step.name, partial(_work_and_record, step=step))
     else:
         _again_while_locked(step.name, partial(step.work, connection))
-        _record(connection, step)
+        record_step(connection, step)
     if (seconds := time.monotonic() - began) > SLOW_STEP_SECONDS:
         log.info("migration.step", extra={"step": step.name, "seconds": round(seconds, 1)})
 
 
 def _work_and_record(connection: Connection, step: Step) -> None:
     step.work(connection)
-    _record(connection, step)
+    record_step(connection, step)
 
 
-def _record(connection: Connection, step: Step) -> None:
+def record_step(connection: Connection, step: Step) -> None:
     connection.execute(text("INSERT INTO app.migration_steps (step) VALUES (:step)"), {"step": step.name})
 
 
@@ -221,7 +228,7 @@ def _again_while_locked(name: str, attempt: Callable[[], T]) -> T:
             log.info("migration.waits_for_lock", extra={"step": name})
         if time.monotonic() > deadline:
             raise MigrationError(
-                f"The migration's step {name!r} got no lock within {LOCK_GIVE_UP_SECONDS:.0f} seconds: end the"
+                f"The migration's step {name!r} got no lock within {LOCK_GIVE_UP_SECONDS:g} seconds: end the"
                 " oldest transactions of pg_stat_activity (by xact_start) and run `easel migrate` again."
             )
         time.sleep(LOCK_PAUSE_SECONDS)
