@@ -71,6 +71,9 @@ def run_steps(*steps: Step | Callable[[], None]) -> None:
 
 
 def _run_those_left(connection: Connection, steps: list[Step]) -> None:
+    # The login may have timeouts of its own. An index, a validation and what they wait for may take any time.
+    for name in ("lock_timeout", "statement_timeout"):
+        connection.exec_driver_sql(f"SET {name} = 0")
     connection.exec_driver_sql(_PROGRESS)
     done = set(connection.scalars(text("SELECT step FROM app.migration_steps")))
     for step in steps:
@@ -219,13 +222,16 @@ def _in_transaction(connection: Connection, name: str, work: Callable[[Connectio
 
 def _again_while_locked(name: str, attempt: Callable[[], T]) -> T:
     deadline = time.monotonic() + LOCK_GIVE_UP_SECONDS
+    waits = False
     while True:
         try:
             return attempt()
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) not in _LOCK_NOT_AVAILABLE:
                 raise
-            log.info("migration.waits_for_lock", extra={"step": name})
+            if not waits:
+                log.info("migration.waits_for_lock", extra={"step": name})
+            waits = True
         if time.monotonic() > deadline:
             raise MigrationError(
                 f"The migration's step {name!r} got no lock within {LOCK_GIVE_UP_SECONDS:g} seconds: end the"
