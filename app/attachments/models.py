@@ -64,7 +64,7 @@ class Attachment(Identified, Base):
     `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
     `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.
     `cost_nano`, in nano-dollars, is the image's share of what its call used of the image model; null until that is
-    settled. `stored_bytes` counts it with its smaller copies, unless it failed.
+    settled. `stored_bytes`, which a trigger sets, counts it with its smaller copies, unless it failed.
     """
 
     __tablename__ = "attachments"
@@ -119,7 +119,6 @@ class Attachment(Identified, Base):
     error: Mapped[AttachmentError | None] = mapped_column(ModelJson(AttachmentError))
     cost_nano: Mapped[int | None] = mapped_column(BigInteger)
     cost_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
-    # Set by a trigger.
     stored_bytes: Mapped[int | None] = mapped_column(
         BigInteger, FetchedValue(), server_onupdate=FetchedValue(), deferred=True
     )

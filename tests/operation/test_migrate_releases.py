@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ PNG = made_streams.png("red")
 
 
 @asynccontextmanager
-async def busy(base_url: str) -> AsyncIterator[Users]:
+async def busy(base_url: str) -> AsyncGenerator[Users]:
     users = Users(base_url)
     async with asyncio.TaskGroup() as tasks:
         for number in range(USERS):
