@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 ${imports if imports else ""}
+from app.schema_steps import run_steps
+
 revision = ${repr(up_revision).replace("'", '"')}
 down_revision = ${repr(down_revision).replace("'", '"')}
 branch_labels = None
@@ -10,4 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    run_steps(change)
+
+
+def change() -> None:
     ${upgrades if upgrades else "pass"}

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -255,8 +255,10 @@ def starting_easel(
     provider_url: str,
     directory: Path,
     settings: Mapping[str, Any],
+    *,
+    tree: Path | None = None,
 ) -> Generator[EaselProcess]:
-    """`easel serve` or `easel worker` with these settings and UNLIMITED alone, not waited for."""
+    """`easel serve` or `easel worker` with these settings and UNLIMITED alone, not waited for; of another `tree`."""
     directory.mkdir(parents=True)
     port = free_port()
     given = {"openai_api_key": "sk-test", **UNLIMITED, **settings}
@@ -266,11 +268,15 @@ def starting_easel(
     options = ["--port", str(port)] if command == "serve" else []
     log = directory / "log"
     with log.open("wb") as errors:
-        program = Path(sys.executable).parent / "easel"
-        process = subprocess.Popen([program, command, *options], cwd=directory, env=environment, stderr=errors)
+        program = [str(Path(sys.executable).parent / "easel")]
+        if tree is not None:
+            environment["PYTHONPATH"] = str(tree)
+            program = [sys.executable, "-c", "from app.cli import main; main()"]
+        process = subprocess.Popen([*program, command, *options], cwd=directory, env=environment, stderr=errors)
     base_url = f"http://127.0.0.1:{port}" if command == "serve" else ""
     try:
-        with replies.served_at(base_url):
+        # Another tree may document other replies.
+        with nullcontext() if tree else replies.served_at(base_url):
             yield EaselProcess(process, base_url, log)
     finally:
         process.kill()

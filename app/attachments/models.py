@@ -6,7 +6,17 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import BigInteger, Computed, ForeignKey, ForeignKeyConstraint, Index, Text, UniqueConstraint, text
+from sqlalchemy import (
+    BigInteger,
+    Computed,
+    FetchedValue,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -54,7 +64,7 @@ class Attachment(Identified, Base):
     `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
     `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.
     `cost_nano`, in nano-dollars, is the image's share of what its call used of the image model; null until that is
-    settled. `stored_bytes` counts it with its smaller copies, unless it failed.
+    settled. `stored_bytes`, which a trigger sets, counts it with its smaller copies, unless it failed.
     """
 
     __tablename__ = "attachments"
@@ -110,7 +120,7 @@ class Attachment(Identified, Base):
     cost_nano: Mapped[int | None] = mapped_column(BigInteger)
     cost_basis: Mapped[Basis | None] = mapped_column(EnumText(Basis))
     stored_bytes: Mapped[int | None] = mapped_column(
-        BigInteger, Computed("app.stored_bytes(status, size_bytes, variants)", persisted=True), deferred=True
+        BigInteger, FetchedValue(), server_onupdate=FetchedValue(), deferred=True
     )
 
     @property

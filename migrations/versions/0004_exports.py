@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from app.schema_steps import run_steps
+
 revision = "0004"
 down_revision = "0003"
 branch_labels = None
@@ -22,6 +24,10 @@ RIGHTS = (
 
 
 def upgrade() -> None:
+    run_steps(create_exports)
+
+
+def create_exports() -> None:
     op.create_table(
         "exports",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),

@@ -4,24 +4,31 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
+from app.schema_steps import build_index, replace_index, run_steps
+
 revision = "0008"
 down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-SHARED = sa.text("visibility = 'tenant'")
-
 
 def upgrade() -> None:
-    # In the order in which requests lock the tables: conversations, runs, messages, attachments.
-    op.drop_index("ix_conversations_owner", table_name="conversations")
-    op.create_index("ix_conversations_owner", "conversations", ["tenant_id", "user_id", "updated_at", "id"])
-    op.drop_index("ix_conversations_shared", table_name="conversations")
-    op.create_index(
-        "ix_conversations_shared", "conversations", ["tenant_id", "updated_at", "id"], postgresql_where=SHARED
+    run_steps(
+        *replace_index("ix_conversations_owner", "conversations (tenant_id, user_id, updated_at, id)"),
+        *replace_index(
+            "ix_conversations_shared", "conversations (tenant_id, updated_at, id) WHERE visibility = 'tenant'"
+        ),
+        build_index("ix_runs_owner", "runs (tenant_id, user_id, id)"),
+        extend_messages,
+        extend_attachments,
     )
-    op.create_index("ix_runs_owner", "runs", ["tenant_id", "user_id", "id"])
+
+
+def extend_messages() -> None:
     op.add_column("messages", sa.Column("image_places", JSONB(), nullable=True))
+
+
+def extend_attachments() -> None:
     # An image that failed may have no bytes.
     op.alter_column("attachments", "size_bytes", existing_type=sa.BigInteger(), nullable=True)
     op.alter_column("attachments", "sha256", existing_type=sa.Text(), nullable=True)
