@@ -13,14 +13,14 @@ from minio import Minio
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioException, S3Error
 from urllib3 import PoolManager
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, SSLError
-from urllib3.exceptions import TimeoutError as TooSlow
+from urllib3.exceptions import HTTPError
 
 from app.settings import Settings, SettingsError
 from app.storage.blocking import BlockingStore
 from app.storage.endpoint import parse_endpoint
 from app.storage.keys import check_bucket, check_key, content_disposition
 from app.storage.machine_role import MachineRole
+from app.storage.s3_faults import failure, no_bucket, rejection
 from app.storage.s3_pool import open_pool
 from app.storage.store import ObjectMissing, StorageUnavailable, Store, StoredObject
 
@@ -106,7 +106,7 @@ class MinioStore(BlockingStore):
         if self._client.bucket_exists(self._bucket):
             return
         if not create_bucket:
-            raise StorageUnavailable(self._no_bucket)
+            raise StorageUnavailable(no_bucket(self._host, self._bucket))
         try:
             self._client.make_bucket(self._bucket)
         except S3Error as error:
@@ -177,35 +177,11 @@ class MinioStore(BlockingStore):
         try:
             yield
         except S3Error as error:
-            raise StorageUnavailable(self._rejection(action, error.code)) from error
+            raise StorageUnavailable(rejection(self._host, self._bucket, action, error.code)) from error
         except (MinioException, ParseError) as error:
             raise StorageUnavailable(f"The object storage at {self._host} failed to {action}.") from error
         except (HTTPError, OSError) as error:
-            raise StorageUnavailable(self._failure(error)) from error
-
-    @property
-    def _no_bucket(self) -> str:
-        return f"The bucket {self._bucket!r} does not exist at {self._host}: create it, or correct STORAGE_BUCKET."
-
-    def _rejection(self, action: str, code: str | None) -> str:
-        if code == "NoSuchBucket":
-            return self._no_bucket
-        refused = f"The object storage at {self._host} refused to {action} ({code})"
-        if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
-            return f"{refused}: check MINIO_ACCESS_KEY, MINIO_SECRET_KEY and this account's rights on the bucket."
-        return f"{refused}."
-
-    def _failure(self, error: HTTPError | OSError) -> str:
-        reason = error.reason if isinstance(error, MaxRetryError) else error
-        if isinstance(reason, SSLError):
-            return (
-                f"The object storage at {self._host} cannot be reached over TLS: set MINIO_SECURE=false for a server"
-                " without TLS, or SSL_CERT_FILE to the authority that signed its certificate."
-            )
-        if isinstance(reason, ConnectTimeoutError):
-            return f"The object storage at {self._host} cannot be reached: start it, or correct MINIO_ENDPOINT."
-        how = "answered too slowly" if isinstance(reason, TooSlow) else "broke the connection"
-        return f"The object storage at {self._host} {how}."
+            raise StorageUnavailable(failure(self._host, error)) from error
 
 
 def _put_file(client: Minio, pool: PoolManager, bucket: str, key: str, path: Path, mime_type: str) -> None:
