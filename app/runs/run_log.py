@@ -4,9 +4,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select
 
 from app.agents._shared.registry import Registry
 from app.attachments.models import Attachment, AttachmentStatus
+from app.db import Database
 from app.error_codes import ErrorCode
 from app.logs import tag
 from app.request_context import trace_id_of
@@ -28,6 +32,20 @@ def tags_of(run: Run) -> dict[str, object]:
         "request_id": run.options.request_id,
         "trace_id": trace_id_of(run.options.traceparent),
     }
+
+
+async def tags_of_run(database: Database, tenant_id: UUID, run_id: UUID) -> dict[str, object]:
+    """For what is logged of a run later, elsewhere."""
+    async with database.tenant(tenant_id) as session:
+        run = await session.get(Run, run_id)
+    return tags_of(run) if run else {"tenant_id": tenant_id, "run_id": run_id}
+
+
+async def tags_of_image(database: Database, tenant_id: UUID, object_id: UUID) -> dict[str, object]:
+    """Those of the run that drew it, if one did."""
+    async with database.tenant(tenant_id) as session:
+        run_id = await session.scalar(select(Attachment.run_id).where(Attachment.id == object_id))
+    return await tags_of_run(database, tenant_id, run_id) if run_id else {"tenant_id": tenant_id}
 
 
 def tag_run(run: Run) -> Run:
