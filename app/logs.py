@@ -13,6 +13,8 @@ from typing import Any
 _tags: ContextVar[dict[str, str]] = ContextVar("log_tags", default={})  # noqa: B039 - never mutated
 
 _STANDARD = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime", "taskName"}
+# uvicorn's message once more, for terminals.
+_LEFT_OUT = _STANDARD | {"color_message"}
 # What JSON leaves as it is, although terminals obey it and some readers end a line at it.
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 
@@ -59,7 +61,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             **_tags.get(),
         }
-        line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        line.update({name: value for name, value in vars(record).items() if name not in _LEFT_OUT})
         if record.exc_info and record.exc_info[0] is not None:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False).translate(_CONTROLS)

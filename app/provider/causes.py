@@ -110,7 +110,7 @@ def page_of(error: openai.APIError) -> PageReceived | None:
 async def reject_page(response: httpx2.Response) -> None:
     """For each response, before the SDK sees it: it would read a page as a stream without events."""
     if response.is_success and _is_page(response):
-        raise PageReceived(response.status_code)
+        raise openai.APIConnectionError(request=response.request) from PageReceived(response.status_code)
 
 
 def _is_page(response: httpx2.Response) -> bool:

@@ -52,6 +52,8 @@ class ProviderUnreadable(ProviderError):
 _Row = tuple[ErrorCode, str, bool]
 
 log = logging.getLogger(__name__)
+# The SDK's line about a fault says less than ours.
+logging.getLogger("openai.agents").addFilter(lambda line: not line.getMessage().startswith("Error streaming"))
 
 # What only the operator can mend, and what passes.
 _OUT_OF_ORDER = "The service cannot draw or answer right now: tell whoever runs it."

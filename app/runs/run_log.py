@@ -13,7 +13,7 @@ from app.attachments.models import Attachment, AttachmentStatus
 from app.db import Database
 from app.error_codes import ErrorCode
 from app.logs import tag
-from app.request_context import trace_id_of
+from app.request_context import current_request, trace_id_of
 from app.runs.models import Run
 
 log = logging.getLogger(__name__)
@@ -49,8 +49,9 @@ async def tags_of_image(database: Database, tenant_id: UUID, object_id: UUID) ->
 
 
 def tag_run(run: Run) -> Run:
-    """For a request about a run: its lines name the request that started the run beside its own id."""
-    tag(run_id=run.id, run_request_id=run.options.request_id)
+    """For a request about a run: its lines name the request that started the run, where it is not that one itself."""
+    started_by = run.options.request_id
+    tag(run_id=run.id, run_request_id=None if started_by == current_request().request_id else started_by)
     return run
 
 
