@@ -12,13 +12,12 @@ from typing import Any, ClassVar, Literal, cast
 from weakref import ref
 
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app.db import uuid7
 from app.direct_write import EXTENSION
 from app.errors import AppError, HeadTooLarge, RequestTimeout, TooManyConnections, UnreadableBody
-from app.middleware import complete_headers
-from app.problems import to_response
+from app.middleware import raw_answer
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -92,14 +91,16 @@ class RejectingProtocol(HttpToolsProtocol):
         self._held_bytes = 0
         self._stop_timer()
         self._unset_keepalive_if_required()
-        log.info("connection.rejected", extra={"code": error.code})
         answerable = self._is_answerable()
+        request_id = self._request_id()
+        facts = {"code": error.code, "peer": self.client and self.client[0]}
+        log.info("connection.rejected", extra={**facts, "request_id": request_id})
         if self._is_responding():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.pipeline.clear()
         if answerable:
-            self.transport.write(_bytes_of(error))
+            self.transport.write(raw_answer(error, request_id))
             self._linger()
         else:
             self.transport.close()
@@ -120,6 +121,11 @@ class RejectingProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
             return
         self.transport.close()
+
+    def _request_id(self) -> str:
+        """That of the request whose body is arriving; a new one where the app has seen none."""
+        known = cast(Any, self.cycle.scope).get("request_id") if self._in_body and self._is_responding() else None
+        return known or str(uuid7())
 
     def _is_responding(self) -> bool:
         cycle = cast(Any, self.cycle)  # None before the first request
@@ -289,11 +295,3 @@ class _Flow(FlowControl):
     def was_paused(self) -> bool:
         paused, self._paused = self._paused, self.read_paused
         return paused
-
-
-def _bytes_of(error: AppError) -> bytes:
-    request_id = str(uuid7())
-    response = to_response(error, request_id)
-    headers = [*complete_headers(response.raw_headers, request_id), (b"connection", b"close")]
-    lines = [STATUS_LINE[error.status], *(name + b": " + value + b"\r\n" for name, value in headers)]
-    return b"".join([*lines, b"\r\n", bytes(response.body)])

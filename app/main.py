@@ -57,6 +57,12 @@ EXPOSED_HEADERS = [
 ]
 """The headers a browser's script may read."""
 
+ALLOWED_HEADERS = [
+    *("Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"),
+    *("X-Request-Id", "traceparent"),
+]
+"""The headers that a browser's script may send."""
+
 probes = APIRouter(tags=["operation"])
 
 
@@ -109,7 +115,7 @@ def _allow_origins(app: FastAPI, settings: Settings) -> None:
         allow_origins=settings.cors_origins,
         allow_origin_regex=None if settings.cors_origins else LOCAL_ORIGINS,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "X-Tenant-Id", "Idempotency-Key", "Last-Event-ID"],
+        allow_headers=ALLOWED_HEADERS,
         expose_headers=EXPOSED_HEADERS,
     )
 

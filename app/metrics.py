@@ -8,7 +8,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol, Self
+from typing import Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -147,24 +147,9 @@ def storage_call(operation: str, *, answer: type[Exception]) -> Generator[None]:
         STORAGE_SECONDS.labels(operation, outcome).observe(time.monotonic() - began)
 
 
-class ResponseTime:
-    """Around a request; one that raises before its response has begun is answered with 500, further out."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._sent = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def sent(self, status: int) -> None:
-        """The head of the response."""
-        self._sent = True
-        RESPONSE_SECONDS.labels(f"{status // 100}xx").observe(time.monotonic() - self._began)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self._sent and kind is not None and issubclass(kind, Exception):
-            self.sent(500)
+def response_began(status: int, seconds: float) -> None:
+    """A response's head was sent, `seconds` after its request had come."""
+    RESPONSE_SECONDS.labels(f"{status // 100}xx").observe(seconds)
 
 
 class SizedPool(Protocol):

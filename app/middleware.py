@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -11,11 +12,11 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
-from app.db import Database, uuid7
+from app.db import Database
 from app.errors import AppError, FieldError, TooLarge
-from app.logs import tagged
-from app.problems import problem
-from app.request_context import RequestContext, in_request
+from app.logs import tag_only
+from app.problems import problem, to_response, unexpected
+from app.request_context import RequestContext, in_request, trace_id_of
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ UPLOAD = ("POST", "/v1/attachments")
 # What follows in the path is a permission.
 SECRET_BELOW = ("/v1/files/", "/v1/erasures/")
 PUBLIC = ("/v1/signup", "/v1/tokens", "/v1/tokens/refresh")
+# Asked every few seconds; they are logged where they fail.
+PROBES = ("/livez", "/readyz", "/metrics")
 # The bytes that a form adds to its file.
 ENVELOPE_BYTES = 16 * 1024
 # Of a body from nobody: to sign up or in takes less.
@@ -68,31 +71,42 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = str(uuid7())
-        scope["request_id"] = request_id
-        started = time.monotonic()
-        status = 0
+        context = RequestContext.of(scope["headers"], scope.get("client"))
+        scope["request_id"] = context.request_id
+        # uvicorn starts a request that was sent ahead in the task of the one before, and its own lines about a request
+        # follow after the end of this call.
+        tag_only(request_id=context.request_id, trace_id=trace_id_of(context.traceparent))
+        with in_request(context):
+            await self._answer(scope, receive, send, context)
 
-        client = scope.get("client")
-        context = RequestContext(request_id, client[0] if client else None)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+        started, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                response.sent(status)
+                metrics.response_began(status, time.monotonic() - started)
                 told = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
-                message["headers"] = complete_headers([*message.get("headers", []), *told], request_id)
+                message["headers"] = complete_headers([*message.get("headers", []), *told], scope["request_id"])
             await send(message)
 
-        with tagged(request_id=request_id), in_request(context), metrics.ResponseTime() as response:
+        try:
             limit = self._limit_of(scope)
             if fault := await self._fault(scope, limit):
                 await problem(Request(scope), fault)(scope, receive, send_with_id)
             else:
                 await self._app(scope, self._limited(receive, limit), send_with_id)
-            line = {"method": scope["method"], "path": _shown(scope["path"]), "status": status}
-            log.info("request", extra={**line, "ms": round((time.monotonic() - started) * 1000, 1)})
+        except Exception as error:
+            response = unexpected(Request(scope), error)
+            # Of an answer that has begun the rest is missing: uvicorn closes the connection.
+            if not status:
+                await response(scope, receive, send_with_id)
+        finally:
+            milliseconds = round((time.monotonic() - started) * 1000, 1)
+            line = {"method": scope["method"], "path": _shown(scope["path"]), "status": status, "ms": milliseconds}
+            quiet = scope["path"] in PROBES and status < HTTPStatus.BAD_REQUEST
+            log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={**line, "client": context.ip})
 
     async def _fault(self, scope: Scope, limit: BodyLimit) -> AppError | None:
         """What is known before the body is read: FastAPI parses a body first, and asks for the credential then."""
@@ -136,3 +150,12 @@ def complete_headers(headers: Iterable[tuple[bytes, bytes]], request_id: str) ->
     names = {name for name, _ in given}
     guards = [header for header in SECURITY_HEADERS if header[0] not in names]
     return [*given, *guards, (b"x-request-id", request_id.encode())]
+
+
+def raw_answer(error: AppError, request_id: str) -> bytes:
+    """The whole answer of a connection that is closed before, or although, the app has seen its request."""
+    response = to_response(error, request_id)
+    headers = [*complete_headers(response.raw_headers, request_id), (b"connection", b"close")]
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n".encode()]
+    lines += [name + b": " + value + b"\r\n" for name, value in headers]
+    return b"".join([*lines, b"\r\n", bytes(response.body)])

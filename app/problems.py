@@ -100,7 +100,7 @@ def to_response(error: AppError, request_id: str) -> JSONResponse:
 
 
 def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]) -> None:
-    """Map every exception of a route to problem+json; `unavailable_errors` mean that a dependency does not answer."""
+    """Map the exceptions of a route to problem+json; `unavailable_errors` mean that a dependency does not answer."""
 
     async def app_error(request: Request, error: Exception) -> JSONResponse:
         return problem(request, cast(AppError, error))
@@ -112,11 +112,7 @@ def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]
         )
 
     async def database(request: Request, error: Exception) -> JSONResponse:
-        return await (unavailable if is_connection_error(error) else unexpected)(request, error)
-
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.error("request.failed", exc_info=error)
-        return problem(request, AppError("Something went wrong on our side; the log has it under this request_id."))
+        return await unavailable(request, error) if is_connection_error(error) else unexpected(request, error)
 
     app.add_exception_handler(AppError, app_error)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -130,7 +126,12 @@ def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]
         *unavailable_errors,
     ):
         app.add_exception_handler(kind, unavailable)
-    app.add_exception_handler(Exception, unexpected)
+
+
+def unexpected(request: Request, error: Exception) -> JSONResponse:
+    """For what no handler knows; the request middleware answers with it, so that the line has the request's tags."""
+    log.error("request.failed", exc_info=error)
+    return problem(request, AppError("Something went wrong on our side; the log has it under this request_id."))
 
 
 async def _validation(request: Request, error: Exception) -> JSONResponse:

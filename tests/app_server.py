@@ -181,6 +181,7 @@ def running_server(
     *,
     agents: Path | None = None,
     login: str | None = None,
+    provider_key: str = "sk-test",
     **settings: Any,
 ) -> Generator[AppServer]:
     """The API with its worker, on a free port of loopback; `agents` is a folder of agents in place of the shipped.
@@ -192,7 +193,7 @@ def running_server(
     chosen = Settings(_env_file=None, **given)  # pyright: ignore[reportCallIssue]  # pydantic-settings hides it from the types
     port = free_port()
     serving_url = as_login(database_url, login) if login else database_url
-    uvicorn_server = Server(chosen, Parts(serving_url, provider_url, "sk-test"), host="127.0.0.1", port=port)
+    uvicorn_server = Server(chosen, Parts(serving_url, provider_url, provider_key), host="127.0.0.1", port=port)
     if agents is not None:
         uvicorn_server.app.state.registry = load_registry(chosen, agents, make_tool=make_function_tool)
     server = AppServer(uvicorn_server, f"http://127.0.0.1:{port}", chosen)

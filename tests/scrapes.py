@@ -77,7 +77,7 @@ for name in names:
     for completed in (True, False):
         metrics.tokens_used(name, name, dict.fromkeys(KINDS, 1), completed=completed)
 for status in (200, 300, 400, 500):
-    metrics.ResponseTime().sent(status)
+    metrics.response_began(status, 0.01)
 for operation in ("prepare", "put", "get", "size", "delete", "list"):
     for error in (KeyError, OSError):
         try:

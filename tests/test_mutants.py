@@ -35,6 +35,55 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a run keeps the id of the request that started it",
+        "app/runs/service.py",
+        '"request_id": origin.request_id',
+        '"request_id": None',
+        "tests/operation/test_logs.py::test_a_chat_takes_three_lines",
+    ),
+    Mutant(
+        "a request that reads a run names the one that started it",
+        "app/runs/run_log.py",
+        "else started_by)",
+        "else None)",
+        "tests/operation/test_logs_of_processes.py",
+    ),
+    Mutant(
+        "a request that was sent ahead begins without tags",
+        "app/logs.py",
+        "    _tags.set({})",
+        "    pass",
+        "tests/operation/test_logs.py::test_a_request_that_was_sent_ahead_has_no_tags_of_the_one_before",
+    ),
+    Mutant(
+        "a credential is no request id",
+        "app/request_context.py",
+        "_REQUEST_ID(given) and not _CREDENTIAL(given)",
+        "_REQUEST_ID(given)",
+        "tests/operation/test_logs.py::test_a_malformed_id_gets_a_new_one",
+    ),
+    Mutant(
+        "no value begins a line of its own in the log",
+        "app/logs.py",
+        ".translate(_CONTROLS)",
+        "",
+        "tests/operation/test_logs.py::test_whatever_python_prints_is_a_line_of_json",
+    ),
+    Mutant(
+        "a page of HTML is no answer of the provider",
+        "app/provider/causes.py",
+        "    if response.is_success and _is_page(response):",
+        "    if False:",
+        "tests/provider/test_operators_texts.py",
+    ),
+    Mutant(
+        "the provider's words are logged without the key that was sent",
+        "app/provider/causes.py",
+        'said.replace(key, "***") if key else said',
+        "said",
+        "tests/provider/test_operators_texts.py",
+    ),
+    Mutant(
         "a reconnect that cannot be matched starts nothing",
         "app/runs/idempotency.py",
         "    if last_event_id is not None and key is None:",

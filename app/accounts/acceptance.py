@@ -18,6 +18,7 @@ from app.identity.attempts import Attempts
 from app.identity.audit import Action, Author, TargetType
 from app.identity.models import Invitation, Membership, Role, Tenant, User
 from app.identity.service import SignedIn
+from app.logs import tag
 from app.settings import Settings
 from app.tenants.schemas import TenantView
 
@@ -105,6 +106,7 @@ async def _use(session: AsyncSession, token: str) -> None:
 
 
 async def _join(session: AsyncSession, invited: Invited, user_id: UUID) -> None:
+    tag(tenant_id=invited.tenant.id, user_id=user_id)
     values = {"tenant_id": invited.tenant.id, "user_id": user_id, "role": invited.role, "created_at": now()}
     await session.execute(insert(Membership).values(values).on_conflict_do_nothing())
     await enter_tenant(session, invited.tenant.id)

@@ -15,6 +15,7 @@ from app.errors import AppError, Conflict, Forbidden, Unauthenticated
 from app.identity import credentials
 from app.identity.attempts import Attempts
 from app.identity.models import SignIn, Tenant, Token, TokenKind, User
+from app.logs import tag
 from app.settings import Settings
 from app.tenants import service as tenants
 
@@ -57,6 +58,7 @@ async def sign_up(
         tokens = issue(session, settings, user.id, user_agent)
         await session.flush()
         tenant = await tenants.create(session, user.id, tenant_name, settings.default_plan)
+    tag(user_id=user.id, tenant_id=tenant.id)
     return SignedUp(user, tenant, tokens)
 
 
@@ -93,7 +95,8 @@ async def sign_in(
             raise Unauthenticated(NOT_MATCHING)
         await attempts.succeed(session)
         tokens = issue(session, settings, user.id, user_agent)
-    log.info("auth.signed_in", extra={"user_id": str(user.id)})
+    tag(user_id=user.id)
+    log.info("auth.signed_in")
     return tokens
 
 

@@ -1,7 +1,5 @@
 """Images that wait on this machine's disk, into the storage."""
 
-import logging
-
 from sqlalchemy import select
 
 from app.attachments.ingest import mark_stored
@@ -9,8 +7,6 @@ from app.attachments.models import Attachment, AttachmentStatus
 from app.attachments.spool import Spool
 from app.db import Database
 from app.storage.store import StorageError, Store
-
-log = logging.getLogger(__name__)
 
 
 async def store_spooled(database: Database, store: Store, spool: Spool) -> list[Attachment]:
@@ -31,6 +27,5 @@ async def store_spooled(database: Database, store: Store, spool: Spool) -> list[
             return stored
         if await mark_stored(database, store, row):
             stored.append(row)
-            log.info("image.repaired", extra={"tenant_id": str(waiting.tenant_id), "object_id": str(row.id)})
         await spool.drop(waiting)
     return stored

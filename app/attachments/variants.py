@@ -94,7 +94,8 @@ async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Thumbnail], s
     try:
         made = await thumbnails.make_thumbnails(await store.get(row.storage_key))
     except (ObjectMissing, UnreadableImage) as error:
-        facts = {"tenant_id": str(row.tenant_id), "object_id": str(row.id), "error": str(error)}
+        facts = {name: str(getattr(row, name)) for name in ("tenant_id", "user_id", "run_id") if getattr(row, name)}
+        facts |= {"object_id": str(row.id), "error": str(error)}
         log.error("variants.impossible", extra=facts)
         return [], None
     return made.images, made.blurhash

@@ -19,7 +19,9 @@ def run(host: str, port: int | None) -> None:
         if settings.default_plan != UNLIMITED:
             asyncio.run(_require_plan(parts.database_url, settings.default_plan))
         server = Server(settings, parts, host=host, port=port)
-        typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
+        # A collector of logs reads JSON alone, and uvicorn logs the address as well.
+        if sys.stderr.isatty():
+            typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
         server.run()
         if not server.started:
             sys.exit(1)

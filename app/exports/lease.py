@@ -61,7 +61,7 @@ async def keep_renewing(database: Database, export: Export, lease_seconds: float
             if not await _write(database, export, lease_until=_in(lease_seconds)):
                 return
         except Exception:
-            log.warning("export.renewal_failed", exc_info=True)
+            log.warning("export.renewal_failed", extra=facts_of(export), exc_info=True)
 
 
 async def release(database: Database, export: Export) -> None:
@@ -92,9 +92,14 @@ async def complete(database: Database, export: Export, *, size_bytes: int, sha25
     return True
 
 
+def facts_of(export: Export) -> dict[str, object]:
+    """Of every line that the log has about it."""
+    return {"tenant_id": str(export.tenant_id), "user_id": str(export.user_id), "export_id": str(export.id)}
+
+
 async def _fail(database: Database, export: Export) -> None:
     await _write(database, export, status=ExportStatus.FAILED, lease_until=None, expires_at=_in(KEPT.total_seconds()))
-    log.error("export.failed", extra={"tenant_id": str(export.tenant_id), "export_id": str(export.id)})
+    log.error("export.failed", extra=facts_of(export))
 
 
 @retry_while_unavailable

@@ -15,6 +15,7 @@ from app.identity import service
 from app.identity.permissions import Permission
 from app.identity.service import Actor, Caller, SignedIn
 from app.limits import Limits
+from app.logs import tag
 from app.settings import Settings
 
 TenantId = Annotated[UUID, id_of("tenant")]
@@ -44,7 +45,7 @@ async def authenticate(
     """Identify the actor and do the request's work in one transaction, committed before the reply."""
     async with database.identity() as session:
         caller = await identify(session, bearer)
-        actor = caller.actor(caller.require_membership(x_tenant_id))
+        actor = actor_of(caller, x_tenant_id)
         await enter_tenant(session, actor.tenant_id)
         yield Authenticated(actor, session)
 
@@ -53,13 +54,23 @@ async def authenticate_apart(database: CurrentDatabase, bearer: Bearer, x_tenant
     """Identify the actor in a transaction that ends before the route begins, for one that waits for other parts."""
     async with database.identity() as session:
         caller = await identify(session, bearer)
-    return caller.actor(caller.require_membership(x_tenant_id))
+    return actor_of(caller, x_tenant_id)
 
 
 async def identify(session: AsyncSession, bearer: HTTPAuthorizationCredentials | None) -> Caller:
     if bearer is None:
         raise Unauthenticated(service.NOT_SIGNED_IN)
-    return await service.identify(session, bearer.credentials)
+    caller = await service.identify(session, bearer.credentials)
+    only = caller.find_membership(None)
+    tag(user_id=caller.user_id, tenant_id=only and only.tenant_id)
+    return caller
+
+
+def actor_of(caller: Caller, tenant_id: UUID | None) -> Actor:
+    """In the tenant that was asked for, which the log names from now on."""
+    actor = caller.actor(caller.require_membership(tenant_id))
+    tag(tenant_id=actor.tenant_id)
+    return actor
 
 
 async def require_user(database: CurrentDatabase, bearer: Bearer) -> SignedIn:

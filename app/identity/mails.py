@@ -39,14 +39,15 @@ async def send_invitation(
         tenant_name = await session.scalar(select(Tenant.name))
     if row is None:
         return
+    facts = {"tenant_id": str(tenant_id), "invitation_id": str(row.id)}
     secrets = [credentials.derived(key, credentials.INVITATION_PREFIX, str(row.id)) for key in settings.signing_keys()]
     token = next((one for one in secrets if credentials.fingerprint(one) == row.secret_hash), None)
     if token is None:
-        log.warning("mail.dropped", extra={"reason": "its SECRET_KEY is gone", "invitation_id": str(row.id)})
+        log.warning("mail.dropped", extra={**facts, "reason": "its SECRET_KEY is gone"})
         return
     text = f"You are invited to join {_one_line(tenant_name or '')} as {row.role}. The invitation is good for 7 days."
     await mailer.send(_message(settings, row.email, "You are invited", text, INVITATION_PAGE, token))
-    log.info("mail.sent", extra={"kind": "invitation", "invitation_id": str(row.id)})
+    log.info("mail.sent", extra={**facts, "kind": "invitation"})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import openai
 from agents.models.interface import Model
 
+from app.provider.causes import reject_page
 from app.provider.errors import from_openai
 from app.provider.measured_model import MeasuredModel
 from app.provider.observers import ModelUse
@@ -26,7 +27,7 @@ class Provider:
             base_url=base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultAioHttpClient(timeout=timeout),
+            http_client=openai.DefaultAioHttpClient(timeout=timeout, event_hooks={"response": [reject_page]}),
         )
         self.stored = StoredObjects(self._client)
 

@@ -1,27 +1,32 @@
 """The provider's refusals and failures, as our errors: the only place that knows its exceptions and its codes.
 
-A user reads our own sentence for each code. What the provider said goes to the log: it may name the operator's account.
+A user reads our own sentence for each code, and what they can do. The cause and what the provider said go to the log:
+they are the operator's to mend.
 """
 
 import json
 import logging
-import re
 from typing import Any, cast
 
 import aiohttp
 import openai
 
 from app.error_codes import ErrorCode
+from app.provider.causes import Fault, PageReceived, chain, fault_in_stream, fault_of, page_of
 
 
 class ProviderError(Exception):
-    """The provider refused the request, failed or broke off; `message` is a sentence for the user."""
+    """The provider refused the request, failed or broke off.
+
+    `message` is a sentence for the user, `cause` one for the operator, which the log and `easel doctor` show.
+    """
 
     def __init__(self, code: ErrorCode, message: str, retryable: bool) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.retryable = retryable
+        self.cause = message
 
 
 class ProviderForgot(ProviderError):
@@ -47,10 +52,12 @@ class ProviderUnreadable(ProviderError):
 _Row = tuple[ErrorCode, str, bool]
 
 log = logging.getLogger(__name__)
+# The SDK's line about a fault says less than ours.
+logging.getLogger("openai.agents").addFilter(lambda line: not line.getMessage().startswith("Error streaming"))
 
-# Keys, organisations and projects; the provider shortens some of them with asterisks.
-_SECRET = re.compile(r"\b(sk-|org-|proj_)[\w*.-]+")
-LOGGED_CHARACTERS = 1_000
+# What only the operator can mend, and what passes.
+_OUT_OF_ORDER = "The service cannot draw or answer right now: tell whoever runs it."
+_NOT_NOW = "The service cannot draw or answer right now: try again in a moment."
 
 _BUSY: _Row = (ErrorCode.UPSTREAM_RATE_LIMITED, "The provider is busy: try again in a moment.", True)
 _CONTENT_FILTER: _Row = (
@@ -62,12 +69,9 @@ _CUT_OFF: _Row = (ErrorCode.UPSTREAM_DISCONNECTED, "The provider's answer broke 
 _FAILED: _Row = (ErrorCode.UPSTREAM_FAILED, "The provider failed while it answered: try again.", True)
 _FORGOTTEN: _Row = (ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND, "The provider no longer has this conversation.", True)
 _INCOMPLETE: _Row = (ErrorCode.UPSTREAM_INCOMPLETE, "The provider cut its answer short: try again.", True)
-_NO_KEY: _Row = (
-    ErrorCode.UPSTREAM_UNAUTHORIZED,
-    "The provider refused our key: an operator must set OPENAI_API_KEY.",
-    False,
-)
-_NO_QUOTA: _Row = (ErrorCode.UPSTREAM_QUOTA, "The provider account has no quota left: its owner must add to it.", False)
+_NO_KEY: _Row = (ErrorCode.UPSTREAM_UNAUTHORIZED, _OUT_OF_ORDER, False)
+_NO_QUOTA: _Row = (ErrorCode.UPSTREAM_QUOTA, _OUT_OF_ORDER, False)
+_NOT_THE_API: _Row = (ErrorCode.UPSTREAM_UNREADABLE, _OUT_OF_ORDER, False)
 _OUT_OF_TOKENS: _Row = (
     ErrorCode.UPSTREAM_INCOMPLETE,
     "The answer reached the model's limit of length: try again, or ask for less.",
@@ -80,7 +84,7 @@ _OVERFULL: _Row = (
 )
 _REJECTED: _Row = (
     ErrorCode.UPSTREAM_REJECTED,
-    "The provider rejected the request: change what you ask for; an operator finds its reason in the log.",
+    "The provider rejected the request: change what you ask for, or tell whoever runs the service.",
     False,
 )
 _TIMEOUT: _Row = (ErrorCode.UPSTREAM_TIMEOUT, "The provider stopped answering: try again.", True)
@@ -89,7 +93,8 @@ _TOO_LONG: _Row = (
     "This conversation is too long for the model: start a new one.",
     False,
 )
-_UNAVAILABLE: _Row = (ErrorCode.UPSTREAM_UNAVAILABLE, "The provider is not available: try again in a moment.", True)
+_UNAVAILABLE: _Row = (ErrorCode.UPSTREAM_UNAVAILABLE, _NOT_NOW, True)
+_UNKNOWN_MODEL: _Row = (ErrorCode.UPSTREAM_NOT_FOUND, _OUT_OF_ORDER, False)
 _UNKNOWN_OUTCOME: _Row = (
     ErrorCode.UPSTREAM_OUTCOME_UNKNOWN,
     "The worker was lost while the provider drew; no request is repeated automatically. Try again if you still want"
@@ -99,14 +104,18 @@ _UNKNOWN_OUTCOME: _Row = (
 
 # The provider's own codes that mean something to the user.
 _BY_CODE: dict[str, _Row] = {
+    "billing_hard_limit_reached": _NO_QUOTA,
+    "billing_not_active": _NO_QUOTA,
     "context_length_exceeded": _TOO_LONG,
     "insufficient_quota": _NO_QUOTA,
+    "invalid_api_key": _NO_KEY,
     "invalid_image_file": (ErrorCode.UPSTREAM_REJECTED, "The provider cannot read an image that was sent.", False),
     "invalid_mask_image_format": (
         ErrorCode.UPSTREAM_REJECTED,
         "The provider does not accept the mask: it needs transparency, and the size of the image.",
         False,
     ),
+    "model_not_found": _UNKNOWN_MODEL,
     "previous_response_not_found": _FORGOTTEN,
     "rate_limit_exceeded": _BUSY,
     "server_error": _FAILED,
@@ -115,7 +124,7 @@ _BY_CODE: dict[str, _Row] = {
 _BY_STATUS: dict[int, _Row] = {
     401: _NO_KEY,
     403: _NO_KEY,
-    404: (ErrorCode.UPSTREAM_NOT_FOUND, "The provider does not know the model or resource asked for.", False),
+    404: _UNKNOWN_MODEL,
     408: (ErrorCode.UPSTREAM_TIMEOUT, "The provider took too long: try again.", True),
     409: (ErrorCode.UPSTREAM_CONFLICT, "The provider reported a conflict: try again.", True),
     429: _BUSY,
@@ -125,18 +134,15 @@ _BY_REASON = {"content_filter": _CONTENT_FILTER, "max_output_tokens": _OUT_OF_TO
 _CATEGORIES = frozenset({"harassment", "hate", "illicit", "self-harm", "sexual", "violence"})
 
 
-def from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
-    found = _from_openai(error)
-    _log_original(found.code, str(error))
-    return found
+def from_openai(error: openai.APIError | json.JSONDecodeError, model: str | None = None) -> ProviderError:
+    """`model` is what the request named."""
+    return _reported(_from_openai(error), fault_of(error, model, unreachable=_was_unreachable(error)))
 
 
 def _from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError:
     match error:
-        case openai.APITimeoutError():
-            return ProviderUnreachable(*_CUT_OFF) if _was_cut_off(error) else ProviderSilent(*_TIMEOUT)
         case openai.APIConnectionError():
-            return ProviderUnreachable(*_CUT_OFF)
+            return _from_connection(error)
         case openai.APIStatusError():
             return _from_status(error)
         case openai.APIError():
@@ -147,16 +153,21 @@ def _from_openai(error: openai.APIError | json.JSONDecodeError) -> ProviderError
             )
 
 
+def _from_connection(error: openai.APIConnectionError) -> ProviderError:
+    if page_of(error):
+        return ProviderUnreadable(*_NOT_THE_API)
+    if _was_unreachable(error):
+        return ProviderUnreachable(*_UNAVAILABLE)
+    if isinstance(error, openai.APITimeoutError) and not _was_cut_off(error):
+        return ProviderSilent(*_TIMEOUT)
+    return ProviderUnreachable(*_CUT_OFF)
+
+
 def was_refused(error: Exception) -> bool:
     """Whether a request with which this ended was not accepted for certain: refused, or never sent."""
     if isinstance(error, openai.APIStatusError):
         return True
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            return True
-        cause = cause.__cause__
-    return False
+    return _was_unreachable(error) or any(isinstance(cause, PageReceived) for cause in chain(error))
 
 
 def is_last_event(error: Exception) -> bool:
@@ -166,24 +177,27 @@ def is_last_event(error: Exception) -> bool:
     )
 
 
-def _was_cut_off(error: BaseException | None) -> bool:
+def _was_unreachable(error: Exception) -> bool:
+    """Whether there was no connection at all."""
+    never = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+    return any(isinstance(cause, never) for cause in chain(error))
+
+
+def _was_cut_off(error: Exception) -> bool:
     """The SDK's transport reports every lost connection of aiohttp as a timeout."""
-    while error is not None and not isinstance(error, aiohttp.ClientConnectionError):
-        error = error.__cause__
-    return error is not None and not isinstance(error, TimeoutError)
+    lost = next((cause for cause in chain(error) if isinstance(cause, aiohttp.ClientConnectionError)), None)
+    return lost is not None and not isinstance(lost, TimeoutError)
 
 
-def response_failed(code: str, message: str) -> ProviderError:
+def response_failed(code: str, message: str, model: str) -> ProviderError:
     """The error of a response that ended as `failed`; `code` and `message` are the provider's."""
     found = moderation_blocked(None) if code == "moderation_blocked" else ProviderError(*_BY_CODE.get(code, _FAILED))
-    _log_original(found.code, f"{code}: {message}")
-    return found
+    return _reported(found, fault_in_stream(f"{code}: {message}", model))
 
 
-def response_incomplete(reason: str | None) -> ProviderError:
+def response_incomplete(reason: str | None, model: str) -> ProviderError:
     found = ProviderError(*_BY_REASON.get(reason or "", _INCOMPLETE))
-    _log_original(found.code, reason or "no reason given")
-    return found
+    return _reported(found, fault_in_stream(reason or "no reason given", model))
 
 
 def image_failed(fault: object) -> ProviderError:
@@ -202,28 +216,33 @@ def image_failed(fault: object) -> ProviderError:
         found = ProviderError(
             ErrorCode.IMAGE_GENERATION_FAILED, "The provider could not draw this image: try again.", True
         )
-    _log_original(found.code, f"{told.get('code')}: {told.get('message')}")
+    return _reported(found, fault_in_stream(f"{told.get('code')}: {told.get('message')}"))
+
+
+def _reported(found: ProviderError, fault: Fault) -> ProviderError:
+    """The one place that every fault of the provider passes, once: for the operator alone."""
+    found.cause = fault.cause(found.code)
+    facts = {name: value for name, value in vars(fault).items() if value}
+    log.warning("provider.error", extra={**facts, "code": found.code, "cause": found.cause})
     return found
 
 
-def _log_original(code: ErrorCode, said: str) -> None:
-    """What the provider said, for the operator alone, and without what names the account."""
-    masked = _SECRET.sub(lambda match: f"{match[1]}***", said[:LOGGED_CHARACTERS])
-    log.warning("provider.error", extra={"code": code, "said": masked})
-
-
-def stream_cut_off() -> ProviderError:
+def stream_cut_off(model: str) -> ProviderError:
     """The stream ended without a final event."""
-    return ProviderError(*_CUT_OFF)
+    return _reported(ProviderError(*_CUT_OFF), fault_in_stream("the stream ended without a final event", model))
 
 
 def unknown_outcome() -> ProviderError:
     """A request was sent, and nobody knows whether it was accepted."""
-    return ProviderError(*_UNKNOWN_OUTCOME)
+    found = ProviderError(*_UNKNOWN_OUTCOME)
+    found.cause = "A worker was lost before it knew the response to its request, which may have been paid for."
+    return found
 
 
 def timed_out() -> ProviderError:
-    return ProviderSilent(*_TIMEOUT)
+    found = ProviderSilent(*_TIMEOUT)
+    found.cause = "The run took longer than RUN_TIMEOUT_SECONDS allows."
+    return found
 
 
 def moderation_blocked(details: object) -> ProviderError:
@@ -251,6 +270,8 @@ def _from_status(error: openai.APIStatusError) -> ProviderError:
         return ProviderUnreachable(*_FAILED if found else _UNAVAILABLE)
     if error.status_code == 413:
         return ProviderOverfull(*_OVERFULL)
+    if page_of(error) and error.status_code not in (401, 403, 429):
+        return ProviderUnreadable(*_NOT_THE_API)
     return found or ProviderError(*_BY_STATUS.get(error.status_code, _REJECTED))
 
 

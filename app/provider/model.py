@@ -77,10 +77,10 @@ class ImageExtractingModel(OpenAIResponsesModel):
                         yield event
                 if cursor.completed:
                     return
-                broken = errors.stream_cut_off()
+                broken = errors.stream_cut_off(self.model)
             except (openai.APIError, json.JSONDecodeError) as error:
                 self._tell_end(error, cursor)
-                broken = errors.from_openai(error)
+                broken = errors.from_openai(error, self.model)
                 if not isinstance(broken, ProviderUnreachable | ProviderUnreadable):
                     raise broken from error
             pause = cursor.pause_after(broken) if self._use.background else None
@@ -140,7 +140,7 @@ class ImageExtractingModel(OpenAIResponsesModel):
                 _end_turn(event.response)
             case ResponseFailedEvent() | ResponseIncompleteEvent():
                 self._extract_output(event.response)
-                raise _error_of(event.response)
+                raise _error_of(event.response, self.model)
             case _:
                 pass
 
@@ -193,7 +193,8 @@ def _end_turn(response: Response) -> None:
     )
 
 
-def _error_of(response: Response) -> ProviderError:
+def _error_of(response: Response, model: str) -> ProviderError:
     if response.error is not None:
-        return errors.response_failed(response.error.code, response.error.message)
-    return errors.response_incomplete(response.incomplete_details.reason if response.incomplete_details else None)
+        return errors.response_failed(response.error.code, response.error.message, model)
+    reason = response.incomplete_details.reason if response.incomplete_details else None
+    return errors.response_incomplete(reason, model)

@@ -85,5 +85,6 @@ class AccessWatch:
             return False
         except Exception:
             # As long as nobody can tell, the stream goes on.
-            log.warning("stream.access_unknown", exc_info=True)
+            facts = {"tenant_id": str(opened.tenant_id), "run_id": str(opened.run_id)}
+            log.warning("stream.access_unknown", extra=facts, exc_info=True)
         return True

@@ -32,10 +32,10 @@ OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
 
 
 class RunOptions(BaseModel):
-    """What the request asks for beyond its text.
+    """What the request asks for beyond its text, and which request it was.
 
     `image` holds the options of the image tool for this run, `tool_choice` the tool that must be used, `edit` and
-    `mask` the `object_id` of the image to change and of the image that says where.
+    `mask` the `object_id` of the image to change and of the image that says where. Workers log the `request_id`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +44,8 @@ class RunOptions(BaseModel):
     tool_choice: str | None = None
     edit: UUID | None = None
     mask: UUID | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
 
 
 class RunError(BaseModel):

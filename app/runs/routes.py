@@ -32,6 +32,7 @@ from app.runs.parameters import (
     TellsRate,
 )
 from app.runs.reader import EventSource, follow
+from app.runs.run_log import tag_run
 from app.runs.schemas import NewRun, RunPage, RunView
 from app.runs.streams import admit_stream
 from app.usage.schemas import RunEstimate
@@ -93,7 +94,7 @@ async def start_run(
     answer = await service.start(starting, body, idempotency_key)
     if permit is None:
         return Response(answer.body, answer.status, answer.headers, media_type="application/json")
-    run = answer.run or await service.get(session, actor, answer.run_id)
+    run = tag_run(answer.run or await service.get(session, actor, answer.run_id))
     # A repeated request takes nothing of a plan's limits.
     held = open_streams.hold(answer.stream, permit) if answer.stream else permit
     return _events(source, links, held, run, last_event_id or 0, answer.headers)
@@ -138,7 +139,7 @@ async def get_run(run_id: RunId, actor: Annotated[Actor, may(Permission.READ_CHA
 
     `error` is set where it failed, `usage` once it has ended.
     """
-    return RunView.model_validate(await service.get(session, actor, run_id))
+    return RunView.model_validate(tag_run(await service.get(session, actor, run_id)))
 
 
 @router.get("/{run_id}/events", response_class=Response, responses=FOLLOW)
@@ -159,7 +160,7 @@ async def follow_run(
     `run.cancelled`. Some hours after its end a run is replayed from what is kept: a short, complete list, numbered
     from 1. A connection that ends before the terminal event is to be opened again with `Last-Event-ID`.
     """
-    run = await service.get(session, actor, run_id)
+    run = tag_run(await service.get(session, actor, run_id))
     position = after if last_event_id is None else last_event_id
     permit = limits.streams.acquire(actor.owner)
     if not run.status.ended:
@@ -184,4 +185,4 @@ async def cancel_run(
 
     Images that are finished stay. A run that has ended stays as it is.
     """
-    return RunView.model_validate(await service.cancel(session, broker, actor, run_id))
+    return RunView.model_validate(tag_run(await service.cancel(session, broker, actor, run_id)))

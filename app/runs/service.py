@@ -16,6 +16,8 @@ from app.errors import Conflict, LimitExceeded, NotFound
 from app.identity.service import Actor
 from app.identity.sharing import require_own, visible_to
 from app.inserts import insert_together
+from app.logs import tag
+from app.request_context import current_request
 from app.runs import idempotency
 from app.runs.admission import Admission, Starting, admit
 from app.runs.events import RunCreated, to_record
@@ -44,6 +46,7 @@ async def start(starting: Starting, request: NewRun, idempotency_key: str | None
     view = RunView.model_validate(run)
     stream = new_stream(actor, run.id) if starting.follows else None
     headers = {"Location": f"/v1/runs/{view.id}", "X-Run-Id": str(view.id)}
+    tag(run_id=run.id)
     answer = Answer(view.id, 202, headers, view.model_dump_json(), run, stream)
     if idempotency_key is not None:
         rows.append(idempotency.to_remember(actor, START, idempotency_key, request, answer))
@@ -130,7 +133,7 @@ def _check_room(scope: Literal["conversation", "tenant"], allowed: int, queued: 
 def _new_rows(
     actor: Actor, conversation: Conversation, agent_key: str, request: NewRun, admission: Admission
 ) -> tuple[Message, Run]:
-    message_id, run_id = uuid7(), uuid7()
+    message_id, run_id, origin = uuid7(), uuid7(), current_request()
     message = Message(
         id=message_id,
         tenant_id=actor.tenant_id,
@@ -147,7 +150,7 @@ def _new_rows(
         user_id=actor.user_id,
         agent_key=agent_key,
         status=RunStatus.QUEUED,
-        options=request.options,
+        options=request.options.model_copy(update={"request_id": origin.request_id, "traceparent": origin.traceparent}),
         input_message_id=message_id,
         output_message_id=uuid7(),
         **vars(admission),

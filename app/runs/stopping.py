@@ -10,9 +10,12 @@ from app.broker import Broker
 from app.conversations.models import Conversation
 from app.conversations.service import new_answer
 from app.db import after_commit, now
+from app.event_log import Record
 from app.inserts import insert_together
+from app.logs import tagged
 from app.runs.events import MessageCompleted, MessageStarted, RunCancelled, RunCreated, to_record
 from app.runs.models import OPEN, Run, RunStatus
+from app.runs.run_log import log_end
 from app.runs.schemas import RunView
 
 EVENTS_OF_UNSTARTED = 4
@@ -70,9 +73,15 @@ async def stop_one(session: AsyncSession, broker: Broker, run: Run) -> None:
             RunCancelled(run=RunView.model_validate(ended)),
         )
         records = [to_record(event, run.id, seq) for seq, event in enumerate(events, 1)]
-        after_commit(session, lambda: broker.events.append(run.id, records))
+        after_commit(session, partial(_tell_end, broker, ended, records))
         return
     await session.execute(
         update(Run).where(Run.id == run.id, Run.status == RunStatus.RUNNING).values(cancel_requested_at=now())
     )
     after_commit(session, lambda: broker.events.signal(run.id))
+
+
+async def _tell_end(broker: Broker, run: Run, records: list[Record]) -> None:
+    with tagged(run_id=run.id, run_request_id=run.options.request_id):
+        log_end(run)
+    await broker.events.append(run.id, records)

@@ -10,7 +10,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.errors import CONNECTION_FAULTS
+from app.logs import tag
 from app.runs.models import Run
+from app.runs.run_log import tags_of
 from app.worker import lease, model_input
 from app.worker.context import WorkerContext
 from app.worker.executor import RunReleased, execute, resumed_response
@@ -102,7 +104,8 @@ class Dispatcher:
         return run, request, claimed.more
 
     async def _execute(self, run: Run, request: RunInput | Exception) -> None:
-        """To the end, or the loss, of the lease; then the tenant's next run may begin."""
+        """To the end, or the loss, of the lease; then the tenant's next run may begin. In a task of its own."""
+        tag(**tags_of(run))
         waiting = True
         try:
             ended = await execute(self._ctx, run, request)
@@ -111,7 +114,7 @@ class Dispatcher:
             pass
         except Exception:
             # Nobody renews the lease any more, so another attempt follows.
-            log.exception("run.broken_off", extra={"run_id": str(run.id)})
+            log.exception("run.broken_off")
         if waiting:
             try:
                 await self._ctx.broker.ready.put(run.tenant_id)

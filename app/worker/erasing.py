@@ -26,7 +26,7 @@ async def remove_from_provider(ctx: WorkerContext) -> None:
         try:
             await ctx.provider.stored.delete(kind, provider_id)
         except ProviderError as error:
-            log.warning("provider.not_deleted", extra={"kind": kind, "error": str(error)})
+            log.warning("provider.not_deleted", extra={"kind": kind, "error": error.cause})
             return False
         return True
 

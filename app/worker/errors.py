@@ -21,13 +21,13 @@ PROVIDER_MAY_CONTINUE = frozenset(
     {
         ErrorCode.UPSTREAM_TIMEOUT,
         ErrorCode.UPSTREAM_DISCONNECTED,
+        ErrorCode.UPSTREAM_UNAVAILABLE,
         ErrorCode.UPSTREAM_UNREADABLE,
         ErrorCode.UPSTREAM_OUTCOME_UNKNOWN,
         ErrorCode.UNKNOWN_AGENT,
         ErrorCode.INTERNAL_ERROR,
     }
 )
-OUR_FAULT = frozenset({ErrorCode.INTERNAL_ERROR, ErrorCode.AGENT_MISCONFIGURED})
 
 
 def to_run_error(error: BaseException) -> RunError:
@@ -38,6 +38,18 @@ def to_run_error(error: BaseException) -> RunError:
             return found
         seen = seen.__cause__ or seen.__context__
     return RunError(code=ErrorCode.INTERNAL_ERROR, message="Something went wrong on our side.", retryable=True)
+
+
+def cause_of(error: BaseException | None) -> str | None:
+    """The operator's sentence, where the provider or the storage is to blame."""
+    seen = error
+    while seen is not None:
+        if isinstance(seen, ProviderError):
+            return seen.cause
+        if isinstance(seen, StorageError):
+            return str(seen)
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def _meaning_of(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a table, one line a kind

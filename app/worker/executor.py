@@ -9,10 +9,10 @@ from typing import Any
 
 from app import metrics
 from app.agents._shared.tools import IMAGE_TOOL
-from app.logs import tagged
 from app.provider import errors as provider
 from app.runs.events import RunCreated, RunStarted
 from app.runs.models import Run, RunStatus
+from app.runs.run_log import log_start
 from app.runs.schemas import RunView
 from app.worker import lease, previews
 from app.worker.agent_loop import AgentLoop
@@ -20,7 +20,7 @@ from app.worker.booking import Booking
 from app.worker.call_book import CallBook, unsettled_call
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
-from app.worker.errors import AGENT_GONE, EMPTY_ANSWER, OUR_FAULT, PROVIDER_MAY_CONTINUE, to_run_error
+from app.worker.errors import AGENT_GONE, EMPTY_ANSWER, PROVIDER_MAY_CONTINUE
 from app.worker.event_writer import EventWriter
 from app.worker.image_options import image_options_of
 from app.worker.images import RunImages
@@ -48,7 +48,7 @@ async def execute(ctx: WorkerContext, run: Run, request: RunInput | Exception) -
 
     A run that a worker lost resumes the response that was already requested. Raises RunReleased.
     """
-    with tagged(tenant_id=run.tenant_id, run_id=run.id), metrics.RUNS_EXECUTING.track_inprogress():
+    with metrics.RUNS_EXECUTING.track_inprogress():
         metrics.run_started(attempt=run.attempt, requested_at=run.created_at, started_at=run.started_at)
         execution = await _open(ctx, run, request)
         ended = await execution.execute()
@@ -92,6 +92,7 @@ class Execution:
 
     async def execute(self) -> Ended | None:
         """Returns how the run ended; None where another worker holds it now."""
+        log_start(self.run, self.ctx.registry)
         self._emit_start()
         try:
             outcome = await self._outcome()
@@ -128,7 +129,7 @@ class Execution:
         if run.agent_key not in self.ctx.registry.specs:
             return Outcome(RunStatus.FAILED, AGENT_GONE)
         if self.calls.is_lost or run.attempt > MAX_ATTEMPTS:
-            return Outcome(RunStatus.FAILED, to_run_error(provider.unknown_outcome()))
+            return Outcome.failed(provider.unknown_outcome())
         return await self._supervise()
 
     async def _supervise(self) -> Outcome:
@@ -156,7 +157,7 @@ class Execution:
                 return Outcome(RunStatus.CANCELLED)
             if drain.done():
                 raise RunReleased
-            return Outcome(RunStatus.FAILED, to_run_error(provider.timed_out()))
+            return Outcome.failed(provider.timed_out())
         finally:
             for task in watched:
                 task.cancel()
@@ -207,9 +208,7 @@ def _outcome_of(loop: asyncio.Task[None]) -> Outcome:
         return Outcome(RunStatus.COMPLETED)
     if isinstance(error, LeaseLost):
         raise error
-    found = to_run_error(error)
-    log.warning("run.error", extra={"code": found.code}, exc_info=error if found.code in OUR_FAULT else None)
-    return Outcome(RunStatus.FAILED, found)
+    return Outcome.failed(error)
 
 
 @asynccontextmanager

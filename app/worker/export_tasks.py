@@ -66,7 +66,7 @@ async def _hold(ctx: WorkerContext, export: Export) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    fields = {"tenant_id": str(export.tenant_id), "export_id": str(export.id), "attempt": export.attempt}
+    fields = {**lease.facts_of(export), "attempt": export.attempt}
     if building.cancelled():
         log.info("export.released", extra=fields)
         # Changes nothing where the lease is lost.
@@ -91,8 +91,7 @@ async def _build(ctx: WorkerContext, export: Export) -> None:
             os.ftruncate(file.fileno(), 0)
     # Where another attempt holds the export, what was put is an orphan, which the next reconcile run finds.
     if await lease.complete(ctx.database, export, size_bytes=size_bytes, sha256=sha256):
-        fields = {"tenant_id": str(export.tenant_id), "export_id": str(export.id), "size_bytes": size_bytes}
-        log.info("export.completed", extra=fields)
+        log.info("export.completed", extra={**lease.facts_of(export), "size_bytes": size_bytes})
 
 
 def _measure(file: IO[bytes]) -> tuple[int, str]:

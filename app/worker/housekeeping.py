@@ -22,8 +22,10 @@ from app.erasure.retention import retain
 from app.errors import Conflict
 from app.exports.service import owned_keys
 from app.identity import expiry
+from app.logs import tagged
 from app.runs import idempotency
 from app.runs.models import Run, RunStatus
+from app.runs.run_log import tags_of_image
 from app.storage import keys
 from app.storage.store import StorageError
 from app.worker import erasing, export_tasks
@@ -123,6 +125,8 @@ async def _sweep(ctx: WorkerContext) -> None:
 
 async def _store_spooled(ctx: WorkerContext) -> None:
     for row in await store_spooled(ctx.database, ctx.store, ctx.spool):
+        with tagged(**await tags_of_image(ctx.database, row.tenant_id, row.id)):
+            log.info("image.repaired", extra={"object_id": str(row.id)})
         await variants.request(ctx.broker, row.tenant_id, row.id)
 
 

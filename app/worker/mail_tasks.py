@@ -25,7 +25,8 @@ def mail_tasks(ctx: WorkerContext) -> list[Callable[..., Awaitable[None]]]:
 
     async def send_invitation(tenant_id: str, invitation_id: str, retry: ExponentialRetry = retry()) -> None:  # noqa: B008
         if mailer is None:
-            log.warning("mail.not_sent", extra={"reason": "SMTP_URL is not set", "invitation_id": invitation_id})
+            facts = {"tenant_id": tenant_id, "invitation_id": invitation_id}
+            log.warning("mail.not_sent", extra={**facts, "reason": "SMTP_URL is not set"})
             return
         await mails.send_invitation(ctx.database, mailer, ctx.settings, UUID(tenant_id), UUID(invitation_id))
 

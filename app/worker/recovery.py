@@ -18,9 +18,11 @@ from app.attachments.models import Attachment, AttachmentStatus
 from app.db import now
 from app.images.inspect import Decoded, UnreadableImage, examine
 from app.images.reduce import fit
+from app.logs import tag
 from app.provider.errors import ProviderError
 from app.provider.observers import GeneratedImage
 from app.runs.models import Run
+from app.runs.run_log import tags_of
 from app.usage.ledger import Cost
 from app.usage.models import UsageEntry
 from app.worker import model_input
@@ -108,17 +110,17 @@ async def _recover(
     ctx: WorkerContext, readers: asyncio.Semaphore, backoff: Backoff, tenant_id: UUID, run_id: UUID
 ) -> None:
     async with readers:
-        fields = {"tenant_id": str(tenant_id), "run_id": str(run_id)}
+        tag(tenant_id=tenant_id, run_id=run_id)
         try:
             async with asyncio.timeout(READ_SECONDS):
                 await _store_images(ctx, tenant_id, run_id)
             backoff.forget(run_id)
         except Unrecoverable:
             backoff.give_up(run_id)
-            log.error("image.not_at_provider", extra=fields)
+            log.error("image.not_at_provider")
         except (ProviderError, SQLAlchemyError, TimeoutError) as error:
             backoff.pause(run_id)
-            log.warning("image.recovery_failed", extra={**fields, "error": type(error).__name__})
+            log.warning("image.recovery_failed", extra={"error": type(error).__name__})
 
 
 async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> None:
@@ -131,6 +133,7 @@ async def _store_images(ctx: WorkerContext, tenant_id: UUID, run_id: UUID) -> No
         request = await model_input.load(session, run, stores=False, already_sent=True) if run else None
     if run is None or request is None or not run.status.ended:
         return
+    tag(**tags_of(run))
     if run.response_id is None:
         raise Unrecoverable
     # No event is written any more.
@@ -207,5 +210,5 @@ async def _charge(ctx: WorkerContext, row: Attachment) -> None:
 
 
 async def _report(ctx: WorkerContext, row: Attachment) -> None:
-    log.info("image.recovered", extra={"tenant_id": str(row.tenant_id), "object_id": str(row.id)})
+    log.info("image.recovered", extra={"object_id": str(row.id)})
     await variants.request(ctx.broker, row.tenant_id, row.id)

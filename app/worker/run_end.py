@@ -11,11 +11,13 @@ from app.attachments.models import Attachment
 from app.db import retry_while_unavailable
 from app.runs.events import MessageCompleted, run_ended
 from app.runs.models import Run, RunError, RunStatus
+from app.runs.run_log import log_end
 from app.runs.schemas import RunView
 from app.worker import lease
 from app.worker.booking import Booking
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
+from app.worker.errors import cause_of, to_run_error
 from app.worker.event_writer import EventWriter
 from app.worker.images import RunImages
 from app.worker.lease import Ended, Ending, LeaseLost
@@ -26,6 +28,12 @@ from app.worker.translator import Translator
 class Outcome:
     status: RunStatus
     error: RunError | None = None
+    # What `error` was made of.
+    exception: BaseException | None = None
+
+    @classmethod
+    def failed(cls, exception: BaseException) -> "Outcome":
+        return cls(RunStatus.FAILED, to_run_error(exception), exception)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class RunEnd:
         self._count(ended.run)
         self.events.emit(MessageCompleted.of(ended.message, rows, ended.run))
         self.events.emit(run_ended(RunView.model_validate(ended.run)))
+        log_end(ended.run, self.ctx.registry, rows, cause_of(outcome.exception), outcome.exception)
         return ended
 
     def _count(self, run: Run) -> None:

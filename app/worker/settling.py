@@ -8,12 +8,14 @@ from uuid import UUID
 from sqlalchemy import exists, select
 
 from app.db import now
+from app.logs import tagged
 from app.provider.errors import ProviderError
 from app.provider.usage import ResponseReport
 from app.runs.models import OPEN, Run
 from app.usage.ledger import Settlement, settle
 from app.usage.models import CallState, ProviderCall
 from app.worker.context import WorkerContext
+from app.worker.errors import cause_of
 from app.worker.open_call import OpenCall
 
 log = logging.getLogger(__name__)
@@ -42,15 +44,21 @@ async def _settle(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, number: int
         row = await session.get(ProviderCall, (tenant_id, run_id, number))
     if row is None:
         return
+    with tagged(tenant_id=tenant_id, user_id=row.user_id, run_id=run_id):
+        await _settle_row(ctx, row)
+
+
+async def _settle_row(ctx: WorkerContext, row: ProviderCall) -> None:
     call = OpenCall.of(row)
     call.report = await _report(ctx, row)
+    entries = call.entries(ctx.prices)
     settlement = Settlement(
-        tenant_id, row.user_id, run_id, number, row.agent_key, row.response_id, call.entries(ctx.prices), {}
+        row.tenant_id, row.user_id, row.run_id, row.number, row.agent_key, row.response_id, entries, {}
     )
-    async with ctx.database.tenant(tenant_id) as session:
+    async with ctx.database.tenant(row.tenant_id) as session:
         if await settle(session, settlement):
             call.count_tokens()
-            log.info("call.settled", extra={"tenant_id": str(tenant_id), "run_id": str(run_id), "number": number})
+            log.info("call.settled", extra={"number": row.number})
 
 
 async def _report(ctx: WorkerContext, row: ProviderCall) -> ResponseReport | None:
@@ -61,5 +69,5 @@ async def _report(ctx: WorkerContext, row: ProviderCall) -> ResponseReport | Non
             # Nobody wants what the provider may still be at.
             return await ctx.provider.stored.stop(row.response_id)
     except (ProviderError, TimeoutError) as error:
-        log.warning("call.not_at_provider", extra={"run_id": str(row.run_id), "error": str(error)})
+        log.warning("call.not_at_provider", extra={"error": cause_of(error) or type(error).__name__})
         return None

@@ -11,6 +11,8 @@ from docket import Worker
 
 from app.attachments import service as attachments
 from app.attachments import variants
+from app.logs import tag
+from app.runs.run_log import tags_of_image, tags_of_run
 from app.storage.store import StorageError
 from app.worker.context import WorkerContext
 from app.worker.export_tasks import export_tasks
@@ -63,7 +65,8 @@ def _register(ctx: WorkerContext) -> None:
         try:
             await attachments.drop_previews(ctx.store, UUID(tenant_id), UUID(run_id))
         except StorageError as error:
-            log.warning("previews.not_dropped", extra={"run_id": run_id, "error": str(error)})
+            tag(**await tags_of_run(ctx.database, UUID(tenant_id), UUID(run_id)))
+            log.warning("previews.not_dropped", extra={"error": str(error)})
 
     async def make_variants(tenant_id: str, object_id: str) -> None:
         try:
@@ -71,6 +74,7 @@ def _register(ctx: WorkerContext) -> None:
             if run_id is not None:
                 await ctx.broker.events.signal(run_id)  # its readers are told, if it has not ended
         except StorageError as error:
+            tag(**await tags_of_image(ctx.database, UUID(tenant_id), UUID(object_id)))
             log.warning("variants.postponed", extra={"object_id": object_id, "error": str(error)})
 
     for task in (drop_previews, make_variants, *mail_tasks(ctx), *export_tasks(ctx)):

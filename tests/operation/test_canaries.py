@@ -14,6 +14,7 @@ import redis
 
 from app.logins import EMBEDDED_LOGIN, as_login
 from tests.app_server import starting_easel
+from tests.json_log import lines_of
 from tests.made_streams import png
 from tests.redis_contents import everything_in
 from tests.results import Results
@@ -79,6 +80,11 @@ class User:
         for bearer in ("access token", "API key", "refresh token", "made-up credential"):
             for path in ("/v1/me", "/v1/api-keys", "/v1/conversations", "/v1/attachments", "/v1/agents"):
                 self.send("GET", path, bearer)
+        for secret in ("access token", "refresh token", "API key", "key of the provider"):
+            for id_ in (values[secret], f"id-{values[secret]}", f'", "level": "{values[secret]}'):
+                self.send(
+                    "GET", "/v1/nowhere", headers={"X-Request-Id": id_, "traceparent": id_, "X-Forwarded-For": id_}
+                )
         self.send("POST", "/v1/attachments", files={"file": ("a.png", png("red"))})
         self.ask("Draw a house")
         self.send("GET", "/readyz")
@@ -134,6 +140,7 @@ def test_no_secret_is_found_where_it_does_not_belong(
     assert canaries.found_in(b"\n".join(values)) == []
     assert b"UndefinedColumn" in log
     assert canaries.found_in(log) == []
+    assert len(lines_of(log.decode())) == log.count(b"\n")
     told = [answer for answer in user.answers if answer.status_code != 201 or answer.request.url.path not in HAND_OUT]
     assert [found for answer in told if (found := canaries.found_in(bytes_of(answer)))] == []
     statuses = [answer.status_code for answer in told]

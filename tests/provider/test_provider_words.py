@@ -1,10 +1,6 @@
 """What the provider says reaches the operator's log, without what names the account, and never a user."""
 
 import json
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ import pytest
 
 from tests.app_server import running_server
 from tests.made_streams import stream_of, text
+from tests.misbehaving_provider import misbehaving
 from tests.stream_server import serving
 
 pytestmark = pytest.mark.proof(30, "the provider's words")
@@ -52,8 +49,9 @@ def test_a_refusal_is_told_in_our_own_words(
     database_url: str, tmp_path: Path, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = json.dumps({"error": {"type": "zeppelin", "code": "zeppelin", "message": SAID}}).encode()
-    with answering(status, body) as url:
-        assert_not_told(database_url, url, tmp_path, caplog)
+    with misbehaving() as provider:
+        provider.answer(status, body, {"Content-Type": "application/json"})
+        assert_not_told(database_url, provider.url, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -90,30 +88,3 @@ def assert_not_told(database_url: str, provider_url: str, directory: Path, caplo
         assert secret not in told + said + caplog.text
     assert "zeppelin" not in told.lower()
     return told
-
-
-@contextmanager
-def answering(status: int, body: bytes) -> Generator[str]:
-    """A provider that answers everything with this; its base URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
