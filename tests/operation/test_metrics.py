@@ -335,6 +335,9 @@ def test_what_waits_is_read_by_an_index_however_much_is_stored(database_url: str
     plan, taken = asyncio.run(explain_backlog(database_url))
     assert faults(plan) == []
     assert taken < timeouts.ALIVE
+    rows(database_url, "DROP INDEX ix_attachments_unfinished")
+    plan, _ = asyncio.run(explain_backlog(database_url))
+    assert faults(plan)
 
 
 def test_however_often_somebody_asks_the_database_is_seldom_asked(
