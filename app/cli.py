@@ -1,5 +1,7 @@
 """The `easel` command: names, options and help. `app/commands/` does the work, loaded when a command is called."""
 
+import logging
+import os
 import signal
 import sys
 from datetime import datetime
@@ -9,6 +11,7 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
+from typer.exceptions import Abort, TyperException
 
 from app import EaselError
 from app.allocator import return_freed_memory
@@ -16,13 +19,16 @@ from app.loading import load
 
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
+log = logging.getLogger(__name__)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
 
-Port = Annotated[int, typer.Option(help="The port to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on.")]
 
 
 class ExportFormat(StrEnum):
@@ -33,10 +39,40 @@ class ExportFormat(StrEnum):
 def main() -> None:
     """Run a command; a fault is one plain sentence on standard error and a non-zero exit."""
     signal.signal(signal.SIGTERM, _leave)
+    _keep_loopback_direct()
     try:
-        cli()
-    except (EaselError, OSError) as error:
+        sys.exit(cli(standalone_mode=False))
+    except TyperException as error:
+        _exit_with_usage(error)
+    except Abort:
+        sys.exit(1)
+    except EaselError as error:
         sys.exit(f"easel: {error}")
+    except Exception as error:
+        _exit_with_fault(error)
+
+
+def _keep_loopback_direct() -> None:
+    """A proxy of the environment must not get what is meant for this machine; every client here reads NO_PROXY."""
+    given = (os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    hosts = ",".join(dict.fromkeys([*filter(None, given), *LOOPBACK]))
+    os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
+
+
+def _exit_with_usage(error: TyperException) -> None:
+    # A command without arguments has printed its help, and says nothing more.
+    if message := error.format_message().rstrip("."):
+        typer.echo(f"easel: {message}. `easel --help` lists what there is.", err=True)
+    sys.exit(error.exit_code)
+
+
+def _exit_with_fault(error: Exception) -> None:
+    """What went wrong around Easel is explained; any other error is Easel's own, and its traceback is logged."""
+    sentence = load("app.faults").explain(error)
+    if sentence is None:
+        log.critical("command.failed", exc_info=error)
+        sentence = f"This is a fault of Easel itself ({type(error).__name__}): report it, with the traceback above."
+    sys.exit(f"easel: {sentence}")
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -272,6 +272,11 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(
+            f"{Path('.env').absolute()} cannot be read ({reason}): mend or remove it, or run Easel in another folder."
+        ) from None
 
 
 def _explain(error: ValidationError) -> str:

@@ -63,7 +63,9 @@ def _serving(settings: Settings, parts: Parts) -> Generator[str]:
 async def _demonstrate(base_url: str, settings: Settings, prompt: str, *, offline: bool) -> bool:
     """Print what happens and save the image under `DATA_DIR`; False where the run failed."""
     started = time.monotonic()
-    async with httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(30, read=300)) as client:
+    # Our own server: no proxy of the environment is asked, and none of its kinds has to be installed.
+    timeout = httpx.Timeout(30, read=300)
+    async with httpx.AsyncClient(base_url=base_url, timeout=timeout, trust_env=False) as client:
         await _until_ready(client)
         client.headers["Authorization"] = f"Bearer {await _sign_up(client)}"
         if offline:

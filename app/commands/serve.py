@@ -1,27 +1,27 @@
 """`easel serve`."""
 
 import asyncio
-import sys
 
 import typer
 
 from app.commands import start
 from app.db import Database
 from app.embedded import running_parts
-from app.server import Server
+from app.server import Server, bound
 from app.usage.plans import UNLIMITED, require
 
 
 def run(host: str, port: int) -> None:
     settings = start()
-    with running_parts(settings) as parts:
+    # First, so that a taken port is reported before anything is started.
+    with bound(host, port) as sockets, running_parts(settings) as parts:
         if settings.default_plan != UNLIMITED:
             asyncio.run(_require_plan(parts.database_url, settings.default_plan))
-        server = Server(settings, parts, host=host, port=port)
-        typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
-        server.run()
-        if not server.started:
-            sys.exit(1)
+
+        def announce() -> None:
+            typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
+
+        Server(settings, parts, host=host, port=port, on_started=announce).run(sockets)
 
 
 async def _require_plan(database_url: str, name: str) -> None:
