@@ -133,6 +133,8 @@ def broker_fault(error: BaseException, url: str) -> str | None:
             "REDIS_URL cannot be read: give redis://user:password@host:6379/0, in the password %XX for what is neither"
             " letter nor digit (@ is %40, / is %2F)."
         )
+    if isinstance(error, ResponseError):
+        return f"Redis at {where} refuses a write ({_said(error)}): give it memory, or name a primary in REDIS_URL."
     if isinstance(error, RedisError | OSError):
         cause = error.__cause__ or error.__context__
         reason = _reason(cause if isinstance(cause, OSError) else error)

@@ -57,4 +57,4 @@ def configure(level: str) -> None:
         "google",
         "urllib3",
     ):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))

@@ -6,6 +6,7 @@ from agents.models.interface import Model
 from app.provider.errors import from_openai
 from app.provider.model import ImageExtractingModel
 from app.provider.observers import ModelUse
+from app.provider.offered import OfferedModels
 from app.provider.stored import StoredObjects
 from app.provider.wire import WireTapClient
 
@@ -29,6 +30,7 @@ class Provider:
             http_client=openai.DefaultAioHttpClient(timeout=timeout),
         )
         self.stored = StoredObjects(self._client)
+        self.offered = OfferedModels(self._client)
 
     def model(self, name: str, use: ModelUse) -> Model:
         return ImageExtractingModel(name, self._client, use)

@@ -39,7 +39,7 @@ def test_useradd_is_found_where_the_path_of_cron_does_not_lead(monkeypatch: pyte
     assert shutil.which("useradd") == str(folder / "useradd")
 
 
-def test_a_folder_with_a_space_is_one_like_any_other(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_with_a_space_is_one_like_any_other() -> None:
     with tempfile.TemporaryDirectory(prefix="easel space's ") as folder, running_postgres(Path(folder) / "data") as url:
         assert rows(url, "SELECT 1") == [(1,)]
 
