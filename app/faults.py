@@ -25,9 +25,15 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 # `NOAUTH` and its kind come as one class, told apart by their first word alone.
 _CREDENTIALS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid username-password")
 
-_POOLED = (
-    "{where} ({setting}) is a pooler that mixes up sessions, or refuses what Easel sends: let it pool whole sessions,"
-    " or name the server itself in {setting}."
+_POOLER = (
+    "{where} ({setting}) is a pooler that mixes up sessions, or refuses what Easel sends ({reason}): let it pool"
+    " sessions, or name the server itself in {setting}."
+)
+# What PgBouncer refuses, and what two sessions that share one run into.
+_POOLER_FAULTS = (
+    asyncpg.InvalidSQLStatementNameError,
+    asyncpg.DuplicatePreparedStatementError,
+    asyncpg.ProtocolViolationError,
 )
 # The first that fits. None of the values is a password.
 _DATABASE_FAULTS: list[tuple[tuple[type[BaseException], ...], str]] = [
@@ -39,7 +45,6 @@ _DATABASE_FAULTS: list[tuple[tuple[type[BaseException], ...], str]] = [
         (asyncpg.InvalidCatalogNameError,),
         "PostgreSQL at {where} has no database {name}: create it (createdb {name}), or correct {setting}.",
     ),
-    ((asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError), _POOLED),
     (
         (asyncpg.InsufficientPrivilegeError,),
         "PostgreSQL at {where} does not allow this to the user {user} ({reason}): run `easel migrate`, or give"
@@ -105,18 +110,17 @@ def explain(error: BaseException) -> str | None:
 def database_fault(error: BaseException, setting: str, url: str) -> str | None:
     """What keeps the database of `setting` from being used, or None for a fault of Easel's own."""
     found = _driver_error(error)
-    for kinds, sentence in _DATABASE_FAULTS:
-        if isinstance(found, kinds):
-            return sentence.format(
-                where=address_of(url, "5432"),
-                name=_database_of(url),
-                user=_user_of(url),
-                setting=setting,
-                reason=_reason(found),
-            )
-    if isinstance(found, asyncpg.ProtocolViolationError) and "startup parameter" in str(found):
-        return _POOLED.format(where=address_of(url, "5432"), setting=setting)
-    return None
+    if isinstance(found, _POOLER_FAULTS) or "pooling mode" in str(found):
+        sentence = _POOLER
+    else:
+        sentence = next((sentence for kinds, sentence in _DATABASE_FAULTS if isinstance(found, kinds)), None)
+    return sentence and sentence.format(
+        where=address_of(url, "5432"),
+        name=_database_of(url),
+        user=_user_of(url),
+        setting=setting,
+        reason=_reason(found),
+    )
 
 
 def broker_fault(error: BaseException, url: str) -> str | None:

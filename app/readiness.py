@@ -24,7 +24,7 @@ STORAGE_FRESH_SECONDS = 5.0
 STORAGE_SECONDS = 1.0
 """A store that takes longer to answer counts as away."""
 
-StorageState = Literal["ok", "unavailable"]
+StorageState = Literal["ok", "failing"]
 BEHIND = "The database's schema is behind: run `just migrate`."
 
 
@@ -52,7 +52,7 @@ class Readiness:
         self._store_look = _renewed(self._store_look, STORAGE_FRESH_SECONDS, self._check_storage)
         left = self._store_look.began + STORAGE_SECONDS - time.monotonic()
         await asyncio.wait({self._store_look.task}, timeout=max(left, 0))
-        return self._storage if self._store_look.task.done() else "unavailable"
+        return self._storage if self._store_look.task.done() else "failing"
 
     async def _check(self) -> None:
         current, head = await schema_state(self._database)
@@ -67,7 +67,7 @@ class Readiness:
         try:
             await self._store.prepare(create_bucket=False)
         except StorageError:
-            self._storage = "unavailable"
+            self._storage = "failing"
         else:
             self._storage = "ok"
 

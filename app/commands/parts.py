@@ -9,7 +9,6 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import EaselError
 from app.agents._shared.registry import LoadedAgent, Registry, image_options
@@ -118,11 +117,11 @@ async def _server_version(database: Database) -> str:
 
 
 async def _take_turns(database: Database) -> None:
-    """Begin transactions on two connections in turn: a pooler that mixes up their statements fails in the second."""
-    engines: list[AsyncEngine] = [database.engine, database.probe] * 2
-    for engine in engines:
-        async with engine.connect() as connection:
-            await connection.execute(SET_RIGHTS, {"role": IDENTITY_ROLE, "tenant": ""})
+    """Two connections at once, then in the other order: with a pooler that exchanges their sessions the second fails."""
+    for first, second in ((database.engine, database.probe), (database.probe, database.engine)):
+        async with first.connect() as one, second.connect() as other:
+            for connection in (one, other):
+                await connection.execute(SET_RIGHTS, {"role": IDENTITY_ROLE, "tenant": ""})
 
 
 async def check_broker(settings: Settings) -> Part:
