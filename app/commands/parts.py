@@ -117,7 +117,7 @@ async def _server_version(database: Database) -> str:
 
 
 async def _take_turns(database: Database) -> None:
-    """Two connections at once, then in the other order: with a pooler that exchanges their sessions the second fails."""
+    """Two connections at once, then in the other order: a pooler that exchanges their sessions fails on the second."""
     for first, second in ((database.engine, database.probe), (database.probe, database.engine)):
         async with first.connect() as one, second.connect() as other:
             for connection in (one, other):
