@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def drain(self) -> None:
-        if self.loop is not None:
+        if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.app.state.draining.set)
 
 

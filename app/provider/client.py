@@ -1,7 +1,9 @@
 """The connection to the model provider, one for each process; nothing outside this package imports `openai`."""
 
 import openai
+from agents import set_trace_provider
 from agents.models.interface import Model
+from agents.tracing.provider import DefaultTraceProvider
 
 from app.provider.errors import from_openai
 from app.provider.model import ImageExtractingModel
@@ -13,6 +15,9 @@ from app.provider.wire import WireTapClient
 CONNECT_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
 FILE_SECONDS = 30 * 24 * 3600
+
+# The SDK's own would make an HTTP client for its exporter, which fails where the environment names a SOCKS proxy.
+set_trace_provider(DefaultTraceProvider())
 
 
 class Provider:
