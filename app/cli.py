@@ -1,5 +1,6 @@
 """The `easel` command: names, options and help. `app/commands/` does the work, loaded when a command is called."""
 
+import errno
 import logging
 import os
 import signal
@@ -69,6 +70,9 @@ def _exit_with_usage(error: TyperException) -> None:
 def _exit_with_fault(error: Exception) -> None:
     """What went wrong around Easel is explained; any other error is Easel's own, and its traceback is logged."""
     sentence = load("app.faults").explain(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        # What standard output could not take would be tried, and reported, once more as the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if sentence is None:
         log.critical("command.failed", exc_info=error)
         sentence = f"This is a fault of Easel itself ({type(error).__name__}): report it, with the traceback above."

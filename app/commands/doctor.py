@@ -29,13 +29,12 @@ T = TypeVar("T")
 def run() -> None:
     settings = start("critical")
     parts = [check_settings(settings)]
+    registry = Registry({}, [])
     try:
         registry = load_agents(settings)
+        parts.append(check_agents(settings, registry))
     except EaselError as error:
         parts.append(Part("agents", faults=[str(error)]))
-        registry = Registry({}, [])
-    else:
-        parts.append(check_agents(settings, registry))
     parts.extend(_check_outside(settings, registry))
     _report(parts)
 

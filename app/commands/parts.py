@@ -8,7 +8,6 @@ from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import text
 
 from app import EaselError
 from app.agents._shared.registry import LoadedAgent, Registry, image_options
@@ -16,7 +15,7 @@ from app.agents._shared.tools import IMAGE_TOOL
 from app.db import IDENTITY_ROLE, SET_RIGHTS, Database
 from app.faults import address_of, broker_fault, database_fault
 from app.logins import explain, login_faults
-from app.migrate import is_current, schema_state
+from app.migrate import is_current, require_supported, schema_state
 from app.provider.client import Provider
 from app.readiness import BEHIND
 from app.redis_event_log import REDIS_TIMEOUT_SECONDS
@@ -29,7 +28,6 @@ from app.usage.plans import require
 from app.usage.prices import load_prices
 from app.worker.process import price_warnings
 
-OLDEST_POSTGRES = 16
 OLDEST_REDIS = (6, 2)
 ASK_SECONDS = 10.0
 
@@ -72,7 +70,8 @@ async def check_database(settings: Settings, url: str, setting: str = "DATABASE_
         if setting == "DATABASE_URL":
             await _look_at_database(settings, database, part)
         else:
-            await _server_version(database)
+            async with database.probe.connect() as connection:
+                await require_supported(connection)
     except EaselError as error:
         part.faults.append(str(error))
     except Exception as error:
@@ -86,14 +85,8 @@ async def check_database(settings: Settings, url: str, setting: str = "DATABASE_
 
 
 async def _look_at_database(settings: Settings, database: Database, part: Part) -> None:
-    version = await _server_version(database)
-    part.facts += f", PostgreSQL {version}"
-    if int(version.partition(".")[0]) < OLDEST_POSTGRES:
-        part.faults.append(
-            f"{part.facts.removeprefix('DATABASE_URL at ')} is too old: Easel needs PostgreSQL {OLDEST_POSTGRES} or"
-            " newer; upgrade it, or name another server in DATABASE_URL."
-        )
-        return
+    async with database.probe.connect() as connection:
+        part.facts += f", PostgreSQL {await require_supported(connection)}"
     current, head = await schema_state(database)
     part.facts += f", revision {current}"
     if current != head and not await is_current(database):
@@ -109,11 +102,6 @@ async def _look_at_database(settings: Settings, database: Database, part: Part) 
     if powers:
         judged = part.faults if settings.production else part.warnings
         judged.append(explain(name, powers) + ("" if settings.production else " Production refuses it."))
-
-
-async def _server_version(database: Database) -> str:
-    async with database.probe.connect() as connection:
-        return str(await connection.scalar(text("SHOW server_version"))).partition(" ")[0]
 
 
 async def _take_turns(database: Database) -> None:
@@ -165,7 +153,7 @@ async def check_storage(settings: Settings) -> Part:
 
 async def check_provider(settings: Settings, registry: Registry, url: str | None, key: str) -> Part:
     models = models_of(settings, registry)
-    part = Part("provider", f"{url or 'OpenAI'}, {', '.join(sorted(models))}")
+    part = Part("provider", f"{url or 'OpenAI'}, {', '.join(sorted(models)) or 'no model to ask for'}")
     provider = Provider(api_key=key, base_url=url, idle_seconds=ASK_SECONDS)
     try:
         found = await asyncio.gather(*(provider.offered.fault_of(model, chosen) for model, chosen in models.items()))

@@ -218,7 +218,10 @@ FAULTS: dict[str, tuple[Callable[[Estate], AbstractContextManager[Mapping[str, s
         in_url("DATABASE_URL", "/postgres?", "/nowhere?"),
         r"has no database nowhere: create it \(createdb nowhere\), or correct DATABASE_URL",
     ),
-    "PostgreSQL 15": (postgres_15, r"PostgreSQL 15\.\d+ is too old: .* 16 or newer; upgrade it, or .* DATABASE_URL"),
+    "PostgreSQL 15": (
+        postgres_15,
+        r"PostgreSQL 15\.\d+ is too old: Easel needs 16 or newer; upgrade it, or .* DATABASE_URL",
+    ),
     "missing role": (role_renamed, r"DATABASE_URL cannot become the role easel_identity .*: run `easel migrate`"),
     "missing grant": (grant_taken, r"lacks what its migrations gave \(insert on messages to easel_app\): restore it"),
     "missing policy": (policy_dropped, r"lacks what its migrations gave \(policy tenant on messages to easel_app\)"),
@@ -263,6 +266,17 @@ def test_a_planted_fault_is_the_only_one_and_is_named(
     assert code == 1
     assert re.search(sentence, line), said
     assert not any(secret in said for secret in (PASSWORD, ENCODED, "wrong-secret", "sk-bad"))
+
+
+def test_migrate_refuses_a_server_that_is_too_old(
+    estate: Estate, kept_log: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["easel", "migrate"])
+    with postgres_15(estate) as variables:
+        monkeypatch.setenv("DATABASE_URL", variables["DATABASE_URL"])
+        with pytest.raises(SystemExit, match=r"PostgreSQL 15\.\d+ is too old"):
+            main()
 
 
 def test_all_faults_are_listed_at_once(doctor: Callable[..., tuple[int, str]]) -> None:
