@@ -26,6 +26,10 @@ migrate: (_ready "demo")
 revision message: _ready
     alembic revision --autogenerate --message "$1"
 
+# Write migrations/rights.txt, which readiness compares, from what the migrations grant
+rights: _ready
+    python -m migrations.rights
+
 # Run the tests, many at once as they wait a lot; arguments go to pytest
 test *args: _ready
     pytest --numprocesses $((2 * {{ num_cpus() }})) "$@"

@@ -9,9 +9,11 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
+from typer.exceptions import Abort, TyperException
 
 from app import EaselError, __version__
 from app.allocator import return_freed_memory
+from app.exits import exit_with_fault, exit_with_usage, keep_loopback_direct
 from app.loading import load
 
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
@@ -22,8 +24,10 @@ Host = Annotated[str, typer.Option(help="The address to listen on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
 
-Port = Annotated[int, typer.Option(help="The port to listen on.")]
-ServedPort = Annotated[int | None, typer.Option(help="The port to listen on.", show_default="PORT, else 8000")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on.")]
+ServedPort = Annotated[
+    int | None, typer.Option(min=0, max=65_535, help="The port to listen on.", show_default="PORT, else 8000")
+]
 
 
 class ExportFormat(StrEnum):
@@ -34,10 +38,17 @@ class ExportFormat(StrEnum):
 def main() -> None:
     """Run a command; a fault is one plain sentence on standard error and a non-zero exit."""
     signal.signal(signal.SIGTERM, _leave)
+    keep_loopback_direct()
     try:
-        cli()
-    except (EaselError, OSError) as error:
+        sys.exit(cli(standalone_mode=False))
+    except TyperException as error:
+        exit_with_usage(error)
+    except Abort:
+        sys.exit(1)
+    except EaselError as error:
         sys.exit(f"easel: {error}")
+    except Exception as error:
+        exit_with_fault(error)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

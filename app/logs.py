@@ -73,7 +73,7 @@ def configure(level: str) -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
     # Python prints these by itself: not as JSON, and without the tags.
     logging.captureWarnings(capture=True)
     threading.excepthook = _log_thread_failure

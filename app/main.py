@@ -26,7 +26,7 @@ from app.broker import BROKER_UNAVAILABLE, Broker
 from app.connections import open_connections
 from app.conversations import routes as conversations
 from app.cors import LOCAL_ORIGINS, RefusedOrigins
-from app.db import CurrentDatabase, Database
+from app.db import Database
 from app.embedded import Parts
 from app.erasure import routes as erasure
 from app.error_codes import ErrorCode
@@ -39,7 +39,7 @@ from app.middleware import RequestMiddleware
 from app.migrate import is_current
 from app.openapi import describe, problems
 from app.problems import install_handlers
-from app.readiness import require_ready
+from app.readiness import Readiness, StorageState
 from app.runs import routes as runs
 from app.runs.access import AccessWatch
 from app.runs.streams import OpenStreams
@@ -71,7 +71,10 @@ class Alive(TypedDict):
 
 
 class Ready(TypedDict):
+    """`storage` is reported only: without it texts and reads work, and images wait until it is back."""
+
     status: Literal["ready"]
+    storage: StorageState
 
 
 def create_app(settings: Settings, parts: Parts, registry: Registry | None = None) -> FastAPI:
@@ -141,6 +144,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         state.database, state.broker, state.store = connections.database, connections.broker, connections.store
         state.access_watch = AccessWatch(connections.database, connections.broker.events)
         state.streams = OpenStreams(connections.database)
+        state.readiness = Readiness(connections.database, connections.broker, connections.store)
         ending = asyncio.create_task(_end_streams(connections.broker, state.draining))
         watching = asyncio.create_task(state.access_watch.run())
         telling = asyncio.create_task(state.streams.run())
@@ -189,10 +193,10 @@ async def check_liveness() -> Alive:
 
 
 @probes.get("/readyz", responses=problems(ErrorCode.SCHEMA_BEHIND, ErrorCode.UNAVAILABLE))
-async def check_readiness(request: Request, database: CurrentDatabase) -> Ready:
+async def check_readiness(request: Request) -> Ready:
     """Ask whether requests can be served.
 
-    503 while the database's schema is behind, or the database or Redis is unavailable.
+    503 while the database's schema is behind, one of its roles or rights is missing, or the database or Redis is
+    unavailable.
     """
-    await require_ready(database, cast(Broker, request.app.state.broker))
-    return {"status": "ready"}
+    return {"status": "ready", "storage": await cast(Readiness, request.app.state.readiness).check()}

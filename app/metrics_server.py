@@ -22,7 +22,7 @@ from app import metrics
 from app.connections import Connections
 from app.errors import AppError
 from app.metrics import REGISTRY, Collector, CollectorRegistry, Metric
-from app.readiness import require_ready
+from app.readiness import Readiness
 from app.settings import Settings, SettingsError
 
 READY_SECONDS = 5.0
@@ -72,6 +72,8 @@ async def serving(bound: socket.socket | None, connections: Connections, *source
 
 
 def _app(connections: Connections, sources: Sequence[Source]) -> Starlette:
+    readiness = Readiness(connections.database, connections.broker, connections.store)
+
     async def show_metrics(request: Request) -> Response:
         read = [await source() for source in sources]
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -85,12 +87,12 @@ def _app(connections: Connections, sources: Sequence[Source]) -> Starlette:
     async def check_readiness(request: Request) -> Response:
         try:
             async with asyncio.timeout(READY_SECONDS):
-                await require_ready(connections.database, connections.broker)
+                storage = await readiness.check()
         except AppError as error:
             return JSONResponse({"status": "not ready", "detail": error.detail}, status_code=503)
         except Exception:
             return JSONResponse({"status": "not ready", "detail": UNAVAILABLE}, status_code=503)
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", "storage": storage})
 
     routes = {"/metrics": show_metrics, "/livez": check_liveness, "/readyz": check_readiness}
     return Starlette(routes=[Route(path, endpoint) for path, endpoint in routes.items()])

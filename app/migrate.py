@@ -15,9 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.db import CONNECT_SECONDS, Database
+from app.settings import SettingsError
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "migrations"
 
+OLDEST_POSTGRES = 16
 LOCK_KEY = int.from_bytes(b"easel")
 LOCK_POLL_SECONDS = 0.1
 
@@ -48,12 +50,24 @@ async def open_for_migration(url: str) -> AsyncGenerator[AsyncConnection]:
     options = {"dsn": url, "timeout": CONNECT_SECONDS, "server_settings": {"row_security": "off"}}
     engine = create_async_engine("postgresql+asyncpg://", connect_args=options, poolclass=NullPool)
     async with engine.connect() as connection:
+        await require_supported(connection)
         # A statement that waits for the lock holds a snapshot, and CREATE INDEX CONCURRENTLY would wait for that one.
         while not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
             await connection.rollback()
             await asyncio.sleep(LOCK_POLL_SECONDS)
         await connection.commit()
         yield connection
+
+
+async def require_supported(connection: AsyncConnection) -> str:
+    """The server's version; SettingsError where it is too old for the roles, whose grants say who may become them."""
+    version = str(await connection.scalar(text("SHOW server_version"))).partition(" ")[0]
+    if int(version.partition(".")[0]) < OLDEST_POSTGRES:
+        raise SettingsError(
+            f"PostgreSQL {version} is too old: Easel needs {OLDEST_POSTGRES} or newer; upgrade it, or name another"
+            " server in DATABASE_URL and MIGRATION_DATABASE_URL."
+        )
+    return version
 
 
 async def is_current(database: Database) -> bool:

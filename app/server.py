@@ -1,9 +1,12 @@
 """The HTTP server that runs the app."""
 
 import asyncio
+import errno
 import socket
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Generator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -13,7 +16,7 @@ from app.embedded import Parts
 from app.http_protocol import http_protocol
 from app.main import create_app
 from app.metrics import Metric
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 # Longer than a load balancer keeps a connection: it must never send a request down one that is just being closed.
 KEEP_ALIVE_SECONDS = 75
@@ -22,8 +25,17 @@ KEEP_ALIVE_SECONDS = 75
 class Server(uvicorn.Server):
     """uvicorn that ends the app's open streams before it waits for them."""
 
-    def __init__(self, settings: Settings, parts: Parts, *, host: str, port: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        parts: Parts,
+        *,
+        host: str,
+        port: int,
+        on_started: Callable[[], None] = lambda: None,
+    ) -> None:
         self.app = create_app(settings, parts)
+        self._on_started = on_started
         self.loop: asyncio.AbstractEventLoop | None = None
         self._settings = settings
         self._metrics = AsyncExitStack()
@@ -44,12 +56,14 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
-        bound = metrics_server.bind(self._settings)
+        self.lifespan = _Lifespan(self.app.router.lifespan_context(self.app))
+        metrics_socket = metrics_server.bind(self._settings)
         await super().startup(sockets)
         state = self.app.state
         connections = Connections(state.database, state.broker, state.store)
-        serving = metrics_server.serving(bound, connections, self._read_streams, *state.worker_gauges)
+        serving = metrics_server.serving(metrics_socket, connections, self._read_streams, *state.worker_gauges)
         await self._metrics.enter_async_context(serving)
+        self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # What it reads is closed next.
@@ -65,5 +79,60 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def drain(self) -> None:
-        if self.loop is not None:
+        if self.loop is not None and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.app.state.draining.set)
+
+
+class _Lifespan:
+    """The app's lifespan in the server's own task: a start that fails is raised, where uvicorn logs a traceback."""
+
+    should_exit = False
+
+    def __init__(self, context: AbstractAsyncContextManager[Any]) -> None:
+        self.state: dict[str, Any] = {}
+        self._context = context
+
+    async def startup(self) -> None:
+        await self._context.__aenter__()
+
+    async def shutdown(self) -> None:
+        await self._context.__aexit__(None, None, None)
+
+
+@contextmanager
+def bound(host: str, port: int) -> Generator[list[socket.socket]]:
+    """Sockets for a server that starts later; SettingsError where the address cannot be listened on."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise SettingsError(f"--host {host} is no address of this machine: give one, or 0.0.0.0 for all.") from None
+    with ExitStack() as stack:
+        try:
+            sockets = [stack.enter_context(_bind(*address)) for address in dict.fromkeys(addresses)]
+        except OSError as error:
+            raise SettingsError(_why_not(error, host, port)) from None
+        yield sockets
+
+
+def _bind(family: int, kind: int, protocol: int, name: str, address: Any) -> socket.socket:
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # "::" would take the port of "0.0.0.0" as well.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _why_not(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} of {host} is taken by another process: end that one, or choose another port with --port."
+    if error.errno == errno.EACCES:
+        return f"Port {port} is reserved for root: choose one from 1024 on with --port."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host} is no address of this machine: give one of its own, or 0.0.0.0 for all."
+    return f"Easel cannot listen on port {port} of {host} ({error.strerror}): choose others with --host and --port."

@@ -13,12 +13,9 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app import EaselError
 from app.secret_files import from_files
+from app.setting_checks import SECRET_BYTES, explain_invalid, is_secret, require_http_url
 from app.setting_groups import ImageSettings, LimitSettings, StorageSettings
 
-SECRET_BYTES = 32
-_PLACEHOLDER = re.compile(
-    r"change.?(me|this|it)|example|placeholder|your.?(secret|key)|development", re.IGNORECASE
-).search
 _AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
 _OTHERS = re.compile(r"agent_[a-z0-9_]+_model|[a-z_]+_file").fullmatch
 EVERYWHERE = ["0.0.0.0/0", "::/0"]
@@ -109,8 +106,8 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
 
     @field_validator("public_url", "front_end_url", "openai_base_url")
     @classmethod
-    def _without_trailing_slash(cls, value: str | None) -> str | None:
-        return value.rstrip("/") if value else value
+    def _is_http_url(cls, value: str | None) -> str | None:
+        return require_http_url(value.rstrip("/")) if value else value
 
     @model_validator(mode="after")
     def _require_what_production_needs(self) -> Self:
@@ -133,7 +130,7 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
         missing = [name for name, value in required.items() if value is None]
         if self.storage_provider == "memory":
             missing.append("STORAGE_PROVIDER (minio or gcs)")
-        if self.secret_key is not None and not all(_is_secret(key) for key in self.signing_keys()):
+        if self.secret_key is not None and not all(is_secret(key) for key in self.signing_keys()):
             missing.append(f"SECRET_KEY (each of its keys {SECRET_BYTES} random bytes or more: openssl rand -hex 32)")
         return missing
 
@@ -173,8 +170,12 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
 
     def model_for(self, model_key: str | None) -> str:
         """The model's name for an agent's `model_key`: `AGENT_<KEY>_MODEL` (- as _), else `AGENT_DEFAULT_MODEL`."""
+        return getattr(self, self.model_setting(model_key).lower())
+
+    def model_setting(self, model_key: str | None) -> str:
+        """Which setting names that model."""
         name = f"agent_{(model_key or 'default').replace('-', '_')}_model"
-        return getattr(self, name, None) or self.agent_default_model
+        return (name if getattr(self, name, None) else "agent_default_model").upper()
 
     def signing_keys(self) -> list[str]:
         """The keys that sign links: the first signs, all verify. Made once (0600) in development."""
@@ -184,11 +185,6 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
         if not path.exists():
             _write_once(path, secrets.token_urlsafe(32))
         return [path.read_text().strip()]
-
-
-def _is_secret(key: str) -> bool:
-    """Whether it is long enough and no example of somebody's documentation."""
-    return len(key.encode()) >= SECRET_BYTES and len(set(key)) >= 10 and not _PLACEHOLDER(key)
 
 
 def _write_once(path: Path, text: str) -> None:
@@ -214,13 +210,9 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise SettingsError(_explain(error)) from None
-
-
-def _explain(error: ValidationError) -> str:
-    faults: list[str] = []
-    for fault in error.errors(include_input=False, include_url=False):
-        name = ".".join(str(part) for part in fault["loc"]).upper()
-        message = fault["msg"].removeprefix("Value error, ")
-        faults.append(f"{name}: {message}" if name else message)
-    return "The settings cannot be used: " + "; ".join(faults) + ". See .env.example."
+        raise SettingsError(explain_invalid(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(
+            f"{Path('.env').absolute()} cannot be read ({reason}): mend or remove it, or run Easel in another folder."
+        ) from None

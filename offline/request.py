@@ -6,6 +6,7 @@ from pathlib import Path
 from offline.conversation import Conversation, read_conversation, read_image
 from offline.decide import Plan, decide
 from offline.directives import raise_requested_error
+from offline.models import check_model
 from offline.options import ImageOptions, check_request, check_tool_choice, parse_image_tool
 from offline.wire import ApiError, Json, as_objects
 
@@ -21,6 +22,7 @@ class ParsedRequest:
 def parse_request(body: Json, root: Path) -> ParsedRequest:
     """Check everything and decide what will be answered; raises ApiError. Reads files: run it in a thread."""
     check_request(body)
+    check_model(body["model"])
     tools = as_objects(body.get("tools"))
     options = None
     for index, tool in enumerate(tools):

@@ -1,4 +1,4 @@
-"""HTTP of the offline simulator: `/v1/responses` and `/v1/files` for the SDK, `/offline/requests` for tests."""
+"""HTTP of the offline simulator: `/v1/responses`, `/v1/files` and `/v1/models`; `/offline/requests` for tests."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from offline import files, state
 from offline.faults import abort, disconnected, with_faults
 from offline.generation import Generation, Server, start_generation, stop_generation
+from offline.models import describe_model
 from offline.request import parse_request
 from offline.request_log import abbreviated
 from offline.wire import ApiError, Json, decode, encode, file_not_found, response_not_found
@@ -155,6 +156,12 @@ async def delete_file(request: Request, file_id: str, root: Account) -> Response
     if not await asyncio.to_thread(files.delete_file, root, file_id):
         raise file_not_found(file_id)
     return _json({"id": file_id, "object": "file", "deleted": True})
+
+
+@_api.get("/models/{model:path}", dependencies=[Depends(_account)])
+async def retrieve_model(request: Request, model: str) -> Response:
+    _log_request(request)
+    return _json(describe_model(model))
 
 
 @_for_tests.get("/requests")

@@ -116,6 +116,8 @@ class PostgresServer:
     def __init__(self, server: EmbeddedPostgres) -> None:
         self._server = server
         self.url = server.get_uri()
+        self.system_user = server.system_user
+        """Whom it runs as, where root has started it; None: as this process."""
 
     def restart(self, mode: Literal["fast", "immediate"]) -> None:
         """Returns when it answers again; "immediate" is a crash: what was committed comes back from its log."""

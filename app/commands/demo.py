@@ -47,11 +47,24 @@ def run(prompt: str) -> None:
 
 @contextmanager
 def _serving(settings: Settings, parts: Parts) -> Generator[str]:
-    """A server on a free port in a thread, for as long as the block lasts."""
+    """A server on a free port in a thread, for as long as the block lasts; raises what its start failed with."""
     port = free_port()
-    server = Server(settings, parts, host="127.0.0.1", port=port)
-    thread = threading.Thread(target=server.run, daemon=True)
+    started = threading.Event()
+    failures: list[Exception] = []
+    server = Server(settings, parts, host="127.0.0.1", port=port, on_started=started.set)
+
+    def serve() -> None:
+        try:
+            server.run()
+        except Exception as error:
+            failures.append(error)
+            started.set()
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
+    started.wait(START_SECONDS)
+    if failures:
+        raise failures[0]
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -63,7 +76,9 @@ def _serving(settings: Settings, parts: Parts) -> Generator[str]:
 async def _demonstrate(base_url: str, settings: Settings, prompt: str, *, offline: bool) -> bool:
     """Print what happens and save the image under `DATA_DIR`; False where the run failed."""
     started = time.monotonic()
-    async with httpx.AsyncClient(base_url=base_url, timeout=httpx.Timeout(30, read=300)) as client:
+    # Our own server: no proxy of the environment is asked, and none of its kinds has to be installed.
+    timeout = httpx.Timeout(30, read=300)
+    async with httpx.AsyncClient(base_url=base_url, timeout=timeout, trust_env=False) as client:
         await _until_ready(client)
         client.headers["Authorization"] = f"Bearer {await _sign_up(client)}"
         if offline:

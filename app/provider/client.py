@@ -1,18 +1,24 @@
 """The connection to the model provider, one for each process; nothing outside this package imports `openai`."""
 
 import openai
+from agents import set_trace_provider
 from agents.models.interface import Model
+from agents.tracing.provider import DefaultTraceProvider
 
 from app.provider.causes import reject_page
 from app.provider.errors import from_openai
 from app.provider.measured_model import MeasuredModel
 from app.provider.observers import ModelUse
+from app.provider.offered import OfferedModels
 from app.provider.stored import StoredObjects
 from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
 FILE_SECONDS = 30 * 24 * 3600
+
+# The SDK's own would make an HTTP client for its exporter, which fails where the environment names a SOCKS proxy.
+set_trace_provider(DefaultTraceProvider())
 
 
 class Provider:
@@ -30,6 +36,7 @@ class Provider:
             http_client=openai.DefaultAioHttpClient(timeout=timeout, event_hooks={"response": [reject_page]}),
         )
         self.stored = StoredObjects(self._client)
+        self.offered = OfferedModels(self._client)
 
     def model(self, name: str, use: ModelUse) -> Model:
         return MeasuredModel(name, self._client, use)

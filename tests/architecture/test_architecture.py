@@ -61,8 +61,10 @@ ARROWS["accounts"] = ARROWS.keys() - {"provider", "worker"}
 ROOT_ARROWS = {
     "main": ARROWS.keys() - {"provider", "worker"},
     "connections": {"storage"},
+    "readiness": {"storage"},
     "worker": {"worker"},
-    "doctor": {"usage", "worker"},
+    "doctor": {"agents", "worker"},
+    "parts": {"agents", "provider", "storage", "usage", "worker"},
     "demo": {"runs", "attachments"},
     "tenants": {"tenants", "erasure"},
     "users": {"identity", "tenants"},

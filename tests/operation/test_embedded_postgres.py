@@ -2,14 +2,18 @@
 
 import os
 import pwd
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from app.embedded_postgres import running_postgres
+from app import embedded_postgres
+from app.embedded_postgres import require_user, running_postgres
 from app.settings import SettingsError
+from tests.tables import rows
 
 
 def test_without_useradd_root_reads_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -17,8 +21,27 @@ def test_without_useradd_root_reads_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(pwd, "getpwnam", _no_user)
     monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(embedded_postgres, "SYSTEM_FOLDERS", ())
     with pytest.raises(SettingsError, match=r"`useradd`.* is not on PATH: install it .* or set DATABASE_URL"):
         _start(tmp_path / "postgres")
+
+
+def test_useradd_is_found_where_the_path_of_cron_does_not_lead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "sbin"
+    folder.mkdir()
+    (folder / "useradd").write_text("#!/bin/sh\n")
+    (folder / "useradd").chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwnam", _no_user)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded_postgres, "SYSTEM_FOLDERS", (str(folder),))
+    require_user()
+    assert shutil.which("useradd") == str(folder / "useradd")
+
+
+def test_a_folder_with_a_space_is_one_like_any_other() -> None:
+    with tempfile.TemporaryDirectory(prefix="easel space's ") as folder, running_postgres(Path(folder) / "data") as url:
+        assert rows(url, "SELECT 1") == [(1,)]
 
 
 def test_a_user_who_may_not_start_it_reads_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
