@@ -11,6 +11,7 @@ from app.conversations import models as conversations
 from app.db import Base
 from app.erasure import models as erasure
 from app.exports import models as exports
+from app.identity import audit
 from app.identity import models as identity
 from app.migrate import open_for_migration
 from app.runs import idempotency, provider_objects, streams
@@ -18,7 +19,19 @@ from app.runs import models as runs
 from app.settings import load_settings
 from app.usage import models as usage
 
-MODELS = (identity, conversations, runs, idempotency, attachments, usage, erasure, exports, provider_objects, streams)
+MODELS = (
+    identity,
+    audit,
+    conversations,
+    runs,
+    idempotency,
+    attachments,
+    usage,
+    erasure,
+    exports,
+    provider_objects,
+    streams,
+)
 
 
 def main() -> None:

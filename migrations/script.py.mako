@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
-${imports if imports else ""}
+${imports + chr(10) if imports else ""}
 from app.schema_steps import run_steps
 
 revision = ${repr(up_revision).replace("'", '"')}

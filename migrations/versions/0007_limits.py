@@ -1,5 +1,7 @@
 """Plans and their limits: what is counted against them, what open runs hold, which streams are open."""
 
+# ruff: noqa: S608 - composed of constants
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -23,9 +25,17 @@ INSERT INTO plans (name, runs_per_minute, runs_at_once, streams_at_once, images_
   stored_bytes)
 VALUES ('trial', 10, 3, 5, 20, 5000000000, 1000000000)
 """
+ADD = """\
+  ON CONFLICT (tenant_id, user_id) DO UPDATE SET
+    spent_nano = CASE WHEN c.month > excluded.month THEN c.spent_nano
+      WHEN c.month = excluded.month THEN c.spent_nano + excluded.spent_nano ELSE excluded.spent_nano END,
+    month = greatest(c.month, excluded.month),
+    images = CASE WHEN c.day > excluded.day THEN c.images
+      WHEN c.day = excluded.day THEN c.images + excluded.images ELSE excluded.images END,
+    day = greatest(c.day, excluded.day)"""
 # Whatever writes an entry of the ledger has counted it: once for its tenant, which is the user of zeros, once for its
 # user. The tenant's row is locked first.
-COUNT_USAGE = """
+COUNT_USAGE = f"""
 CREATE FUNCTION app.count_usage() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO usage_counters AS c (tenant_id, user_id, month, spent_nano, day, images)
@@ -38,13 +48,7 @@ BEGIN
     FROM added a CROSS JOIN LATERAL (VALUES ('00000000-0000-0000-0000-000000000000'::uuid), (a.user_id)) o (owner)
   ) entries
   GROUP BY tenant_id, owner, newest ORDER BY tenant_id, owner
-  ON CONFLICT (tenant_id, user_id) DO UPDATE SET
-    spent_nano = CASE WHEN c.month > excluded.month THEN c.spent_nano
-      WHEN c.month = excluded.month THEN c.spent_nano + excluded.spent_nano ELSE excluded.spent_nano END,
-    month = greatest(c.month, excluded.month),
-    images = CASE WHEN c.day > excluded.day THEN c.images
-      WHEN c.day = excluded.day THEN c.images + excluded.images ELSE excluded.images END,
-    day = greatest(c.day, excluded.day);
+{ADD};
   RETURN NULL;
 END $$
 """
@@ -54,7 +58,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION app.count_usage()
 """
 # What the trigger has not counted: of one moment, all entries less what is counted. So it may run beside the trigger,
 # and again.
-COUNTED_BEFORE = """
+COUNTED_BEFORE = f"""
 INSERT INTO usage_counters AS c (tenant_id, user_id, month, spent_nano, day, images)
 SELECT :tenant, owner, this_month, spent_nano - coalesce((SELECT k.spent_nano FROM usage_counters k
     WHERE k.tenant_id = :tenant AND k.user_id = owner AND k.month = this_month), 0),
@@ -68,13 +72,7 @@ FROM (
   FROM usage_entries WHERE tenant_id = :tenant AND created_at >= date_trunc('month', now(), 'UTC')
   GROUP BY GROUPING SETS ((), (user_id)) HAVING count(*) > 0
 ) used ORDER BY owner
-ON CONFLICT (tenant_id, user_id) DO UPDATE SET
-  spent_nano = CASE WHEN c.month > excluded.month THEN c.spent_nano
-    WHEN c.month = excluded.month THEN c.spent_nano + excluded.spent_nano ELSE excluded.spent_nano END,
-  month = greatest(c.month, excluded.month),
-  images = CASE WHEN c.day > excluded.day THEN c.images
-    WHEN c.day = excluded.day THEN c.images + excluded.images ELSE excluded.images END,
-  day = greatest(c.day, excluded.day)
+{ADD}
 """
 # Of an image: with its smaller copies, unless it failed.
 STORED_BYTES = """

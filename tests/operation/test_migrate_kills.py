@@ -166,8 +166,9 @@ def killed_at(name: str, record: Callable[..., None]) -> Callable[..., None]:
 
 
 def test_an_owner_whom_row_security_binds_migrates_every_row(
-    new_postgres: "Postgres", straight: tuple[list[str], dict[str, Any]]
+    new_postgres: "Postgres", straight: tuple[list[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(schema_steps, "BATCH_ROWS", 30)
     new_postgres.execute("CREATE ROLE keeper LOGIN CREATEROLE CREATEDB", "CREATE DATABASE kept OWNER keeper")
     superuser = new_postgres.url_of("kept")
     url = as_login(superuser, "keeper")
