@@ -1,4 +1,4 @@
-"""How a command ends that cannot do its work: with a sentence; and what the environment must not change for any of them."""
+"""How a command ends that cannot do its work, with a sentence; and what the environment changes for none of them."""
 
 import errno
 import logging
