@@ -63,9 +63,13 @@ def worker() -> None:
 
 
 @cli.command()
-def migrate() -> None:
+def migrate(
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Only print the SQL with which a DBA makes the roles and the login.")
+    ] = False,
+) -> None:
     """Bring the database to the newest schema; safe to repeat, and several at a time."""
-    _run("migrate")
+    _run("migrate", roles=roles)
 
 
 @cli.command()

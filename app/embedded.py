@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.database_settings import DatabaseSettings
 from app.logins import migrate_embedded
 from app.settings import Settings, SettingsError
 
@@ -62,7 +63,7 @@ def _serving_database(settings: Settings) -> Generator[str]:
 
 
 @contextmanager
-def running_database(settings: Settings) -> Generator[str]:
+def running_database(settings: DatabaseSettings) -> Generator[str]:
     """The URL of `DATABASE_URL`'s server, or of the embedded one under `DATA_DIR`."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()

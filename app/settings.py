@@ -5,18 +5,19 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app import EaselError
+from app.database_settings import DatabaseSettings
 
 ImageQuality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
 ImageBackground = Literal["auto", "opaque", "transparent"]
-
+S = TypeVar("S", bound=BaseSettings)
 
 SECRET_BYTES = 32
 _PLACEHOLDER = re.compile(
@@ -91,17 +92,13 @@ class LimitSettings(BaseSettings):
         return int(self.tenant_uploads_mb * 1024 * 1024)
 
 
-class Settings(ImageSettings, StorageSettings, LimitSettings):
+class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
     """Typed settings; an empty variable counts as unset."""
 
     # Extra: AGENT_<KEY>_MODEL, whose names only the specs know.
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="allow", frozen=True)
 
     # The service
-    environment: Literal["development", "production"] = "development"
-    data_dir: Path = Path("var")
-    database_url: SecretStr | None = None
-    migration_database_url: SecretStr | None = None
     database_pool_size: int = Field(default=10, ge=1)
     redis_url: SecretStr | None = None
     embedded_worker: bool = True
@@ -115,7 +112,6 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     smtp_url: SecretStr | None = None
     mail_from: str = "Easel <no-reply@localhost>"
     front_end_url: str | None = None
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # The model provider
     openai_api_key: SecretStr | None = None
@@ -195,10 +191,6 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
         return missing
 
     @property
-    def production(self) -> bool:
-        return self.environment == "production"
-
-    @property
     def signup_open(self) -> bool:
         """Whether anybody may sign up."""
         return self._signup == "open"
@@ -268,8 +260,20 @@ class SettingsError(EaselError):
 
 def load_settings() -> Settings:
     """Read the settings or raise SettingsError with one plain message."""
+    return _load(Settings)
+
+
+def load_database_settings() -> DatabaseSettings:
+    """Those of the database alone, whatever else is missing; production has no embedded database."""
+    settings = _load(DatabaseSettings)
+    if settings.production and settings.database_url is None:
+        raise SettingsError("The settings cannot be used: set DATABASE_URL. See .env.example.")
+    return settings
+
+
+def _load(kind: type[S]) -> S:
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
 
