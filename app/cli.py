@@ -4,6 +4,7 @@ import signal
 import sys
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 from uuid import UUID
@@ -70,6 +71,21 @@ def migrate(
 ) -> None:
     """Bring the database to the newest schema; safe to repeat, and several at a time."""
     _run("migrate", roles=roles)
+
+
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", help="In pg_dump's custom format.")]
+
+
+@cli.command()
+def backup(file: BackupFile) -> None:
+    """Write every row of the database to a new file, and check that they are all there; images lie in the store."""
+    _run("backup", file=file)
+
+
+@cli.command()
+def restore(file: BackupFile) -> None:
+    """Fill an empty database from a backup, on this server or on one that has never seen Easel."""
+    _run("backup", "run_restore", file=file)
 
 
 @cli.command()

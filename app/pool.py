@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from sqlalchemy import Dialect, event
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from app import EaselError
 from app.errors import CONNECTION_FAULTS
 
 # Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
@@ -23,6 +25,10 @@ POOL_WAIT_SECONDS = 4.0
 PING_AFTER_IDLE_SECONDS = 30.0
 PING_SECONDS = 1.0
 PREPARED_STATEMENTS = 100
+
+
+class DatabaseUnreachable(EaselError):
+    pass
 
 
 def open_engine(url: str, *, pool_size: int) -> AsyncEngine:
@@ -49,12 +55,24 @@ async def is_pooled(connection: Any) -> bool:
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[Any]:
-    """One connection of asyncpg's own, without a limit to how long a statement takes."""
-    connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
+    """One connection of asyncpg's own, for a command; its statements may take any time."""
+    try:
+        connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
+    except (*CONNECTION_FAULTS, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        reason = str(error) or type(error).__name__
+        raise DatabaseUnreachable(f"The database at {_address(url)} cannot be reached: {reason}.") from None
     try:
         yield connection
     finally:
-        await connection.close(timeout=CONNECT_SECONDS)
+        # Not a polite end: what is open is rolled back, and a lost connection is no error of its own.
+        connection.terminate()
+
+
+def _address(url: str) -> str:
+    """Host and name, without user and password."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", ["localhost"]))
+    return host + parts.path
 
 
 class _Connector:
