@@ -1,5 +1,6 @@
 """`easel backup` and `easel restore`."""
 
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.logins import EMBEDDED_LOGIN, as_login
 
 
 def run(*, file: Path) -> None:
+    _fail_when_terminated()
     settings = start_beside_database()
     with _owner_database(settings) as url:
         contents = back_up(url, settings.owner_setting, file)
@@ -22,6 +24,7 @@ def run(*, file: Path) -> None:
 
 
 def run_restore(*, file: Path) -> None:
+    _fail_when_terminated()
     settings = start_beside_database()
     with _owner_database(settings) as url:
         given = settings.database_url
@@ -31,6 +34,13 @@ def run_restore(*, file: Path) -> None:
         f"Restored {contents}. Next: `easel migrate`, which brings them to this release; copy the objects back into the"
         " store; then `easel reconcile`."
     )
+
+
+def _fail_when_terminated() -> None:
+    """SIGTERM ends it as Ctrl-C does; other commands exit with 0 then, as if there were a backup."""
+    # A shell in the background has its children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 @contextmanager
