@@ -19,7 +19,7 @@ from app.db import BACKUP_ROLE
 from app.errors import CONNECTION_FAULTS
 from app.logins import POOLED, make_roles
 from app.pg_tools import ToolError, contents, count_rows, find_tool, run_tool
-from app.pool import connected, is_pooled
+from app.pool import connected, is_pooled, reason_of
 
 SCHEMAS = ("public", "app")
 REVISIONS = "public.alembic_version"
@@ -76,7 +76,7 @@ def back_up(url: str, setting: str, file: Path) -> Contents:
             expected = runner.run(_count(connection))
             held = count_rows(find_tool("pg_restore", server), partial)
         except _FAULTS as error:
-            raise BackupError(f"No backup was written: {error}.") from None
+            raise BackupError(f"No backup was written: {reason_of(error)}.") from None
         finally:
             runner.run(stack.aclose())
         if held != expected:
@@ -101,7 +101,7 @@ def restore(url: str, serving_url: str, setting: str, file: Path) -> Contents:
             options = ("--no-owner", "--exit-on-error", "--single-transaction", f"--use-list={chosen.name}")
             run_tool(pg_restore, url, *options, str(file))
     except _FAULTS as error:
-        raise BackupError(f"Nothing was restored from {file}: {error}.") from None
+        raise BackupError(f"Nothing was restored from {file}: {reason_of(error)}.") from None
     restored = asyncio.run(_finish(url))
     if restored != held:
         raise BackupError(f"The database lacks rows of {file} ({_difference(held, restored)}): drop it.")
@@ -145,8 +145,8 @@ async def _become_reader(connection: Any, setting: str) -> None:
         await connection.execute(f"SET LOCAL ROLE {BACKUP_ROLE}")
     except (asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError) as error:
         raise BackupError(
-            f"The user of {setting} may not become {BACKUP_ROLE} ({error}): give the user that owns the tables by"
-            " MIGRATION_DATABASE_URL, and run `easel migrate`."
+            f"The user of {setting} may not become {BACKUP_ROLE} ({reason_of(error)}): give the user that owns the"
+            " tables by MIGRATION_DATABASE_URL, and run `easel migrate`."
         ) from None
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from app.db import Database, retry_while_unavailable
 from app.migrate import SCRIPTS, migrate
-from app.pool import connected, is_pooled
+from app.pool import connected, is_pooled, reason_of
 from app.settings import SettingsError
 
 EMBEDDED_LOGIN = "easel_service"
@@ -71,8 +71,8 @@ async def make_roles(url: str, serving_url: str) -> bool:
                 await connection.execute(statement)
         except asyncpg.InsufficientPrivilegeError as error:
             raise SettingsError(
-                f"{setting} logs in as {_login_of(url)[0]}, which may not make the roles that Easel needs ({error}):"
-                " have a DBA run once, in this database and as a superuser, what `easel migrate --roles` prints."
+                f"{setting} logs in as {_login_of(url)[0]}, which may not make the roles that Easel needs"
+                f" ({reason_of(error)}): have a DBA run once, in this database and as a superuser, what `easel migrate --roles` prints."
             ) from None
         return await connection.fetchval("SELECT has_database_privilege('public', current_database(), 'CONNECT')")
 

@@ -59,13 +59,17 @@ async def connected(url: str) -> AsyncGenerator[Any]:
     try:
         connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
     except (*CONNECTION_FAULTS, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        reason = str(error) or type(error).__name__
-        raise DatabaseUnreachable(f"The database at {_address(url)} cannot be reached: {reason}.") from None
+        raise DatabaseUnreachable(f"The database at {_address(url)} cannot be reached: {reason_of(error)}.") from None
     try:
         yield connection
     finally:
         # Not a polite end: what is open is rolled back, and a lost connection is no error of its own.
         connection.terminate()
+
+
+def reason_of(error: Exception) -> str:
+    """In one line: Postgres' details are on lines of their own."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _address(url: str) -> str:
