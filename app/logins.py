@@ -72,7 +72,8 @@ async def make_roles(url: str, serving_url: str) -> bool:
         except asyncpg.InsufficientPrivilegeError as error:
             raise SettingsError(
                 f"{setting} logs in as {_login_of(url)[0]}, which may not make the roles that Easel needs"
-                f" ({reason_of(error)}): have a DBA run once, in this database and as a superuser, what `easel migrate --roles` prints."
+                f" ({reason_of(error)}): have a DBA run once, in this database and as a superuser, what"
+                " `easel migrate --roles` prints."
             ) from None
         return await connection.fetchval("SELECT has_database_privilege('public', current_database(), 'CONNECT')")
 

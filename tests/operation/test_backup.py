@@ -153,20 +153,22 @@ def environment(**variables: str) -> dict[str, str]:
 
 def test_a_backup_that_ends_early_fails_and_leaves_no_file(install: Install, tmp_path: Path) -> None:
     with locked(install, "alembic_version"):
-        backups = [start_backup(install, tmp_path / name) for name in ("killed", "terminated", "cut")]
+        backups = [start_backup(install, tmp_path / name) for name in ("dump killed", "terminated", "killed", "cut")]
         wait_for(install, WAITING, len(backups))
-        killed, terminated, _ = backups
-        (dump,) = psutil.Process(killed.pid).children()
+        dump_killed, terminated, killed, _ = backups
+        (dump,) = psutil.Process(dump_killed.pid).children()
         dump.kill()
         terminated.terminate()
-        for process in (killed, terminated):
+        killed.kill()
+        for process in (dump_killed, terminated, killed):
             process.wait(timeouts.PROCESS_START)
         rows(install.url, CUT)
         reasons = [process.communicate(timeout=timeouts.PROCESS_START)[1] for process in backups]
     assert all(process.returncode for process in backups), reasons
     assert "No backup was written: pg_dump ended with status -9." in reasons[0]
-    assert "No backup was written: pg_dump: error:" in reasons[2]
-    assert list(tmp_path.iterdir()) == []
+    assert "No backup was written: pg_dump: error:" in reasons[3]
+    # Nobody is left to remove that of the one that was killed.
+    assert [path.name for path in tmp_path.iterdir()] == [f".killed.{killed.pid}.partial"]
 
 
 def test_a_backup_onto_a_full_disk_fails_and_leaves_no_file(install: Install, tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ async def test_an_injected_reset_of_the_role_ends_with_no_rights(database_url: s
         assert await attempt(mighty, "SELECT count(*) FROM tenants") == "1 rows"
         for statement in (
             "SET ROLE postgres",
+            "SET ROLE easel_backup",
             "SET SESSION AUTHORIZATION postgres",
             "CREATE TABLE public.mine (x int)",
             "CREATE ROLE mine",
