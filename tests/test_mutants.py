@@ -35,6 +35,48 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a pooler is noticed",
+        "app/pool.py",
+        "self._pooled = await is_pooled(connection)",
+        "self._pooled = False",
+        "tests/operation/test_pooler.py::test_a_pooler_in_between_makes_no_request_fail",
+    ),
+    Mutant(
+        "a backup is counted",
+        "app/backup.py",
+        "        if held != expected:",
+        "        if False:",
+        "tests/operation/test_backup.py::test_a_dump_that_lacks_rows_is_no_backup",
+    ),
+    Mutant(
+        "each table may be read for a backup",
+        "app/backup.py",
+        "    if unreadable:",
+        "    if False:",
+        "tests/operation/test_backup.py::test_what_a_backup_would_leave_out_is_named",
+    ),
+    Mutant(
+        "a backup that fails leaves nothing",
+        "app/backup.py",
+        "        partial.unlink(missing_ok=True)",
+        "        pass",
+        "tests/operation/test_backup.py::test_a_dump_that_lacks_rows_is_no_backup",
+    ),
+    Mutant(
+        "a refused login is no fault of the program",
+        "app/errors.py",
+        "    asyncpg.InvalidAuthorizationSpecificationError,\n",
+        "",
+        "tests/operation/test_owners.py::test_a_changed_password_is_answered_with_503_until_it_is_back",
+    ),
+    Mutant(
+        "one install's login cannot enter another's database",
+        "migrations/roles.sql",
+        "    EXECUTE format('REVOKE CONNECT",
+        "    NULL; -- EXECUTE format('REVOKE CONNECT",
+        "tests/operation/test_owners.py::test_two_installs_share_a_server_and_no_row",
+    ),
+    Mutant(
         "a reconnect that cannot be matched starts nothing",
         "app/runs/idempotency.py",
         "    if last_event_id is not None and key is None:",

@@ -32,6 +32,8 @@ from tests.tables import rows
 if TYPE_CHECKING:
     from tests.conftest import Postgres
 
+pytestmark = pytest.mark.proof(35, "backups")
+
 BIN = Path(sys.executable).parent
 BOOK = Path(__file__).resolve().parents[2] / "docs" / "operate.md"
 SERVER = 18
