@@ -135,10 +135,10 @@ def hashes(http: httpx.Client) -> dict[str, str]:
 def run_block(section: str, directory: Path, database_url: str) -> None:
     """The first block of commands of the operator's book's section, as it is written there."""
     text = BOOK.read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    block = re.search(r"^(?: {4}.+\n)+", text, re.MULTILINE)
+    block = re.search(r"^```sh\n(.+?)^```$", text, re.MULTILINE | re.DOTALL)
     assert block is not None
     done = subprocess.run(
-        ["bash", "-euc", block[0]],
+        ["bash", "-euc", block[1]],
         env=environment(DATABASE_URL=database_url),
         cwd=directory,
         capture_output=True,
