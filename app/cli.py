@@ -4,6 +4,7 @@ import signal
 import sys
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 from uuid import UUID
@@ -68,12 +69,11 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)]
+
+
 @cli.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
+def options(version: Version = False) -> None:
     pass
 
 
@@ -90,9 +90,28 @@ def worker() -> None:
 
 
 @cli.command()
-def migrate() -> None:
+def migrate(
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Only print the SQL with which a DBA makes the roles and the login.")
+    ] = False,
+) -> None:
     """Bring the database to the newest schema; safe to repeat, and several at a time."""
-    _run("migrate")
+    _run("migrate", roles=roles)
+
+
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", help="In pg_dump's custom format.")]
+
+
+@cli.command()
+def backup(file: BackupFile) -> None:
+    """Write every row of the database to a new file, and check that they are all there; images lie in the store."""
+    _run("backup", file=file)
+
+
+@cli.command()
+def restore(file: BackupFile) -> None:
+    """Fill an empty database from a backup, on this server or on one that has never seen Easel."""
+    _run("backup", "run_restore", file=file)
 
 
 @cli.command()

@@ -12,41 +12,31 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar, ParamSpec, TypeVar, cast
 from uuid import UUID
 
-import asyncpg
 from fastapi import Depends, Request
 from pydantic import BaseModel
 from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, event, text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import InvalidatePoolError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.clock import SharedClock
-from app.errors import CONNECTION_FAULTS, is_connection_error
+from app.errors import is_connection_error
 from app.measured_pool import MeasuredPool
+from app.pool import open_engine
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
-CONNECT_SECONDS = 3
-STATEMENT_SECONDS = 4
-POOL_WAIT_SECONDS = 4.0
 # How long a request waits for its callbacks after the commit; they continue behind it.
 AFTER_COMMIT_SECONDS = 2.0
 # How long a worker waits for a database that restarts.
 UNAVAILABLE_SECONDS = 15.0
 UNAVAILABLE_PAUSE_SECONDS = 0.2
-# A connection that was idle for longer may have been dropped on its way, by a firewall for example.
-PING_AFTER_IDLE_SECONDS = 30.0
-PING_SECONDS = 1.0
-
 APP_ROLE = "easel_app"
 IDENTITY_ROLE = "easel_identity"
+BACKUP_ROLE = "easel_backup"
 
 # Local to the transaction. SET ROLE asks what the login may become, not what the role before it may.
 SET_RIGHTS = text(
@@ -176,61 +166,13 @@ def retry_while_unavailable(work: Callable[P, Awaitable[T]]) -> Callable[P, Awai
     return repeat
 
 
-def _watch_idle_connections(engine: AsyncEngine) -> None:
-    """Replace a connection that is found closed, and ping one that was idle for long, before it is used.
-
-    `pool_pre_ping` pings at each checkout: three round trips a transaction. Most lost connections need no ping, as
-    asyncpg sees the server close them; only one that a network dropped silently does.
-    """
-
-    def check_in(connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
-        record.info["idle_since"] = time.monotonic()
-
-    def check_out(connection: Any, record: ConnectionPoolEntry, proxy: PoolProxiedConnection) -> None:
-        idle_since = record.info.pop("idle_since", None)  # None for a new connection
-        if idle_since is None:
-            return
-        lost = connection.driver_connection.is_closed()
-        if not lost and time.monotonic() - idle_since > PING_AFTER_IDLE_SECONDS:
-            lost = not connection.run_async(_answers)
-        if lost:
-            # Older connections are as likely lost: the pool replaces each before its next use.
-            raise InvalidatePoolError
-
-    event.listen(engine.sync_engine, "checkin", check_in)
-    event.listen(engine.sync_engine, "checkout", check_out)
-
-
-async def _answers(connection: Any) -> bool:
-    try:
-        await connection.execute("SELECT 1", timeout=PING_SECONDS)
-    except (*CONNECTION_FAULTS, asyncpg.InterfaceError):
-        return False
-    return True
-
-
 class Database:
     """The engine, and its transactions: a tenant's and identity's; `probe` is one connection for checks."""
 
     def __init__(self, url: str, *, pool_size: int) -> None:
-        async def connect() -> Any:
-            return await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS, command_timeout=STATEMENT_SECONDS)
-
-        # asyncpg reads the libpq forms itself: sockets by ?host=, sslmode, several hosts.
-        self.engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=connect,
-            poolclass=MeasuredPool,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=POOL_WAIT_SECONDS,
-            # Parameters hold users' texts and hashes of secrets, which must not reach the log of an error.
-            hide_parameters=True,
-        )
-        _watch_idle_connections(self.engine)
+        self.engine = open_engine(url, pool_size=pool_size, poolclass=MeasuredPool)
         # For what must be told while all connections are in use.
-        self.probe = create_async_engine("postgresql+asyncpg://", async_creator=connect, pool_size=1, max_overflow=0)
-        _watch_idle_connections(self.probe)
+        self.probe = open_engine(url, pool_size=1)
         self.clock = SharedClock()
         self._pending: set[asyncio.Task[None]] = set()
         self._sessions = async_sessionmaker(self.engine, sync_session_class=LimitedSession, expire_on_commit=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.database_settings import DatabaseSettings
 from app.logins import migrate_embedded
 from app.settings import Settings, SettingsError
 
@@ -71,7 +72,7 @@ def serving_database(settings: Settings) -> Generator[str]:
 
 
 @contextmanager
-def running_database(settings: Settings) -> Generator[str]:
+def running_database(settings: DatabaseSettings) -> Generator[str]:
     """The URL of `DATABASE_URL`'s server, or of the embedded one under `DATA_DIR`."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
@@ -80,7 +81,7 @@ def running_database(settings: Settings) -> Generator[str]:
         yield url
 
 
-def require_embedded(settings: Settings) -> Any:
+def require_embedded(settings: DatabaseSettings) -> Any:
     """The module of the embedded database, where one is to be started; SettingsError where that cannot be."""
     if settings.database_url is not None:
         return None

@@ -253,9 +253,12 @@ def id_of(what: str) -> BeforeValidator:
     return BeforeValidator(parse, json_schema_input_type=UUID)
 
 
-# What asyncpg raises while a server starts, stops or is gone.
+# What asyncpg raises while a server starts, stops or is gone, or refuses the login: a password is changed on the server
+# first, a database is restored under the name of the one before.
 CONNECTION_FAULTS = (
     OSError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,

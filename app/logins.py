@@ -11,38 +11,30 @@ import re
 import secrets
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import asyncpg
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
 
-from app.db import APP_ROLE, IDENTITY_ROLE, Database, retry_while_unavailable
-from app.migrate import migrate, open_for_migration
+from app.db import Database, retry_while_unavailable
+from app.migrate import SCRIPTS, migrate
+from app.pool import connected, is_pooled, reason_of
 from app.settings import SettingsError
 
 EMBEDDED_LOGIN = "easel_service"
 SCRAM_ITERATIONS = 4096
+ROLES_KEY = int.from_bytes(b"easel ro")
+
+POOLED = (
+    "{setting} leads to a connection pooler, behind which nothing can be migrated, backed up or restored: set"
+    " MIGRATION_DATABASE_URL to the address of the server itself."
+)
+IS_PUBLIC = (
+    "warning: every user of the server may connect to this database, and the user of another Easel on the server could"
+    " read it: have the database's owner run REVOKE CONNECT ON DATABASE … FROM PUBLIC, or give Easel a database of its"
+    " own."
+)
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
-# Roles belong to the whole server: the migration of another database may make the same one right now.
-_MAKE = """
-DO $make$
-BEGIN
-  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
-    BEGIN
-      CREATE ROLE "{name}" LOGIN{password};
-    EXCEPTION WHEN duplicate_object OR unique_violation THEN
-    END;
-  END IF;
-  IF NOT (pg_has_role('{name}', '{app}', 'SET') AND pg_has_role('{name}', '{identity}', 'SET')) THEN
-    BEGIN
-      GRANT {app}, {identity} TO "{name}" WITH SET TRUE, INHERIT FALSE;
-    EXCEPTION WHEN unique_violation THEN
-    END;
-  END IF;
-  IF NOT has_database_privilege('{name}', current_database(), 'CONNECT') THEN
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO "{name}"', current_database());
-  END IF;
-END $make$
-"""
+_OWNER, _LOGIN, _PASSWORD = "'easel_owner'", "'easel'", "text := NULL"  # as migrations/roles.sql names them
 _FAULTS = text("""
 SELECT session_user,
   EXISTS (SELECT FROM pg_roles WHERE rolsuper AND pg_has_role(session_user, oid, 'MEMBER')),
@@ -54,34 +46,62 @@ SELECT session_user,
 
 async def migrate_embedded(url: str) -> str:
     """Bring an embedded database to the newest revision; the URL with which it serves."""
+    serving_url = as_login(url, EMBEDDED_LOGIN)
+    await make_roles(url, serving_url)
     await migrate(url)
-    await make_login(url, as_login(url, EMBEDDED_LOGIN))
-    return as_login(url, EMBEDDED_LOGIN)
+    return serving_url
 
 
-async def make_login(url: str, serving_url: str) -> None:
-    """As the login of `url`, make that of `serving_url` where it is missing, and let it become the two roles.
+async def make_roles(url: str, serving_url: str) -> bool:
+    """As the login of `url`, make the roles and the login of `serving_url` where they are missing.
 
-    A role that exists keeps its password. Raises SettingsError where `url`'s login may not do so.
+    A login that exists keeps its password. Returns whether every user of the server may connect to the database.
+    Raises SettingsError where `url`'s login may not make what is missing, or leads to a pooler.
     """
-    name, password = _login_of(serving_url)
-    if name == _login_of(url)[0]:
-        return
+    setting = "DATABASE_URL" if url == serving_url else "MIGRATION_DATABASE_URL"
+    password = _login_of(serving_url)[1]
+    statement = roles_sql(url, serving_url, scram_verifier(password, secrets.token_bytes(16)) if password else None)
+    async with connected(url) as connection:
+        if await is_pooled(connection):
+            raise SettingsError(POOLED.format(setting=setting))
+        try:
+            async with connection.transaction():
+                # Two that grant in one database at once would fail.
+                await connection.execute(f"SELECT pg_advisory_xact_lock({ROLES_KEY})")
+                await connection.execute(statement)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise SettingsError(
+                f"{setting} logs in as {_login_of(url)[0]}, which may not make the roles that Easel needs"
+                f" ({reason_of(error)}): have a DBA run once, in this database and as a superuser, what"
+                " `easel migrate --roles` prints."
+            ) from None
+        return await connection.fetchval("SELECT has_database_privilege('public', current_database(), 'CONNECT')")
+
+
+def roles_sql(url: str, serving_url: str, verifier: str | None = None) -> str:
+    """`migrations/roles.sql` for the logins of the two URLs; `verifier` is the password of a login that it makes."""
+    name = _login_of(url)[0]
+    owner = login = _quoted(name) if name else "current_user"
+    if url != serving_url:
+        login = _quoted(_serving_name(serving_url))
+    filled = {_OWNER: owner, _LOGIN: login}
+    if verifier is not None:
+        filled[_PASSWORD] = f"text := {_quoted(verifier)}"
+    sql = (SCRIPTS / "roles.sql").read_text()
+    for placeholder, value in filled.items():
+        sql = sql.replace(placeholder, value, 1)
+    return sql
+
+
+def _serving_name(serving_url: str) -> str:
+    name = _login_of(serving_url)[0]
     if not _NAME(name):
         raise SettingsError("DATABASE_URL names no user, or one with signs besides letters, digits, _ and -.")
-    clause = f" PASSWORD '{scram_verifier(password, secrets.token_bytes(16))}'" if password else ""
-    statement = _MAKE.format(name=name, password=clause, app=APP_ROLE, identity=IDENTITY_ROLE)
-    async with open_for_migration(url) as connection:
-        try:
-            await connection.exec_driver_sql(statement)
-            await connection.commit()
-        except ProgrammingError as error:
-            reason = str(error.orig).rpartition(">: ")[2]
-            raise SettingsError(
-                f"The user of MIGRATION_DATABASE_URL may not make the role {name} ({reason}): give it CREATEROLE, or"
-                f" make the role yourself: CREATE ROLE {name} LOGIN; GRANT {APP_ROLE}, {IDENTITY_ROLE} TO {name}"
-                " WITH SET TRUE, INHERIT FALSE."
-            ) from None
+    return name
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 @retry_while_unavailable

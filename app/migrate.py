@@ -14,7 +14,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.db import CONNECT_SECONDS, Database
+from app.db import Database
+from app.pool import CONNECT_SECONDS
 from app.settings import SettingsError
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "migrations"

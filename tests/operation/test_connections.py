@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from app import db
+from app import pool
 from app.db import Database, uuid7
 from app.migrate import migrate
 from tests import timeouts
@@ -63,7 +63,7 @@ async def test_a_connection_that_was_idle_for_long_and_does_not_answer_is_replac
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await backend_of(database)
-    monkeypatch.setattr(db, "PING_AFTER_IDLE_SECONDS", 0)
+    monkeypatch.setattr(pool, "PING_AFTER_IDLE_SECONDS", 0)
     assert await backend_of(database) == before
     with stopped(before):
         assert await backend_of(database) != before
@@ -80,7 +80,7 @@ def test_no_request_needs_two_connections(
 ) -> None:
     """Or as many requests as the pool has connections would each wait for one that another holds."""
     # Housekeeping and thumbnails use the same connection, and a request may wait for them; reconcile needs two.
-    monkeypatch.setattr("app.db.POOL_WAIT_SECONDS", timeouts.PATIENCE)
+    monkeypatch.setattr("app.pool.POOL_WAIT_SECONDS", timeouts.PATIENCE)
     monkeypatch.setattr("app.worker.housekeeping.FIRST_AFTER", timedelta(hours=1))
     settings: dict[str, Any] = {"database_pool_size": 1}
     with running_server(database_url, provider_url, tmp_path, **settings) as server:

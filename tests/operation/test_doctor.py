@@ -19,7 +19,7 @@ from redis import Redis
 
 from app.cli import main
 from app.db import APP_ROLE, IDENTITY_ROLE
-from app.logins import EMBEDDED_LOGIN, as_login, make_login
+from app.logins import EMBEDDED_LOGIN, as_login, make_roles
 from app.migrate import migrate
 from tests import timeouts
 from tests.servers import PostgresServer, free_port, gcs_server, postgres_server, redis_server, s3_server
@@ -79,8 +79,8 @@ def estate(provider_url: str, tmp_path_factory: pytest.TempPathFactory) -> Gener
 
 def prepare_database(postgres: PostgresServer, url: str) -> None:
     """Migrated, with a login that has to give its password."""
+    asyncio.run(make_roles(postgres.url, url))
     asyncio.run(migrate(postgres.url))
-    asyncio.run(make_login(postgres.url, url))
     ((hba,),) = rows(postgres.url, "SHOW hba_file")
     path = Path(hba)
     path.write_text(f"local all {EMBEDDED_LOGIN} scram-sha-256\n{path.read_text()}")

@@ -92,7 +92,7 @@ AND relname <> 'alembic_version' AND NOT (
 )
 """
 POWERFUL_ROLES = """
-SELECT rolname FROM pg_roles WHERE rolname IN ('easel_app', 'easel_identity')
+SELECT rolname FROM pg_roles WHERE rolname IN ('easel_app', 'easel_identity', 'easel_backup')
 AND (rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication OR rolcanlogin)
 """
 TENANT_TABLES = """
