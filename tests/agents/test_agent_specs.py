@@ -13,7 +13,7 @@ from agents.models.openai_responses import Converter
 from agents.testing import ScriptedModel
 
 import app.agents
-from app.agents._shared import registry
+from app.agents._shared import spec_files
 from app.agents._shared.build import build_agent
 from app.agents._shared.registry import Registry, SpecError, check_tool_choice, image_options, load_registry
 from app.images.options import OptionError
@@ -98,8 +98,8 @@ def test_the_example_pasted_beside_the_shipped_agents_replaces_the_designer_and_
     database_url: str, own_provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agents = tmp_path / "agents"
-    shutil.copytree(registry.AGENTS_DIRECTORY, agents)
-    monkeypatch.setattr(registry, "AGENTS_DIRECTORY", agents)
+    shutil.copytree(spec_files.AGENTS_DIRECTORY, agents)
+    monkeypatch.setattr(spec_files, "AGENTS_DIRECTORY", agents)
     monkeypatch.setattr(app.agents, "__path__", [*app.agents.__path__, str(agents)])
     _write(agents, "my_agent", EXAMPLE)
     with running_server(database_url, own_provider, tmp_path / "data", agents=agents) as server:
@@ -151,8 +151,8 @@ def test_two_agents_of_the_users_with_one_key_stop_the_start(tmp_path: Path) -> 
 
 
 def test_every_agent_of_this_repository_is_known_as_shipped() -> None:
-    folders = registry.AGENTS_DIRECTORY.glob("*/spec.py")
-    assert sorted(spec.parent.name for spec in folders) == sorted(registry.SHIPPED)
+    folders = spec_files.AGENTS_DIRECTORY.glob("*/spec.py")
+    assert sorted(spec.parent.name for spec in folders) == sorted(spec_files.SHIPPED)
 
 
 def test_a_prompt_that_is_missing_is_named(tmp_path: Path) -> None:

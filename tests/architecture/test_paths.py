@@ -75,7 +75,7 @@ TRIPS = [
             "app/provider/client.py",
             "app/provider/model.py",
         ),
-        limit=(20, 2_780),
+        limit=(20, 2_700),
         goal=(14, None),
     ),
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.agents._shared.registry import AGENTS_DIRECTORY
+from app.agents._shared.spec_files import AGENTS_DIRECTORY
 from tests.app_server import ApiUser, AppServer, Event, one, running_provider, running_server
 
 BODY_LIMIT = 1024 * 1024

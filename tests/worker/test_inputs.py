@@ -21,7 +21,7 @@ import pytest
 from PIL import Image, ImageChops
 from sqlalchemy import update
 
-from app.agents._shared.registry import AGENTS_DIRECTORY
+from app.agents._shared.spec_files import AGENTS_DIRECTORY
 from app.attachments.models import Attachment
 from app.db import Database
 from app.provider.client import FILE_SECONDS
