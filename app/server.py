@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
         *,
         host: str,
         port: int,
-        on_started: Callable[[], None] = lambda: None,
+        on_started: Callable[[], None] | None = None,
     ) -> None:
         self.app = create_app(settings, parts)
         self._on_started = on_started
@@ -63,7 +63,8 @@ class Server(uvicorn.Server):
         connections = Connections(state.database, state.broker, state.store)
         serving = metrics_server.serving(metrics_socket, connections, self._read_streams, *state.worker_gauges)
         await self._metrics.enter_async_context(serving)
-        self._on_started()
+        if self._on_started is not None:
+            self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # What it reads is closed next.

@@ -31,6 +31,7 @@ class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
 
     # The service
     port: int = Field(default=8000, ge=0, le=65535)
+    web_concurrency: int = Field(default=1, ge=1)
     database_pool_size: int = Field(default=10, ge=1)
     redis_url: SecretStr | None = None
     embedded_worker: bool = True
@@ -110,6 +111,8 @@ class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
         missing = self._missing_in_production() if self.environment == "production" else []
         if not self.embedded_worker and self.redis_url is None:
             missing.append("REDIS_URL (EMBEDDED_WORKER=false needs it)")
+        if self.web_concurrency > 1 and self.redis_url is None:
+            missing.append(f"REDIS_URL (WEB_CONCURRENCY={self.web_concurrency} needs it)")
         missing.extend(self.missing_for_storage())
         if missing:
             raise ValueError("set " + ", ".join(dict.fromkeys(missing)))

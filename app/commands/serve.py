@@ -8,6 +8,7 @@ import typer
 from app.commands import start
 from app.db import Database
 from app.embedded import running_parts
+from app.processes import serve_in_processes
 from app.server import Server, bound
 from app.usage.plans import UNLIMITED, require
 
@@ -25,7 +26,16 @@ def run(host: str, port: int | None) -> None:
             if sys.stderr.isatty():
                 typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
 
-        Server(settings, parts, host=host, port=port, on_started=announce).run(sockets)
+        def serve(number: int) -> None:
+            # Each process has a port of its own for its metrics.
+            own = settings.metrics_port and settings.metrics_port + number
+            of_process = settings.model_copy(update={"metrics_port": own})
+            Server(of_process, parts, host=host, port=port, on_started=announce if not number else None).run(sockets)
+
+        if settings.web_concurrency == 1:
+            serve(0)
+        else:
+            serve_in_processes(settings.web_concurrency, serve)
 
 
 async def _require_plan(database_url: str, name: str) -> None:
