@@ -17,8 +17,9 @@ from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app import EaselError
+from app.database_settings import DatabaseSettings
 from app.errors import CONNECTION_FAULTS
-from app.settings import Settings, load_settings
+from app.settings import load_database_settings, load_settings
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT}
@@ -83,6 +84,10 @@ _DATABASE_FAULTS: list[tuple[tuple[type[BaseException], ...], str]] = [
 ]
 
 
+# What opens its connections as the owner of the tables.
+_AS_OWNER = {"app.backup", "app.commands.migrate", "app.migrate"}
+
+
 def explain(error: BaseException) -> str | None:
     """The sentence for what a command ended with; None for a fault of Easel's own."""
     if isinstance(error, BaseExceptionGroup):
@@ -90,20 +95,19 @@ def explain(error: BaseException) -> str | None:
         return None if None in sentences else sentences[0]
     if isinstance(error, EaselError):
         return str(error)
-    try:
-        settings = load_settings()
-    except EaselError as unusable:
-        return str(unusable)
     modules = set(_modules(error))
     packages = {module.partition(".")[0] for module in modules}
+    try:
+        if "redis" in packages:
+            redis_url = load_settings().redis_url
+            return broker_fault(error, redis_url.get_secret_value() if redis_url else "")
+        settings = load_database_settings()
+    except EaselError as unusable:
+        return str(unusable)
     if packages & {"asyncpg", "sqlalchemy"}:
-        # What migrates opens its connections there.
-        migrates = settings.migration_database_url is not None and "app.migrate" in modules
-        url = settings.migration_database_url if migrates else settings.database_url
-        name = "MIGRATION_DATABASE_URL" if migrates else "DATABASE_URL"
-        return database_fault(error, name, url.get_secret_value() if url else "")
-    if "redis" in packages:
-        return broker_fault(error, settings.redis_url.get_secret_value() if settings.redis_url else "")
+        owns = bool(modules & _AS_OWNER)
+        url, setting = settings.owner_url if owns else settings.database_url, settings.owner_setting
+        return database_fault(error, setting if owns else "DATABASE_URL", url.get_secret_value() if url else "")
     return _system_fault(error, settings) if isinstance(error, OSError) else None
 
 
@@ -184,7 +188,7 @@ def _reason(error: BaseException) -> str:
     return _said(error) or type(error).__name__
 
 
-def _system_fault(error: OSError, settings: Settings) -> str | None:
+def _system_fault(error: OSError, settings: DatabaseSettings) -> str | None:
     path = str(error.filename) if isinstance(error.filename, str | bytes | Path) else ""
     reason = f"{path}: {error.strerror}" if path else error.strerror or str(error)
     if error.errno in _FULL:

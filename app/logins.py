@@ -15,7 +15,7 @@ import asyncpg
 from sqlalchemy import text
 
 from app.db import Database, retry_while_unavailable
-from app.migrate import SCRIPTS, migrate
+from app.migrate import SCRIPTS, check_version, migrate
 from app.pool import connected, is_pooled, reason_of
 from app.settings import SettingsError
 
@@ -64,6 +64,7 @@ async def make_roles(url: str, serving_url: str) -> bool:
     async with connected(url) as connection:
         if await is_pooled(connection):
             raise SettingsError(POOLED.format(setting=setting))
+        check_version(await connection.fetchval("SHOW server_version"))
         try:
             async with connection.transaction():
                 # Two that grant in one database at once would fail.

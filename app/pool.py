@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, cast
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from sqlalchemy import Dialect, event
@@ -14,7 +13,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from app import EaselError
 from app.errors import CONNECTION_FAULTS
 
 # Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
@@ -25,10 +23,6 @@ POOL_WAIT_SECONDS = 4.0
 PING_AFTER_IDLE_SECONDS = 30.0
 PING_SECONDS = 1.0
 PREPARED_STATEMENTS = 100
-
-
-class DatabaseUnreachable(EaselError):
-    pass
 
 
 def open_engine(url: str, *, pool_size: int, poolclass: type[Pool] | None = None) -> AsyncEngine:
@@ -57,10 +51,7 @@ async def is_pooled(connection: Any) -> bool:
 @asynccontextmanager
 async def connected(url: str) -> AsyncGenerator[Any]:
     """One connection of asyncpg's own, for a command; its statements may take any time."""
-    try:
-        connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
-    except (*CONNECTION_FAULTS, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseUnreachable(f"The database at {_address(url)} cannot be reached: {reason_of(error)}.") from None
+    connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
     try:
         yield connection
     finally:
@@ -71,13 +62,6 @@ async def connected(url: str) -> AsyncGenerator[Any]:
 def reason_of(error: Exception) -> str:
     """In one line: Postgres' details are on lines of their own."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _address(url: str) -> str:
-    """Host and name, without user and password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", ["localhost"]))
-    return host + parts.path
 
 
 class _Connector:

@@ -34,6 +34,7 @@ _VERBS = {
     "look at an object": "size",
     "delete an object": "delete",
     "list objects": "list",
+    "sign a link": "link",
 }
 
 P = ParamSpec("P")

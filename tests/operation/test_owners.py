@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import asyncpg
 import httpx
 import pytest
 
@@ -14,7 +15,7 @@ from app.commands import migrate as command
 from app.db import IDENTITY_ROLE
 from app.logins import IS_PUBLIC, as_login, make_roles
 from app.migrate import SCRIPTS, head_revision, migrate
-from app.pool import DatabaseUnreachable, connected
+from app.pool import connected
 from app.settings import SettingsError
 from tests import timeouts
 from tests.app_server import running_server
@@ -75,7 +76,7 @@ def test_two_installs_share_a_server_and_no_row(new_postgres: "Postgres", provid
         asyncio.run(migrate(url))
         assert is_ready(url, provider_url, tmp_path / name, f"{name}_service")
     into_one = as_login(urls[0], "two_service")
-    with pytest.raises(DatabaseUnreachable, match="permission denied for database"):
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="permission denied for database"):
         asyncio.run(count_users(into_one))
     # What it could do there otherwise.
     new_postgres.execute("GRANT CONNECT ON DATABASE one TO PUBLIC")

@@ -107,13 +107,13 @@ FAULTS = {
     ),
     "no such option": Fault("easel migrate --fast", r"No such option: --fast", code=2),
     "a value that is none": Fault(
-        "easel migrate", r"IMAGE_DEFAULT_QUALITY: .*'low', 'medium'", {"IMAGE_DEFAULT_QUALITY": "best"}
+        "easel plans list", r"IMAGE_DEFAULT_QUALITY: .*'low', 'medium'", {"IMAGE_DEFAULT_QUALITY": "best"}
     ),
     "an address that is none": Fault(
-        "easel migrate", r"PUBLIC_URL: give http://host or https://host", {"PUBLIC_URL": "chat.example.com"}
+        "easel plans list", r"PUBLIC_URL: give http://host or https://host", {"PUBLIC_URL": "chat.example.com"}
     ),
     "production without its settings": Fault(
-        "easel migrate", r"set DATABASE_URL, REDIS_URL, .*SECRET_KEY", {"ENVIRONMENT": "production"}
+        "easel plans list", r"set DATABASE_URL, REDIS_URL, .*SECRET_KEY", {"ENVIRONMENT": "production"}
     ),
     ".env in another encoding": Fault(
         "cd latin && easel migrate", r"latin/\.env cannot be read \(it is not UTF-8\): mend or remove it"
@@ -278,7 +278,7 @@ def proxy_that_notes(asked: list[bytes]) -> Generator[str]:
 def test_a_fault_of_easel_s_own_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken() -> None:
+    def broken(**options: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.chdir(tmp_path)

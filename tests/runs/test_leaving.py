@@ -69,7 +69,8 @@ def test_whoever_leaves_stops_nothing_and_leaves_nothing_behind(
     assert (completed, stored) == (leavings, leavings), f"seed {seed}"
     assert not leaked, f"seed {seed}"
     assert working == 0
-    assert connections <= server.settings.database_pool_size
+    # One more is for checks.
+    assert connections <= server.settings.database_pool_size + 1
 
 
 def leave(ada: ApiUser, moment: float) -> str:
