@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, cast
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from sqlalchemy import Dialect, event
@@ -15,6 +14,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from app import EaselError
+from app.database_faults import database_fault, reason_of
 from app.errors import CONNECTION_FAULTS
 
 # Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
@@ -55,29 +55,18 @@ async def is_pooled(connection: Any) -> bool:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncGenerator[Any]:
-    """One connection of asyncpg's own, for a command; its statements may take any time."""
+async def connected(url: str, setting: str) -> AsyncGenerator[Any]:
+    """One connection of asyncpg's own, for a command, to what `setting` names; its statements may take any time."""
     try:
         connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
-    except (*CONNECTION_FAULTS, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseUnreachable(f"The database at {_address(url)} cannot be reached: {reason_of(error)}.") from None
+    except (*CONNECTION_FAULTS, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        fault = database_fault(error, setting, url)
+        raise DatabaseUnreachable(fault or f"{setting} cannot be used: {reason_of(error)}.") from None
     try:
         yield connection
     finally:
         # Not a polite end: what is open is rolled back, and a lost connection is no error of its own.
         connection.terminate()
-
-
-def reason_of(error: Exception) -> str:
-    """In one line: Postgres' details are on lines of their own."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _address(url: str) -> str:
-    """Host and name, without user and password."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2] or ",".join(parse_qs(parts.query).get("host", ["localhost"]))
-    return host + parts.path
 
 
 class _Connector:

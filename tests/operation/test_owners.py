@@ -94,7 +94,7 @@ def make_roles_as_dba(url: str, owner: str, login: str) -> None:
 
 async def count_users(url: str) -> int:
     """As a login that is to become this role in its own database alone."""
-    async with connected(url) as connection:
+    async with connected(url, "DATABASE_URL") as connection:
         await connection.execute(f"SET ROLE {IDENTITY_ROLE}")
         return await connection.fetchval("SELECT count(*) FROM users")
 

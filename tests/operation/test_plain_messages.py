@@ -83,6 +83,11 @@ FAULTS = {
         r"127\.0\.0\.1:1 does not answer .* in MIGRATION_DATABASE_URL",
         {"DATABASE_URL": "{db}", "MIGRATION_DATABASE_URL": f"postgresql://x:{SECRET}@127.0.0.1:1/x"},
     ),
+    "database: of a job with no other settings": Fault(
+        "easel migrate",
+        r"127\.0\.0\.1:1 does not answer .* in DATABASE_URL",
+        {"ENVIRONMENT": "production", "DATABASE_URL": f"postgresql://x:{SECRET}@127.0.0.1:1/x"},
+    ),
     "database: behind": Fault(
         "easel ledger verify", r"schema is behind: run `just migrate`", {"DATABASE_URL": "{empty}"}
     ),
@@ -107,13 +112,13 @@ FAULTS = {
     ),
     "no such option": Fault("easel migrate --fast", r"No such option: --fast", code=2),
     "a value that is none": Fault(
-        "easel migrate", r"IMAGE_DEFAULT_QUALITY: .*'low', 'medium'", {"IMAGE_DEFAULT_QUALITY": "best"}
+        "easel plans list", r"IMAGE_DEFAULT_QUALITY: .*'low', 'medium'", {"IMAGE_DEFAULT_QUALITY": "best"}
     ),
     "an address that is none": Fault(
-        "easel migrate", r"PUBLIC_URL: give http://host or https://host", {"PUBLIC_URL": "chat.example.com"}
+        "easel plans list", r"PUBLIC_URL: give http://host or https://host", {"PUBLIC_URL": "chat.example.com"}
     ),
     "production without its settings": Fault(
-        "easel migrate", r"set DATABASE_URL, REDIS_URL, .*SECRET_KEY", {"ENVIRONMENT": "production"}
+        "easel plans list", r"set DATABASE_URL, REDIS_URL, .*SECRET_KEY", {"ENVIRONMENT": "production"}
     ),
     ".env in another encoding": Fault(
         "cd latin && easel migrate", r"latin/\.env cannot be read \(it is not UTF-8\): mend or remove it"
@@ -179,7 +184,7 @@ def test_each_fault_is_said_in_a_sentence(places: Variables, tmp_path: Path, res
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
         wrong = {name: said for name, said in threads.map(fail, chosen) if said is not None}
-    assert wrong == {}
+    assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
     tracebacks = sum("Traceback" in said for said in wrong.values())
     results(36, "plain messages", tried=f"{len(chosen)} faults", kept=f"{tracebacks} tracebacks, 3 lines each at most")
 
@@ -278,7 +283,7 @@ def proxy_that_notes(asked: list[bytes]) -> Generator[str]:
 def test_a_fault_of_easel_s_own_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken() -> None:
+    def broken(**options: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.chdir(tmp_path)
