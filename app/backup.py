@@ -15,11 +15,12 @@ from typing import Any
 import asyncpg
 
 from app import EaselError
+from app.database_faults import reason_of
 from app.db import BACKUP_ROLE
 from app.errors import CONNECTION_FAULTS
 from app.logins import POOLED, make_roles
 from app.pg_tools import ToolError, contents, count_rows, find_tool, run_tool
-from app.pool import connected, is_pooled, reason_of
+from app.pool import connected, is_pooled
 
 SCHEMAS = ("public", "app")
 REVISIONS = "public.alembic_version"
@@ -67,7 +68,7 @@ def back_up(url: str, setting: str, file: Path) -> Contents:
     with _partial(file) as partial, asyncio.Runner() as runner:
         stack = AsyncExitStack()
         try:
-            connection = runner.run(stack.enter_async_context(connected(url)))
+            connection = runner.run(stack.enter_async_context(connected(url, setting)))
             snapshot = runner.run(_begin(connection, setting))
             server = connection.get_server_version().major
             options = [f"--snapshot={snapshot}", f"--role={BACKUP_ROLE}", "--enable-row-security"]
@@ -102,7 +103,7 @@ def restore(url: str, serving_url: str, setting: str, file: Path) -> Contents:
             run_tool(pg_restore, url, *options, str(file))
     except _FAULTS as error:
         raise BackupError(f"Nothing was restored from {file}: {reason_of(error)}.") from None
-    restored = asyncio.run(_finish(url))
+    restored = asyncio.run(_finish(url, setting))
     if restored != held:
         raise BackupError(f"The database lacks rows of {file} ({_difference(held, restored)}): drop it.")
     return Contents(held)
@@ -157,7 +158,7 @@ async def _count(connection: Any) -> dict[str, int]:
 
 async def _look_at_target(url: str, setting: str) -> int:
     """The server's major version; raises BackupError unless the database is empty."""
-    async with connected(url) as connection:
+    async with connected(url, setting) as connection:
         await _refuse_pooler(connection, setting)
         found = await connection.fetchval(_FIRST_OBJECT)
         if found is not None:
@@ -165,9 +166,9 @@ async def _look_at_target(url: str, setting: str) -> int:
         return connection.get_server_version().major
 
 
-async def _finish(url: str) -> dict[str, int]:
+async def _finish(url: str, setting: str) -> dict[str, int]:
     """Count what was restored, and have the planner know it before the first request."""
-    async with connected(url) as connection:
+    async with connected(url, setting) as connection:
         async with connection.transaction():
             await connection.execute(f"SET LOCAL ROLE {BACKUP_ROLE}")
             counts = await _count(connection)

@@ -14,9 +14,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import asyncpg
 from sqlalchemy import text
 
+from app.database_faults import reason_of
 from app.db import Database, retry_while_unavailable
-from app.migrate import SCRIPTS, check_version, migrate
-from app.pool import connected, is_pooled, reason_of
+from app.migrate import SCRIPTS, migrate, require_version
+from app.pool import connected, is_pooled
 from app.settings import SettingsError
 
 EMBEDDED_LOGIN = "easel_service"
@@ -61,10 +62,10 @@ async def make_roles(url: str, serving_url: str) -> bool:
     setting = "DATABASE_URL" if url == serving_url else "MIGRATION_DATABASE_URL"
     password = _login_of(serving_url)[1]
     statement = roles_sql(url, serving_url, scram_verifier(password, secrets.token_bytes(16)) if password else None)
-    async with connected(url) as connection:
+    async with connected(url, setting) as connection:
+        require_version(connection.get_settings().server_version)
         if await is_pooled(connection):
             raise SettingsError(POOLED.format(setting=setting))
-        check_version(await connection.fetchval("SHOW server_version"))
         try:
             async with connection.transaction():
                 # Two that grant in one database at once would fail.

@@ -62,11 +62,11 @@ async def open_for_migration(url: str) -> AsyncGenerator[AsyncConnection]:
 
 async def require_supported(connection: AsyncConnection) -> str:
     """The server's version; SettingsError where it is too old for the roles, whose grants say who may become them."""
-    return check_version(str(await connection.scalar(text("SHOW server_version"))))
+    return require_version(str(await connection.scalar(text("SHOW server_version"))))
 
 
-def check_version(said: str) -> str:
-    version = said.partition(" ")[0]
+def require_version(server_version: str) -> str:
+    version = server_version.partition(" ")[0]
     if int(version.partition(".")[0]) < OLDEST_POSTGRES:
         raise SettingsError(
             f"PostgreSQL {version} is too old: Easel needs {OLDEST_POSTGRES} or newer; upgrade it, or name another"

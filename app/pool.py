@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from app import EaselError
+from app.database_faults import database_fault, reason_of
 from app.errors import CONNECTION_FAULTS
 
 # Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
@@ -23,6 +25,10 @@ POOL_WAIT_SECONDS = 4.0
 PING_AFTER_IDLE_SECONDS = 30.0
 PING_SECONDS = 1.0
 PREPARED_STATEMENTS = 100
+
+
+class DatabaseUnreachable(EaselError):
+    pass
 
 
 def open_engine(url: str, *, pool_size: int, poolclass: type[Pool] | None = None) -> AsyncEngine:
@@ -49,19 +55,18 @@ async def is_pooled(connection: Any) -> bool:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncGenerator[Any]:
-    """One connection of asyncpg's own, for a command; its statements may take any time."""
-    connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
+async def connected(url: str, setting: str) -> AsyncGenerator[Any]:
+    """One connection of asyncpg's own, for a command, to what `setting` names; its statements may take any time."""
+    try:
+        connection = await cast(Any, asyncpg).connect(url, timeout=CONNECT_SECONDS)
+    except (*CONNECTION_FAULTS, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        fault = database_fault(error, setting, url)
+        raise DatabaseUnreachable(fault or f"{setting} cannot be used: {reason_of(error)}.") from None
     try:
         yield connection
     finally:
         # Not a polite end: what is open is rolled back, and a lost connection is no error of its own.
         connection.terminate()
-
-
-def reason_of(error: Exception) -> str:
-    """In one line: Postgres' details are on lines of their own."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class _Connector:

@@ -12,8 +12,9 @@ from redis.exceptions import RedisError
 from app import EaselError
 from app.agents._shared.registry import LoadedAgent, Registry, image_options
 from app.agents._shared.tools import IMAGE_TOOL
+from app.database_faults import address_of, database_fault
 from app.db import IDENTITY_ROLE, SET_RIGHTS, Database
-from app.faults import address_of, broker_fault, database_fault
+from app.faults import broker_fault
 from app.logins import explain, login_faults
 from app.migrate import is_current, require_supported, schema_state
 from app.provider.client import Provider

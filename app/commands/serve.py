@@ -1,6 +1,7 @@
 """`easel serve`."""
 
 import asyncio
+import logging
 import sys
 
 import typer
@@ -12,6 +13,8 @@ from app.processes import serve_in_processes
 from app.server import Server, bound
 from app.usage.plans import UNLIMITED, require
 
+log = logging.getLogger(__name__)
+
 
 def run(host: str, port: int | None) -> None:
     settings = start()
@@ -22,7 +25,8 @@ def run(host: str, port: int | None) -> None:
             asyncio.run(_require_plan(parts.database_url, settings.default_plan))
 
         def announce() -> None:
-            # A collector of logs reads JSON alone, and uvicorn logs the address as well.
+            # uvicorn logs no address where it is given the sockets, and a collector of logs reads JSON alone.
+            log.info("server.started", extra={"host": host, "port": port})
             if sys.stderr.isatty():
                 typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
 

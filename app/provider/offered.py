@@ -7,6 +7,8 @@ import openai
 from openai import AsyncOpenAI
 from openai.types import Model
 
+from app.provider.causes import page_of
+
 ASK_SECONDS = 10.0
 PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 _NO_QUOTA = "insufficient_quota"
@@ -24,6 +26,8 @@ class OfferedModels:
         except openai.APIStatusError as error:
             return await self._status_fault(error, model, settings)
         except openai.APIConnectionError as error:
+            if page_of(error):
+                return self._no_api("sends a page of HTML")
             return self._unreachable(error)
         except (ValueError, openai.APIError):
             return self._no_api("sends what is not the API's")

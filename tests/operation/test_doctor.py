@@ -16,12 +16,14 @@ from urllib.parse import quote
 
 import pytest
 from redis import Redis
+from starlette.responses import HTMLResponse
 
 from app.cli import main
 from app.db import APP_ROLE, IDENTITY_ROLE
 from app.logins import EMBEDDED_LOGIN, as_login, make_roles
 from app.migrate import migrate
 from tests import timeouts
+from tests.app_server import running_alone
 from tests.servers import PostgresServer, free_port, gcs_server, postgres_server, redis_server, s3_server
 from tests.tables import rows
 
@@ -113,6 +115,21 @@ def test_a_healthy_system_has_no_fault_and_no_warning(doctor: Callable[..., tupl
     assert (code, "All parts answer." in said, "warning" in said) == (0, True, False), said
 
 
+def test_a_pooler_of_transactions_is_no_fault(estate: Estate, doctor: Callable[..., tuple[int, str]]) -> None:
+    with pooler(estate, "transaction") as variables:
+        code, said = doctor(**variables)
+    assert (code, "All parts answer." in said) == (0, True), said
+
+
+def test_a_page_in_place_of_the_api_is_named(doctor: Callable[..., tuple[int, str]]) -> None:
+    async def show_page(scope: Any, receive: Any, send: Any) -> None:
+        await HTMLResponse("<h1>It works!</h1>")(scope, receive, send)
+
+    with running_alone(show_page) as port:
+        code, said = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{port}")
+    assert (code, "sends a page of HTML: correct OPENAI_BASE_URL" in said) == (1, True), said
+
+
 @contextmanager
 def role_renamed(estate: Estate) -> Generator[Variables]:
     rows(estate.owner_url, f"ALTER ROLE {IDENTITY_ROLE} RENAME TO gone")
@@ -157,8 +174,8 @@ def postgres_15(estate: Estate) -> Generator[Variables]:
 
 
 @contextmanager
-def pooler(estate: Estate) -> Generator[Variables]:
-    """PgBouncer that gives each statement another session, which no transaction survives."""
+def pooler(estate: Estate, mode: str = "statement") -> Generator[Variables]:
+    """PgBouncer; one that gives each statement another session leaves no transaction whole."""
     if PGBOUNCER is None:
         pytest.skip("There is no PgBouncer here (Debian, Ubuntu: apt install pgbouncer).")
     port = free_port()
@@ -167,7 +184,7 @@ def pooler(estate: Estate) -> Generator[Variables]:
         (Path(folder) / "users").write_text(f'"{EMBEDDED_LOGIN}" "{PASSWORD}"\n')
         (Path(folder) / "ini").write_text(
             f"[databases]\n* = host={socket_folder}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-            f"unix_socket_dir =\nauth_type = trust\nauth_file = {folder}/users\npool_mode = statement\n"
+            f"unix_socket_dir =\nauth_type = trust\nauth_file = {folder}/users\npool_mode = {mode}\n"
         )
         process = subprocess.Popen([PGBOUNCER, "-q", f"{folder}/ini"], user=user, stderr=subprocess.DEVNULL)
         try:
