@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -16,8 +17,10 @@ from app.exits import exit_with_fault
 
 log = logging.getLogger(__name__)
 
-# A process that ends sooner has not served: another one would do no better.
+# What fails sooner could not start: another one would do no better. A signal, as of a system out of memory, is no such
+# failure.
 STARTED_SECONDS = 30.0
+PAUSE_SECONDS = 0.5
 
 Serve = Callable[[int], None]
 """Serves as the process of this number, from 0 on, until a signal ends it."""
@@ -26,9 +29,11 @@ Serve = Callable[[int], None]
 def serve_in_processes(count: int, serve: Serve) -> None:
     """Returns never: raises SystemExit once all have ended, with the status of one that could not start."""
     running: dict[int, tuple[int, float]] = {}
+    # Whoever holds its other end is told when this process is gone, however it ended.
+    alive, held = os.pipe()
 
     def start(number: int) -> None:
-        running[_fork(serve, number)] = (number, time.monotonic())
+        running[_fork(serve, number, alive, held)] = (number, time.monotonic())
 
     try:
         for number in range(count):
@@ -39,9 +44,10 @@ def serve_in_processes(count: int, serve: Serve) -> None:
                 continue  # a part that this command has started
             number, began = running.pop(pid)
             code = os.waitstatus_to_exitcode(status)
-            if time.monotonic() - began < STARTED_SECONDS:
-                sys.exit(code if code > 0 else 1)
+            if code > 0 and time.monotonic() - began < STARTED_SECONDS:
+                sys.exit(code)
             log.error("process.ended", extra={"pid": pid, "number": number, "status": code})
+            time.sleep(PAUSE_SECONDS)
             start(number)
     finally:
         _end(list(running))
@@ -57,10 +63,12 @@ def _end(pids: list[int]) -> None:
         os.waitpid(pid, 0)
 
 
-def _fork(serve: Serve, number: int) -> int:
+def _fork(serve: Serve, number: int, alive: int, held: int) -> int:
     if pid := os.fork():
         return pid
     # What this process got from its parent must not be ended by it: so it leaves without unwinding.
+    os.close(held)
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     random.seed()
     code = 1
     try:
@@ -69,6 +77,11 @@ def _fork(serve: Serve, number: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _end_with_parent(alive: int) -> None:
+    os.read(alive, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _status_of(serve: Serve, number: int) -> int:

@@ -48,17 +48,27 @@ def serving(
             process.wait()
 
 
-def test_two_processes_serve_one_port_and_end_together(
+def test_two_processes_serve_one_port_one_that_is_lost_is_replaced_and_they_end_together(
     serving: subprocess.Popen[bytes], ports: tuple[int, int]
 ) -> None:
-    children = psutil.Process(serving.pid).children()
-    assert len(children) == 2
+    first, second = psutil.Process(serving.pid).children()
     user = ApiUser(f"http://127.0.0.1:{ports[0]}")
     assert user.ask("Hello")[-1]["type"] == "run.completed"
     user.http.close()
+    first.kill()
+    wait_until(lambda: len({each.pid for each in psutil.Process(serving.pid).children()} - {first.pid}) == 2)
+    wait_until(lambda: _is_ready(ports[1]) and _is_ready(ports[1] + 1))
+    assert second.is_running()
+    children = psutil.Process(serving.pid).children()
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(15) == 0
     assert [child for child in children if child.is_running()] == []
+
+
+def test_they_end_with_their_parent_however_that_ends(serving: subprocess.Popen[bytes]) -> None:
+    children = psutil.Process(serving.pid).children()
+    serving.kill()
+    assert psutil.wait_procs(children, timeout=15)[1] == []
 
 
 def test_one_that_could_not_start_ends_them_all_with_its_sentence(
