@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -67,13 +67,15 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False).translate(_CONTROLS)
 
 
-def configure(level: str) -> None:
+def configure(level: str, *, silent: Sequence[str] = ()) -> None:
     """Send all logs to standard error as JSON lines; chatty libraries only from warning on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    for name in silent:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # Python prints these by itself: not as JSON, and without the tags.
     logging.captureWarnings(capture=True)
     threading.excepthook = _log_thread_failure

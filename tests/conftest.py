@@ -10,7 +10,7 @@ import sys
 import tempfile
 import uuid
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -215,7 +215,7 @@ def server(shared_server: AppServer) -> AppServer:
 def kept_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a test that runs a command in this process, which would take the log from the tests after it."""
 
-    def configure(level: str) -> None:
+    def configure(level: str, *, silent: Sequence[str] = ()) -> None:
         pass
 
     monkeypatch.setattr("app.logs.configure", configure)

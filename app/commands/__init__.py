@@ -15,5 +15,6 @@ def start(level: str | None = None) -> Settings:
 def start_beside_database() -> DatabaseSettings:
     """The settings of the database alone: a job that migrates or backs up is given no others."""
     settings = load_database_settings()
-    logs.configure(settings.log_level)
+    # What an interrupt leaves of a connection that was being made is no news to whoever interrupted it.
+    logs.configure(settings.log_level, silent=("asyncio",))
     return settings

@@ -276,12 +276,15 @@ def test_a_run_that_its_worker_holds_is_waited_for(server: AppServer, ada: ApiUs
     ada.ask("Hello")
     for written in ("usage_entries", "messages WHERE role = 'assistant'"):
         rows(database_url, f"DELETE FROM {written}")  # noqa: S608 - tables of ours
-    held = "UPDATE runs SET status = 'running', lease_until = now() + interval '5 seconds' RETURNING id"
+    held = "UPDATE runs SET status = 'running', lease_until = now() + interval '1 minute' RETURNING id"
     assert len(rows(database_url, held)) == 1
     receipt = erase_tenant(ada, "Ada's")["receipt"]
     timeouts.wait_until(lambda: rows(database_url, "SELECT status FROM erasures") == [("running",)])
-    time.sleep(3)
-    assert rows(database_url, "SELECT status, cancel_requested_at IS NOT NULL FROM runs") == [("running", True)]
+    asked = "SELECT status, cancel_requested_at IS NOT NULL FROM runs"
+    timeouts.wait_until(lambda: rows(database_url, asked) == [("running", True)])
+    time.sleep(1)
+    assert rows(database_url, asked) == [("running", True)]
+    rows(database_url, "UPDATE runs SET lease_until = now() RETURNING id")
     assert wait_for(server, receipt)["counts"]["provider"] == 1
 
 
