@@ -48,6 +48,10 @@ def current_tag(name: str) -> str | None:
     return _tags.get().get(name)
 
 
+def current_tags() -> dict[str, str]:
+    return dict(_tags.get())
+
+
 def _with(tags: dict[str, object]) -> dict[str, str]:
     return {**_tags.get(), **{name: str(value) for name, value in tags.items() if value is not None}}
 

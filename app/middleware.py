@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import metrics
+from app import metrics, traces
 from app.db import Database
 from app.errors import AppError, FieldError, TooLarge
 from app.logs import tag_only
@@ -73,13 +73,22 @@ class RequestMiddleware:
             return
         context = RequestContext.of(scope["headers"], scope.get("client"))
         scope["request_id"] = context.request_id
+        if scope["path"] in PROBES:
+            await self._answer(scope, receive, send, context)
+            return
+        with traces.span(scope["method"], kind="server", parent=context.traceparent):
+            # What the request sets off belongs to its own span, and with that to the caller's trace.
+            within = replace(context, traceparent=traces.traceparent() or context.traceparent)
+            await self._answer(scope, receive, send, within)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         # uvicorn starts a request that was sent ahead in the task of the one before, and its own lines about a request
         # follow after the end of this call.
         tag_only(request_id=context.request_id, trace_id=trace_id_of(context.traceparent))
         with in_request(context):
-            await self._answer(scope, receive, send, context)
+            await self._answer_in(scope, receive, send, context)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
+    async def _answer_in(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         started, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -107,6 +116,7 @@ class RequestMiddleware:
             line = {"method": scope["method"], "path": _shown(scope["path"]), "status": status, "ms": milliseconds}
             quiet = scope["path"] in PROBES and status < HTTPStatus.BAD_REQUEST
             log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={**line, "client": context.ip})
+            _annotate_span(scope, status)
 
     async def _fault(self, scope: Scope, limit: BodyLimit) -> AppError | None:
         """What is known before the body is read: FastAPI parses a body first, and asks for the credential then."""
@@ -138,6 +148,23 @@ class RequestMiddleware:
             return message
 
         return count
+
+
+def _annotate_span(scope: Scope, status: int) -> None:
+    """By OpenTelemetry's conventions for HTTP servers; the path is the route's, whose names stand for what was sent."""
+    route = getattr(scope.get("route"), "path", None)
+    facts = {
+        "http.request.method": scope["method"],
+        "http.response.status_code": status or None,
+        "http.route": route,
+        "url.path": _shown(scope["path"]),
+        "url.scheme": scope["scheme"],
+        **traces.of_tags(),
+    }
+    failed = not status or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    traces.annotate(
+        facts, name=f"{scope['method']} {route or ''}".strip(), error=str(status or "disconnect") if failed else ""
+    )
 
 
 def _shown(path: str) -> str:

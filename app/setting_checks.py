@@ -1,11 +1,16 @@
 """What a setting's value must be like, beyond its type."""
 
 import re
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 SECRET_BYTES = 32
+_EXPORTER = "OTEL_TRACES_EXPORTER"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PROTOCOL = "http/protobuf"
 _PLACEHOLDER = re.compile(
     r"change.?(me|this|it)|example|placeholder|your.?(secret|key)|development", re.IGNORECASE
 ).search
@@ -32,6 +37,39 @@ def _is_http_url(value: str) -> bool:
     except ValueError:  # the port is no number
         return False
     return bool(address) and parts.scheme in ("http", "https") and not (parts.username or parts.query or parts.fragment)
+
+
+def is_dsn(value: str) -> bool:
+    """Whether Sentry would take it: https://KEY@HOST/PROJECT."""
+    parts = urlsplit(value)
+    project = parts.path.rpartition("/")[2]
+    return parts.scheme in ("http", "https") and bool(parts.username and parts.hostname) and project.isdigit()
+
+
+def traces_wanted(variables: Mapping[str, str]) -> bool:
+    """Whether the variables of OpenTelemetry ask for spans: they name an endpoint or an exporter.
+
+    https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. Raises ValueError for what Easel
+    cannot do.
+    """
+    exporter = variables.get(_EXPORTER, "").strip().lower()
+    named = any(variables.get(name) for name in _ENDPOINTS) or bool(exporter)
+    if not named or exporter == "none" or variables.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    off = f"; {_EXPORTER}=none sends none"
+    if exporter not in ("", "otlp"):
+        raise ValueError(f"{_EXPORTER} is {exporter!r}, but traces are sent by otlp alone{off}")
+    for name in _PROTOCOLS:
+        if (protocol := variables.get(name, _PROTOCOL)) != _PROTOCOL:
+            raise ValueError(
+                f"{name} is {protocol!r}, but traces are sent by {_PROTOCOL} alone, mostly to port 4318{off}"
+            )
+    for name in _ENDPOINTS:
+        try:
+            require_http_url(variables.get(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}{off}") from None
+    return True
 
 
 def secret_fault(keys: list[str]) -> str | None:

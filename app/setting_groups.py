@@ -1,11 +1,13 @@
-"""The settings of images, of storage and of limits, which app/settings.py puts together with the rest."""
+"""The settings of reports, of images, of storage and of limits, which app/settings.py puts together with the rest."""
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings
+
+from app.setting_checks import is_dsn, traces_wanted
 
 ImageQuality = Literal["low", "medium", "high", "xhigh", "max", "auto"]
 ImageFormat = Literal["png", "jpeg", "webp", "gif", "svg"]
@@ -17,6 +19,37 @@ _ROLE_VARIABLES = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+
+
+class ReportSettings(BaseSettings):
+    """What a process tells its operators beside its log."""
+
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_host: str = "127.0.0.1"
+    sentry_dsn: SecretStr | None = None
+
+    @property
+    def telemetry(self) -> dict[str, str]:
+        """The variables of OpenTelemetry, those of the environment before those of `.env`."""
+        written = {name.upper(): str(value) for name, value in (self.model_extra or {}).items()}
+        known = {**written, **os.environ}
+        return {name: value for name, value in known.items() if value and name.startswith("OTEL_")}
+
+    @property
+    def traces_wanted(self) -> bool:
+        return traces_wanted(self.telemetry)
+
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _is_dsn(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_dsn(value.get_secret_value()):
+            raise ValueError("give https://KEY@HOST/PROJECT, as Sentry shows it")
+        return value
+
+    @model_validator(mode="after")
+    def _can_send_traces(self) -> Self:
+        traces_wanted(self.telemetry)  # its ValueError names the fault
+        return self
 
 
 class ImageSettings(BaseSettings):

@@ -15,18 +15,19 @@ from app import EaselError
 from app.database_settings import DatabaseSettings
 from app.secret_files import secrets_of
 from app.setting_checks import SECRET_BYTES, explain_invalid, is_secret, require_http_url
-from app.setting_groups import ImageSettings, LimitSettings, StorageSettings
+from app.setting_groups import ImageSettings, LimitSettings, ReportSettings, StorageSettings
 
 S = TypeVar("S", bound=DatabaseSettings)
 
 _AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
+_EXTRA = re.compile(r"agent_[a-z0-9_]+_model|otel_[a-z0-9_]+").fullmatch
 EVERYWHERE = ["0.0.0.0/0", "::/0"]
 
 
-class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
+class Settings(DatabaseSettings, ReportSettings, ImageSettings, StorageSettings, LimitSettings):
     """Typed settings; an empty variable counts as unset."""
 
-    # Extra: AGENT_<KEY>_MODEL, whose names only the specs know.
+    # Extra: AGENT_<KEY>_MODEL, whose names only the specs know, and OTEL_*, which are OpenTelemetry's own.
     model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="allow", frozen=True)
 
     # The service
@@ -48,8 +49,6 @@ class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
     smtp_url: SecretStr | None = None
     mail_from: str = "Easel <no-reply@localhost>"
     front_end_url: str | None = None
-    metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    metrics_host: str = "127.0.0.1"
 
     # The model provider
     openai_api_key: SecretStr | None = None
@@ -69,7 +68,7 @@ class Settings(DatabaseSettings, ImageSettings, StorageSettings, LimitSettings):
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Of other names the models of agents, and secrets from files: pydantic-settings reads no unknown name."""
         known = (*cls.model_fields, "forwarded_allow_ips")
-        kept = {name: value for name, value in values.items() if name in known or _AGENT_MODEL(name)}
+        kept = {name: value for name, value in values.items() if name in known or _EXTRA(name)}
         models = {name.lower(): value for name, value in os.environ.items() if value and _AGENT_MODEL(name.lower())}
         models = {name: value for name, value in models.items() if name not in known}
         return kept | models | secrets_of(cls.model_fields, values)

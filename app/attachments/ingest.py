@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import case, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from app import metrics
+from app import metrics, traces
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
 from app.db import Database, retry_while_unavailable, uuid7
@@ -61,9 +61,11 @@ async def store_image(
     """Object -> row stored; where the store fails the inserted row stays pending and the bytes are spooled."""
     if row.status == AttachmentStatus.STORED:
         return row
+    facts = {"easel.object_id": row.id, "easel.bytes": len(data), "easel.mime_type": row.mime_type}
     try:
-        async with outage.watching(PUT_SECONDS):
-            await store.put(row.storage_key, data, mime_type=row.mime_type)
+        with traces.span("store image", facts, kind="client"):
+            async with outage.watching(PUT_SECONDS):
+                await store.put(row.storage_key, data, mime_type=row.mime_type)
     except (StorageError, TimeoutError) as error:
         log.error(
             "image.ingest_failed",

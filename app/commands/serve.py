@@ -9,6 +9,7 @@ import typer
 from app.commands import start
 from app.db import Database
 from app.embedded import running_parts
+from app.observing import observed
 from app.processes import serve_in_processes
 from app.server import Server, bound
 from app.usage.plans import UNLIMITED, require
@@ -34,7 +35,9 @@ def run(host: str, port: int | None) -> None:
             # Each process has a port of its own for its metrics.
             own = settings.metrics_port and settings.metrics_port + number
             of_process = settings.model_copy(update={"metrics_port": own})
-            Server(of_process, parts, host=host, port=port, on_started=announce if not number else None).run(sockets)
+            on_started = announce if not number else None
+            with observed(of_process):
+                Server(of_process, parts, host=host, port=port, on_started=on_started).run(sockets)
 
         if settings.web_concurrency == 1:
             serve(0)

@@ -5,6 +5,7 @@ import signal
 
 from app.commands import start
 from app.embedded import Parts, running_parts
+from app.observing import observed
 from app.settings import Settings, SettingsError
 from app.worker.process import work
 
@@ -13,7 +14,7 @@ def run() -> None:
     settings = start()
     if settings.redis_url is None:
         raise SettingsError("`easel worker` needs REDIS_URL: without it, `easel serve` executes runs itself.")
-    with running_parts(settings) as parts:
+    with observed(settings), running_parts(settings) as parts:
         asyncio.run(_work(settings, parts))
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import select
 
+from app import traces
 from app.agents._shared.registry import Registry
 from app.attachments.models import Attachment, AttachmentStatus
 from app.db import Database
@@ -74,6 +75,8 @@ def log_end(
 
     `cause` is a sentence for the operator.
     """
+    error = run.error.code if run.error else ""
+    traces.annotate({"easel.outcome": run.status.value}, error=error)
     usage, by_status = run.usage or {}, Counter(image.status for image in images)
     facts = {
         "outcome": run.status.value,

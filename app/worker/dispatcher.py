@@ -13,6 +13,7 @@ from app.errors import CONNECTION_FAULTS
 from app.logs import tag
 from app.runs.models import Run
 from app.runs.run_log import tags_of
+from app.runs.run_trace import run_span
 from app.worker import lease, model_input
 from app.worker.context import WorkerContext
 from app.worker.executor import RunReleased, execute, resumed_response
@@ -108,7 +109,8 @@ class Dispatcher:
         tag(**tags_of(run))
         waiting = True
         try:
-            ended = await execute(self._ctx, run, request)
+            with run_span(run):
+                ended = await execute(self._ctx, run, request)
             waiting = ended is None or ended.waiting
         except RunReleased:
             pass

