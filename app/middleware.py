@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import metrics, traces
 from app.db import Database
 from app.errors import AppError, FieldError, TooLarge
-from app.logs import tag_only
+from app.logs import tag, tag_only
 from app.problems import problem, to_response, unexpected
 from app.request_context import RequestContext, in_request, trace_id_of
 from app.settings import Settings
@@ -73,6 +73,9 @@ class RequestMiddleware:
             return
         context = RequestContext.of(scope["headers"], scope.get("client"))
         scope["request_id"] = context.request_id
+        # uvicorn starts a request that was sent ahead in the task of the one before, and its own lines about a request
+        # follow after the end of this call.
+        tag_only(request_id=context.request_id)
         if scope["path"] in PROBES:
             await self._answer(scope, receive, send, context)
             return
@@ -82,9 +85,7 @@ class RequestMiddleware:
             await self._answer(scope, receive, send, within)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
-        # uvicorn starts a request that was sent ahead in the task of the one before, and its own lines about a request
-        # follow after the end of this call.
-        tag_only(request_id=context.request_id, trace_id=trace_id_of(context.traceparent))
+        tag(trace_id=trace_id_of(context.traceparent))
         with in_request(context):
             await self._answer_in(scope, receive, send, context)
 
@@ -159,7 +160,6 @@ def _annotate_span(scope: Scope, status: int) -> None:
         "http.route": route,
         "url.path": _shown(scope["path"]),
         "url.scheme": scope["scheme"],
-        **traces.of_tags(),
     }
     failed = not status or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     traces.annotate(

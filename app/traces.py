@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from app.logs import current_tags
 
 Facts = Mapping[str, object]
-"""Attributes of a span; None is no attribute. Names that OpenTelemetry defines are used as it defines them."""
+"""Attributes of a span beside the tags of the log; None is no attribute. What OpenTelemetry defines has its names."""
 
 Kind = Literal["internal", "server", "client", "consumer"]
 
@@ -45,7 +45,7 @@ def span(
 
     `parent` is a traceparent; unset, the span that is current, which this one is within the block.
     """
-    return _OFF if _tracer is None else _tracer.span(name, kind, parent, facts or {})
+    return _OFF if _tracer is None else _tracer.span(name, kind, parent, _with_tags(facts))
 
 
 def record(
@@ -60,20 +60,21 @@ def record(
 ) -> None:
     """A span that has lasted so long already, until `ended_at` or now; `error` is a code."""
     if _tracer is not None:
-        _tracer.record(name, kind, parent, ended_at or datetime.now(UTC), seconds, error, facts or {})
+        _tracer.record(name, kind, parent, ended_at or datetime.now(UTC), seconds, error, _with_tags(facts))
 
 
 def annotate(facts: Facts, *, name: str = "", error: str = "") -> None:
     """Add to the current span; `name` replaces its name, `error` is a code."""
     if _tracer is not None:
-        _tracer.annotate(name, error, facts)
-
-
-def of_tags() -> dict[str, object]:
-    """Attributes for whose a span is: the tags that a line of the log would have here."""
-    return {f"easel.{name}": value for name, value in current_tags().items() if name != "trace_id"}
+        _tracer.annotate(name, error, _with_tags(facts))
 
 
 def traceparent() -> str | None:
     """That of the current span (W3C Trace Context), for what it sets off; None while spans are off."""
     return None if _tracer is None else _tracer.traceparent()
+
+
+def _with_tags(facts: Facts | None) -> Facts:
+    """Whose a span is: what a line of the log would be tagged with here."""
+    tags = {f"easel.{name}": value for name, value in current_tags().items() if name != "trace_id"}
+    return {**tags, **(facts or {})}

@@ -10,7 +10,7 @@ from app.runs.models import Run
 @contextmanager
 def run_span(run: Run) -> Generator[None]:
     """Lasts as long as the attempt, which the block executes with the tags of the run."""
-    facts = {**traces.of_tags(), "easel.agent": run.agent_key, "easel.attempt": run.attempt}
+    facts = {"easel.agent": run.agent_key, "easel.attempt": run.attempt}
     parent = run.options.traceparent
     if run.attempt == 1 and run.started_at:
         waited = max((run.started_at - run.created_at).total_seconds(), 0.0)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from app import traces
+from app.open_telemetry import tracing
 from app.settings import SettingsError, load_settings
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, EaselProcess, kinds, one, shared_parts, starting_easel
@@ -148,6 +149,10 @@ def test_a_span_says_by_its_error_what_failed(observed: Observed) -> None:
     assert (executed.failed, executed.facts["error.type"]) == (True, "upstream_unauthorized")
     assert (call.failed, call.facts["error.type"]) == (True, "upstream_unauthorized")
     assert not observed.collector.wait_for("POST /v1/runs", easel__run_id=run["id"])["POST /v1/runs"].failed
+    # Its words may hold what the file's bytes say: the collector accepts no more of an exception than its type.
+    unreadable = ada.draw("Draw a house [offline: not_an_image]")[-1]["run"]
+    found = observed.collector.wait_for("run", "ingest image", easel__run_id=unreadable["id"])
+    assert (found["ingest image"].failed, found["ingest image"].facts["error.type"]) == (True, "UnreadableImage")
     refused = ada.http.get("/v1/runs/0")
     found = observed.collector.wait_for("GET /v1/runs/{run_id}", easel__request_id=refused.headers["X-Request-Id"])
     assert not found["GET /v1/runs/{run_id}"].failed
@@ -208,6 +213,19 @@ def test_a_collector_that_does_not_answer_holds_up_nothing(
             status, seconds = easel.terminate()
     assert status == 0
     assert seconds < timeouts.DRAINED + 2 * timeouts.SCALE
+
+
+def test_what_stands_in_the_file_of_settings_reaches_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_collector() as collector:
+        given = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "mine"}
+        for name in given:
+            # So that they are gone after the test.
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        with tracing(given), traces.span("a span", {"easel.run_id": "none"}):
+            pass
+    assert [span.name for span in collector.spans] == ["a span"]
+    assert collector.resources[0]["service.name"] == "mine"
 
 
 class CountingTracer:
