@@ -10,17 +10,18 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-# KEYS: the bucket. ARGV: milliseconds for one token, for a whole bucket. Returns the milliseconds to wait, 0: taken.
+# KEYS: the bucket. ARGV: microseconds for one token, for a whole bucket. Returns the microseconds to wait, 0: taken.
 _TAKE = """
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = time[1] * 1000000 + time[2]
 local full = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), now) + ARGV[1]
 if full - now > tonumber(ARGV[2]) then return full - now - ARGV[2] end
-redis.call('SET', KEYS[1], full, 'PX', full - now)
+redis.call('SET', KEYS[1], string.format('%.0f', full), 'PX', math.ceil((full - now) / 1000))
 return 0
 """
 # More are not remembered in process: those that are full again are dropped first.
 MOST_BUCKETS = 10_000
+MICROSECONDS = 1_000_000
 
 
 class TokenBuckets(Protocol):
@@ -56,5 +57,5 @@ class RedisTokenBuckets:
 
     async def take(self, name: str, *, size: int, seconds: float) -> float:
         async with asyncio.timeout(self._timeout), self._connect() as redis:
-            token, bucket = round(seconds * 1000 / size), round(seconds * 1000)
-            return float(await redis.eval(_TAKE, 1, f"easel:bucket:{name}", token, bucket)) / 1000
+            token, bucket = max(round(seconds * MICROSECONDS / size), 1), round(seconds * MICROSECONDS)
+            return float(await redis.eval(_TAKE, 1, f"easel:bucket:{name}", token, bucket)) / MICROSECONDS

@@ -358,7 +358,7 @@ def postgres_program(name: str) -> str:
 
 
 def system_binary(name: str) -> str:
-    """A program of a Debian package of that name."""
+    """A program of a Debian package of that name, or of one that .ci/run installs."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is not None:
         return path

@@ -303,6 +303,8 @@ async def test_a_bucket_is_refilled_evenly(kind: str, tmp_path: Path) -> None:
         time.sleep(0.6)
         assert await buckets.take("a", size=4, seconds=2) == 0
         assert await buckets.take("a", size=4, seconds=2) > 0
+        # A token of this one takes less than a microsecond.
+        assert [await buckets.take("large", size=5_000_000, seconds=2) for _ in range(3)] == [0, 0, 0]
 
 
 def memory_buckets() -> TokenBuckets:

@@ -1,6 +1,7 @@
 """Signing up, in and out; rotating tokens. All of it as `easel_identity`."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -143,12 +144,17 @@ async def rotate(session: AsyncSession, settings: Settings, refresh_token: str) 
         .values(used_at=now())
         .returning(Token.sign_in_id)
     )
-    signing_key = settings.signing_keys()[0]
-    access = credentials.derived(signing_key, credentials.ACCESS_PREFIX, refresh_token)
-    refresh = credentials.derived(signing_key, credentials.REFRESH_PREFIX, refresh_token)
+    # Of each key, as another process may have answered the first time, and signs with another one while keys rotate.
+    pairs = [_successors(settings, key, refresh_token) for key in settings.signing_keys()]
     if (sign_in_id := used.scalar_one_or_none()) is not None:
-        return _keep(session, settings, sign_in_id, access, refresh)
-    return await _replayed(session, secret_hash, TokenPair(access, refresh, settings.access_token_seconds))
+        return _keep(session, settings, sign_in_id, pairs[0].access_token, pairs[0].refresh_token)
+    return await _replayed(session, secret_hash, pairs)
+
+
+def _successors(settings: Settings, signing_key: str, refresh_token: str) -> TokenPair:
+    prefixes = (credentials.ACCESS_PREFIX, credentials.REFRESH_PREFIX)
+    access, refresh = (credentials.derived(signing_key, prefix, refresh_token) for prefix in prefixes)
+    return TokenPair(access, refresh, settings.access_token_seconds)
 
 
 def _is_open() -> ColumnElement[bool]:
@@ -160,15 +166,24 @@ def _is_open() -> ColumnElement[bool]:
     )
 
 
-async def _replayed(session: AsyncSession, secret_hash: bytes, pair: TokenPair) -> TokenPair | Stolen:
+async def _replayed(session: AsyncSession, secret_hash: bytes, pairs: Sequence[TokenPair]) -> TokenPair | Stolen:
+    """The one of `pairs` that was handed out. Raises Unauthenticated."""
     used = select(Token).where(Token.secret_hash == secret_hash, Token.kind == TokenKind.REFRESH, _is_open())
     token = await session.scalar(used)
     if token is None or token.used_at is None:
         raise refresh_rejected()
     if token.used_at > now() - REFRESH_GRACE:
-        return pair
+        return await _handed_out(session, pairs)
     await session.execute(update(SignIn).where(SignIn.id == token.sign_in_id).values(ended_at=now()))
     return Stolen(token.sign_in_id)
+
+
+async def _handed_out(session: AsyncSession, pairs: Sequence[TokenPair]) -> TokenPair:
+    by_hash = {credentials.fingerprint(pair.refresh_token): pair for pair in pairs}
+    kept = await session.scalar(select(Token.secret_hash).where(Token.secret_hash.in_(by_hash)))
+    if kept is None:
+        raise refresh_rejected()
+    return by_hash[kept]
 
 
 def refresh_rejected() -> AppError:

@@ -1,14 +1,18 @@
 """What docs/operate.md says: its proxy as written, its commands, settings and alerts as they are."""
 
+import getpass
 import io
 import os
 import re
+import secrets
+import shlex
 import shutil
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +24,14 @@ from PIL import Image
 from typer.main import get_command
 
 from app.cli import cli
-from app.logins import EMBEDDED_LOGIN
+from app.logins import EMBEDDED_LOGIN, as_login
 from app.settings import Settings
-from tests.app_server import AppServer, running_server
+from app.storage.memory import MemoryStore
+from tests.app_server import ApiUser, AppServer, running_server, shared_parts
 from tests.conftest import Postgres
-from tests.servers import free_port, system_binary
+from tests.json_log import lines_of
+from tests.made_streams import png
+from tests.servers import free_port, redis_server, system_binary
 from tests.timeouts import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +60,112 @@ def test_the_commands_that_it_names_are_there() -> None:
 def test_the_settings_that_it_names_are_there() -> None:
     named = set(re.findall(r"\b[A-Z]{3,}(?:_[A-Z0-9]+)+\b", BOOK))
     assert named - {name.upper() for name in Settings.model_fields} - FOREIGN == set()
+
+
+def test_its_unit_of_systemd_serves_in_production_and_ends_in_time(
+    database_url: str, provider_url: str, tmp_path: Path
+) -> None:
+    """The unit as written, on the settings that `easel settings` prints: paths are all that is changed."""
+    unit = re.findall(r"```ini\n(.*?)```", BOOK, re.DOTALL)[0]
+    programs, data, variables = Path(sys.executable).parent, tmp_path / "data", tmp_path / "easel.env"
+    for written, here in {"/opt/easel/bin": programs, "/etc/easel.env": variables, "/var/lib/easel": data}.items():
+        assert written in unit
+        unit = unit.replace(written, str(here))
+    (tmp_path / "easel-api.service").write_text(unit.replace("User=easel", f"User={getpass.getuser()}"))
+    analyze = system_binary("systemd-analyze")
+    verified = subprocess.run(
+        [analyze, "verify", "--man=no", tmp_path / "easel-api.service"], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+    said = dict(re.findall(r"^(\w+)=(.*)$", unit, re.MULTILINE))
+    with shared_parts(tmp_path) as shared:
+        (tmp_path / "s3" / "easel").mkdir()  # production makes no bucket
+        given = {name.upper(): str(value) for name, value in shared.items()}
+        given |= {"ENVIRONMENT": "production", "DATABASE_URL": as_login(database_url, EMBEDDED_LOGIN)}
+        given |= {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider_url, "PUBLIC_URL": "https://localhost"}
+        given |= {"SECRET_KEY": secrets.token_hex(32), "PORT": str(port := free_port())}
+        variables.write_text(_filled_in(_easel("settings"), given))
+        environment = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", variables.read_text(), re.MULTILINE))
+        environment |= dict([said["Environment"].split("=", 1)])
+        process = subprocess.Popen(shlex.split(said["ExecStart"]), env=environment, cwd="/", stderr=subprocess.PIPE)
+        try:
+            wait_until(lambda: _is_ready(port))
+            process.terminate()
+            assert process.wait(int(said["TimeoutStopSec"])) == 0
+        finally:
+            process.kill()
+            _, log = process.communicate()
+    assert "warning" not in {line["level"] for line in lines_of(log.decode())}
+
+
+def _easel(*arguments: str) -> str:
+    command = [str(Path(sys.executable).parent / "easel"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _filled_in(settings: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        settings, count = re.subn(rf"^{name}=.*$", lambda _, line=f"{name}={value}": line, settings, flags=re.MULTILINE)
+        assert count == 1, name
+    return settings
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_the_signing_key_is_rotated_as_written_without_a_link_or_a_sign_in_lost(
+    postgres: Postgres, migrated_template: str, provider_url: str, tmp_path: Path
+) -> None:
+    """Two APIs, restarted one after the other by each line: whatever one hands out the other accepts."""
+    first, *steps = ["SECRET_KEY=old", *re.findall(r"^    (SECRET_KEY=\S+)$", BOOK, re.MULTILINE)]
+    assert len(steps) == 3
+    with ExitStack() as stack:
+        url = stack.enter_context(postgres.database(migrated_template))
+        redis = stack.enter_context(redis_server(tmp_path / "redis"))
+        store = MemoryStore()
+
+        def started(line: str, number: int) -> tuple[ExitStack, AppServer]:
+            own = ExitStack()
+            stack.callback(own.close)
+            given: dict[str, Any] = {"redis_url": redis.url, "secret_key": line.removeprefix("SECRET_KEY=")}
+            server = own.enter_context(running_server(url, provider_url, tmp_path / str(number), **given))
+            # Links by SECRET_KEY are those to a store in memory, which would end with its process.
+            server.uvicorn.app.state.store = store
+            return own, server
+
+        running = [started(first, number) for number in range(2)]
+        ada = ApiUser(running[0][1].base_url)
+        image = ada.http.post("/v1/attachments", files={"file": ("red.png", png("red"), "image/png")}).json()
+        tokens: dict[str, Any] = ada.signed_up
+        for line in steps:
+            for number in range(2):
+                running[number][0].close()
+                running[number] = started(line, number)
+                origins = [server.base_url for _, server in running]
+                links = [_link(origin, image["object_id"], tokens) for origin in origins]
+                assert [httpx.get(f"{origin}{link}").status_code for origin in origins for link in links] == [200] * 4
+                # A refresh whose answer was lost is repeated, at whichever process.
+                pairs = [_refreshed(origin, tokens) for origin in origins]
+                assert pairs[0] == pairs[1]
+                tokens = pairs[0]
+
+
+def _link(origin: str, object_id: str, tokens: dict[str, Any]) -> str:
+    """The path and query of the image's link, as this process makes it."""
+    headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+    answer = httpx.get(f"{origin}/v1/attachments/{object_id}", headers=headers)
+    assert answer.status_code == 200, answer.text
+    return httpx.URL(answer.json()["url"]).raw_path.decode()
+
+
+def _refreshed(origin: str, tokens: dict[str, Any]) -> dict[str, Any]:
+    answer = httpx.post(f"{origin}/v1/tokens/refresh", json={"refresh_token": tokens["refresh_token"]})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
 
 
 @dataclass(frozen=True)
