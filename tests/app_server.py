@@ -38,6 +38,7 @@ UNLIMITED = {
     "tenant_uploads": 1_000,
 }
 PASSWORD = "correct horse battery"
+ROOT = Path(__file__).resolve().parents[1]
 
 Easel = Callable[..., str]
 """The command in this process: its arguments, and `code`, with which it is to exit; what it prints."""
@@ -265,15 +266,13 @@ def starting_easel(
     given = {"openai_api_key": "sk-test", **UNLIMITED, **settings}
     environment = {name.upper(): str(value) for name, value in given.items()}
     environment |= {"PATH": os.environ["PATH"], "DATA_DIR": str(directory), "DATABASE_URL": database_url}
-    environment |= {"OPENAI_BASE_URL": provider_url}
+    # The tree that is tested may be a copy of the one that is installed.
+    environment |= {"OPENAI_BASE_URL": provider_url, "PYTHONPATH": str(tree or ROOT)}
     options = ["--port", str(port)] if command == "serve" else []
     log = directory / "log"
     with log.open("wb") as errors:
-        program = [str(Path(sys.executable).parent / "easel")]
-        if tree is not None:
-            environment["PYTHONPATH"] = str(tree)
-            program = [sys.executable, "-c", "from app.cli import main; main()"]
-        process = subprocess.Popen([*program, command, *options], cwd=directory, env=environment, stderr=errors)
+        program = str(Path(sys.executable).parent / "easel")
+        process = subprocess.Popen([program, command, *options], cwd=directory, env=environment, stderr=errors)
     base_url = f"http://127.0.0.1:{port}" if command == "serve" else ""
     try:
         # Another tree may document other replies.

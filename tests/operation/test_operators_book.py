@@ -72,7 +72,7 @@ def test_its_unit_of_systemd_serves_in_production_and_ends_in_time(
         assert written in unit
         unit = unit.replace(written, str(here))
     (tmp_path / "easel-api.service").write_text(unit.replace("User=easel", f"User={getpass.getuser()}"))
-    analyze = system_binary("systemd-analyze")
+    analyze = system_binary("systemd-analyze", package="systemd")
     verified = subprocess.run(
         [analyze, "verify", "--man=no", tmp_path / "easel-api.service"], capture_output=True, text=True, check=False
     )

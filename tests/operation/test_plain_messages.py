@@ -241,6 +241,7 @@ def test_loopback_is_reached_past_the_proxies_of_the_environment(
             [BIN / "easel", "doctor"],
             env={
                 "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(ROOT),  # the tree that is tested may be a copy of the installed one
                 **{f"{kind}_PROXY": f"http://{address}" for kind in ("HTTP", "HTTPS")},
                 "ALL_PROXY": f"socks5://{address}",
                 "no_proxy": "intranet.example.com",

@@ -189,7 +189,7 @@ def test_a_busy_conversation_is_not_remembered(ada: ApiUser) -> None:
 async def test_a_fault_of_the_database_is_not_remembered(
     new_database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.pool.STATEMENT_SECONDS", 0.5)
+    monkeypatch.setattr("app.pool.STATEMENT_SECONDS", timeouts.ALIVE)
     with running_server(new_database_url, provider_url, tmp_path) as server:
         ada, key = await asyncio.to_thread(server.sign_up), new_key()
         run = await asyncio.to_thread(ada.start, "Hello")
