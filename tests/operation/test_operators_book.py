@@ -140,7 +140,7 @@ def test_the_signing_key_is_rotated_as_written_without_a_link_or_a_sign_in_lost(
         running = [started(first, number) for number in range(2)]
         ada = ApiUser(running[0][1].base_url)
         image = ada.http.post("/v1/attachments", files={"file": ("red.png", png("red"), "image/png")}).json()
-        tokens: dict[str, Any] = ada.signed_up
+        used = tokens = ada.signed_up
         for line in steps:
             for number in range(2):
                 running[number][0].close()
@@ -151,7 +151,12 @@ def test_the_signing_key_is_rotated_as_written_without_a_link_or_a_sign_in_lost(
                 # A refresh whose answer was lost is repeated, at whichever process.
                 pairs = [_refreshed(origin, tokens) for origin in origins]
                 assert pairs[0] == pairs[1]
-                tokens = pairs[0]
+                used, tokens = tokens, pairs[0]
+        # Whoever knows none of the keys cannot repeat it, and ends no sign-in over that.
+        origin = started("SECRET_KEY=other", 2)[1].base_url
+        body = {"refresh_token": used["refresh_token"]}
+        assert httpx.post(f"{origin}/v1/tokens/refresh", json=body).status_code == 401
+        assert _refreshed(origin, tokens)
 
 
 def _link(origin: str, object_id: str, tokens: dict[str, Any]) -> str:
