@@ -10,6 +10,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ import yaml
 from PIL import Image
 from typer.main import get_command
 
+from app import __version__
 from app.cli import cli
 from app.logins import EMBEDDED_LOGIN, as_login
 from app.settings import Settings
@@ -60,6 +62,21 @@ def test_the_commands_that_it_names_are_there() -> None:
 def test_the_settings_that_it_names_are_there() -> None:
     named = set(re.findall(r"\b[A-Z]{3,}(?:_[A-Z0-9]+)+\b", BOOK))
     assert named - {name.upper() for name in Settings.model_fields} - FOREIGN == set()
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(600)
+def test_it_is_installed_by_hand_as_written(tmp_path: Path) -> None:
+    """On a machine with Python, the lock and the wheel alone: the folders are all that is changed."""
+    block = re.findall(r"(?:^    .+\n)+", BOOK.partition("## Install by hand")[2], re.MULTILINE)[0]
+    script = textwrap.dedent(block).replace("/opt/easel", f"{tmp_path}/opt").replace("/etc/easel.env", "easel.env")
+    shutil.copy(ROOT / "requirements-production.lock", tmp_path)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["sh", "-euc", script], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "easel.env").read_text() == (ROOT / ".env.example").read_text()
+    said = subprocess.run([tmp_path / "opt/bin/easel", "--version"], capture_output=True, text=True, check=True).stdout
+    assert said == f"easel {__version__}\n"
 
 
 def test_its_unit_of_systemd_serves_in_production_and_ends_in_time(

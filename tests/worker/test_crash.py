@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import threading
@@ -123,7 +124,7 @@ def keep_asking(cluster: Cluster, ada: ApiUser, stop: threading.Event, seed: int
         received.append(mine)
         text, slow = mine.wish.text.format(word=mine.word), chance.choice(["0.2", "0.6"])
         ask(cluster, ada, mine, f"{text} [offline: slow={slow}] [offline: words=60]")
-        follow(cluster, ada, mine)
+        follow(cluster, ada, mine, stop)
 
 
 def ask(cluster: Cluster, ada: ApiUser, mine: ClientRun, text: str) -> None:
@@ -143,10 +144,16 @@ def ask(cluster: Cluster, ada: ApiUser, mine: ClientRun, text: str) -> None:
     pytest.fail("nobody accepted the run")
 
 
-def follow(cluster: Cluster, ada: ApiUser, mine: ClientRun) -> None:
-    """Read to the terminal event, from wherever the stream broke off."""
-    deadline = time.monotonic() + timeouts.PATIENCE
+def follow(cluster: Cluster, ada: ApiUser, mine: ClientRun, stop: threading.Event) -> None:
+    """Read to the terminal event, from wherever the stream broke off.
+
+    A worker lives for a second here, less than a lease: on a slow machine a run may meet ten kills in a row. It is to
+    end once they have stopped.
+    """
+    deadline = math.inf
     while time.monotonic() < deadline:
+        if stop.is_set():
+            deadline = min(deadline, time.monotonic() + timeouts.PATIENCE)
         for _, url in list(cluster.apis):
             headers = {"Authorization": ada.http.headers["Authorization"]}
             if mine.events:
