@@ -148,6 +148,7 @@ async def flowing(url: str, tenant: UUID, connections: int = CONNECTIONS) -> Asy
         traffic.ended = True
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(900 if FULL else 120)
 async def test_no_migration_keeps_a_request_waiting(empty_database_url: str, results: Results) -> None:
     volume = Volume(messages=400_000, messages_of_an_image=2) if FULL else Volume(messages=4_000)

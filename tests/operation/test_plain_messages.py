@@ -176,6 +176,7 @@ def folder_of_commands(folder: Path, python: Path | None) -> Path:
     return folder
 
 
+@pytest.mark.proof
 def test_each_fault_is_said_in_a_sentence(places: Variables, tmp_path: Path, results: Results) -> None:
     chosen = {name: fault for name, fault in FAULTS.items() if name != "just: no useradd" or may_hide()}
 
