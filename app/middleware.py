@@ -81,8 +81,9 @@ class RequestMiddleware:
             return
         with traces.span(scope["method"], kind="server", parent=context.traceparent):
             # What the request sets off belongs to its own span, and with that to the caller's trace.
-            within = replace(context, traceparent=traces.traceparent() or context.traceparent)
-            await self._answer(scope, receive, send, within)
+            if own := traces.traceparent():
+                context = replace(context, traceparent=own)
+            await self._answer(scope, receive, send, context)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         tag(trace_id=trace_id_of(context.traceparent))

@@ -41,9 +41,12 @@ def _is_http_url(value: str) -> bool:
 
 def is_dsn(value: str) -> bool:
     """Whether Sentry would take it: https://KEY@HOST/PROJECT."""
-    parts = urlsplit(value)
-    project = parts.path.rpartition("/")[2]
-    return parts.scheme in ("http", "https") and bool(parts.username and parts.hostname) and project.isdigit()
+    try:
+        parts = urlsplit(value)
+        address = parts.username and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number
+        return False
+    return bool(address) and parts.scheme in ("http", "https") and parts.path.rpartition("/")[2].isdigit()
 
 
 def traces_wanted(variables: Mapping[str, str]) -> bool:

@@ -20,7 +20,6 @@ from app.setting_groups import ImageSettings, LimitSettings, ReportSettings, Sto
 S = TypeVar("S", bound=DatabaseSettings)
 
 _AGENT_MODEL = re.compile(r"agent_[a-z0-9_]+_model").fullmatch
-_EXTRA = re.compile(r"agent_[a-z0-9_]+_model|otel_[a-z0-9_]+").fullmatch
 EVERYWHERE = ["0.0.0.0/0", "::/0"]
 
 
@@ -68,7 +67,8 @@ class Settings(DatabaseSettings, ReportSettings, ImageSettings, StorageSettings,
     def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Of other names the models of agents, and secrets from files: pydantic-settings reads no unknown name."""
         known = (*cls.model_fields, "forwarded_allow_ips")
-        kept = {name: value for name, value in values.items() if name in known or _EXTRA(name)}
+        extra = {name for name in values if _AGENT_MODEL(name) or name.startswith("otel_")}
+        kept = {name: value for name, value in values.items() if name in known or name in extra}
         models = {name.lower(): value for name, value in os.environ.items() if value and _AGENT_MODEL(name.lower())}
         models = {name: value for name, value in models.items() if name not in known}
         return kept | models | secrets_of(cls.model_fields, values)

@@ -57,5 +57,6 @@ class RedisTokenBuckets:
 
     async def take(self, name: str, *, size: int, seconds: float) -> float:
         async with asyncio.timeout(self._timeout), self._connect() as redis:
+            # Another name than that of releases that counted milliseconds: they would take these for ages.
             token, bucket = max(round(seconds * MICROSECONDS / size), 1), round(seconds * MICROSECONDS)
-            return float(await redis.eval(_TAKE, 1, f"easel:bucket:{name}", token, bucket)) / MICROSECONDS
+            return float(await redis.eval(_TAKE, 1, f"easel:tokens:{name}", token, bucket)) / MICROSECONDS

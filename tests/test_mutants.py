@@ -44,8 +44,8 @@ MUTANTS = [
     Mutant(
         "what a request sets off is of its trace",
         "app/middleware.py",
-        "traceparent=traces.traceparent() or context.traceparent",
-        "traceparent=context.traceparent",
+        "if own := traces.traceparent():",
+        "if own := None:",
         "tests/operation/test_traces.py::test_a_request_its_run_and_its_image_are_one_trace",
     ),
     Mutant(
