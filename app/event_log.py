@@ -47,6 +47,8 @@ class Subscription:
         self._queued: list[Record] = []
         self._caught_up = False
         self._waiter: asyncio.Future[None] | None = None
+        # By `wake`, which may come while the reader is busy.
+        self._woken = False
 
     async def next(self, wait_seconds: float) -> list[Record]:
         """All records that this reader has not got yet; none after so long without a record, or once woken."""
@@ -69,9 +71,14 @@ class Subscription:
             self._queued.extend(records)
         else:
             self._caught_up = False
-        self.wake()
+        self._end_wait()
 
     def wake(self) -> None:
+        """Let the reader's wait, this one or its next, end without a record."""
+        self._woken = True
+        self._end_wait()
+
+    def _end_wait(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -100,11 +107,13 @@ class Subscription:
         self._waiter = asyncio.get_running_loop().create_future()
         self._delivered_at = time.monotonic()
         try:
+            if self._woken:
+                self._waiter.set_result(None)
             while (left := self._delivered_at + seconds - time.monotonic()) > 0 and not self._waiter.done():
                 await asyncio.wait({self._waiter}, timeout=left)
             return self._waiter.done()
         finally:
-            self._waiter = None
+            self._waiter, self._woken = None, False
 
 
 class EventLog(ABC):

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
@@ -214,6 +215,18 @@ async def test_a_reader_is_woken_where_the_process_is_about_to_end(log: EventLog
         log.wake_readers()
         async with asyncio.timeout(timeouts.PATIENCE):
             assert await waiting == []
+
+
+async def test_a_reader_that_is_busy_as_it_is_woken_does_not_wait(log: EventLog) -> None:
+    await log.append(RUN, records(1, 1))
+    with log.subscribe(RUN, 0) as subscription:
+        log.wake_readers()
+        async with asyncio.timeout(timeouts.PATIENCE):
+            assert await next_of(subscription) == records(1, 1)
+            assert await subscription.next(10 * timeouts.PATIENCE) == []
+        began = time.monotonic()
+        assert await subscription.next(0.2) == []
+        assert time.monotonic() - began >= 0.2
 
 
 async def test_a_signal_is_kept_for_whoever_looks_later(log: EventLog) -> None:
