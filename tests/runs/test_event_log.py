@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-import time
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
