@@ -36,7 +36,8 @@ FROM messages AS it WHERE run_id = :like
 QUEUED_RUN_LIKE_IT = """
 INSERT INTO runs SELECT (jsonb_populate_record(it, jsonb_build_object('id', gen_random_uuid(), 'status', 'queued',
 'attempt', 0, 'calling_turn', 0, 'response_id', NULL, 'output_message_id', gen_random_uuid(),
-'conversation_id', CAST(:talk AS uuid), 'input_message_id', CAST(:message AS uuid)))).* FROM runs AS it WHERE id = :like RETURNING id
+'conversation_id', CAST(:talk AS uuid), 'input_message_id', CAST(:message AS uuid)))).*
+FROM runs AS it WHERE id = :like RETURNING id
 """
 SLOW = "Draw a house [offline: slow=1.5]"
 
