@@ -35,7 +35,9 @@ SURPLUS = 64
 PROBES = (b"/livez", b"/readyz")
 # How long, and for how many bytes, a client may go on sending what was rejected: closed at once, it would not see why.
 LINGER_SECONDS = 2.0
-LINGER_BYTES = 1024 * 1024
+LINGER_BYTES = 192 * 1024
+# Between two reads of it: most clients have seen the answer by then, and nobody's megabytes keep the loop busy.
+LINGER_PAUSE_SECONDS = 0.05
 
 Owed = Literal["head", "body"] | None
 
@@ -115,12 +117,22 @@ class RejectingProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """End our half, and read and drop for a while what the client sends yet."""
-        self.flow.resume_reading()
         with suppress(NotImplementedError, OSError):  # TLS has no halves
             self.transport.write_eof()
             self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self._pause()
             return
         self.transport.close()
+
+    def _pause(self) -> None:
+        self.flow.pause_reading()
+        self.loop.call_later(LINGER_PAUSE_SECONDS, self.flow.resume_reading)
+
+    def _drop(self) -> None:
+        if self._held_bytes > LINGER_BYTES:
+            self.transport.abort()
+        else:
+            self._pause()
 
     def _request_id(self) -> str:
         """That of the request whose body is arriving; a new one where the app has seen none."""
@@ -162,8 +174,7 @@ class LimitedProtocol(RejectingProtocol):
     def data_received(self, data: bytes) -> None:
         self._held_bytes += len(data)
         if self._rejected:
-            if self._held_bytes > LINGER_BYTES:
-                self.transport.abort()
+            self._drop()
             return
         self._window_bytes += len(data)
         self._progress = False

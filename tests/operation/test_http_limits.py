@@ -17,6 +17,7 @@ import pytest
 from app.http_protocol import HEAD_BYTES, LINGER_BYTES, SURPLUS
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, running_alone, running_server
+from tests.floods import Flood, large_heads
 from tests.results import Results
 
 pytestmark = pytest.mark.proof(26, "heads and bodies")
@@ -108,6 +109,13 @@ def test_who_goes_on_sending_still_reads_the_answer(server: AppServer) -> None:
             connection.sendall(b"a" * 10_000)
             time.sleep(0.02)
         problem_in(received(connection), 431, "http_431")
+
+
+def test_who_goes_on_pouring_is_not_cut_off_before_the_answer(server: AppServer) -> None:
+    flood = Flood(server.base_url, "", time.monotonic() + SECONDS)
+    asyncio.run(large_heads(flood))
+    # A client that waits for a processor may look up too late.
+    assert flood.statuses["none"] <= flood.statuses["431"] / 10
 
 
 def test_a_head_of_just_the_allowed_size_is_served(server: AppServer) -> None:
