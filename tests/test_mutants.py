@@ -1,7 +1,7 @@
 """Promise 38: each mechanism that keeps a promise has a test that fails without it.
 
 A mutant is the code with one mechanism taken out. The list is checked in every run, so that it stays true as the code
-changes; `./just prove` runs the mutants, each in a copy of the project.
+changes; `./just prove` runs the mutants, one at each processor, in copies of the project.
 """
 
 import os
@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -18,6 +20,8 @@ from tests.results import Results
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("app", "docs", "migrations", "offline", "tests", "openapi.json", "pyproject.toml", ".env.example")
+SECONDS = 280
+"""For the tests of a mutant."""
 FAILED_TESTS = 1
 """The exit code of pytest that says so; others are faults of the mutant."""
 
@@ -40,6 +44,20 @@ MUTANTS = [
         '"request_id": origin.request_id',
         '"request_id": None',
         "tests/operation/test_logs.py::test_a_chat_takes_three_lines",
+    ),
+    Mutant(
+        "a reader that is busy as it is woken does not wait afterwards",
+        "app/event_log.py",
+        "self._woken = True",
+        "pass",
+        "tests/runs/test_event_log.py::test_a_reader_that_is_busy_as_it_is_woken_does_not_wait",
+    ),
+    Mutant(
+        "what is sent after a rejection is read slowly",
+        "app/http_protocol.py",
+        "LINGER_PAUSE_SECONDS = 0.05",
+        "LINGER_PAUSE_SECONDS = 0",
+        "tests/operation/test_http_limits.py::test_who_goes_on_pouring_is_not_cut_off_before_the_answer",
     ),
     Mutant(
         "what a request sets off is of its trace",
@@ -767,16 +785,24 @@ def test_the_list_of_mutants_is_true(mutant: Mutant) -> None:
     assert f"def {test}" in (ROOT / path).read_text()
 
 
+Runs = dict[str, Future[subprocess.CompletedProcess[str]]]
+
+
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project without its tests' databases and environment, to be changed at will."""
-    folder = tmp_path_factory.mktemp("mutants")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    return folder
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Runs]:
+    """The tests of each mutant that was asked for, as they run: one at each processor, in a copy of its own."""
+    copies: SimpleQueue[Path] = SimpleQueue()
+    places = os.cpu_count() or 1
+    for _ in range(places):
+        copies.put(_copied(tmp_path_factory.mktemp("mutants")))
+    asked = [item.name for item in request.session.items]
+    with ThreadPoolExecutor(places) as pool:
+        yield {
+            mutant.mechanism: pool.submit(_tested, mutant, copies)
+            for mutant in MUTANTS
+            if f"{test_without_its_mechanism_a_test_fails.__name__}[{mutant.mechanism}]" in asked
+        }
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="module")
@@ -788,28 +814,44 @@ def kills(results: Results) -> Generator[list[str]]:
 
 
 @pytest.mark.prove
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mechanism)
-def test_without_its_mechanism_a_test_fails(mutant: Mutant, copy: Path, kills: list[str]) -> None:
+def test_without_its_mechanism_a_test_fails(mutant: Mutant, runs: Runs, kills: list[str]) -> None:
+    done = runs[mutant.mechanism].result()
+    assert done.returncode == FAILED_TESTS, done.stdout[-2000:]
+    kills.append(mutant.mechanism)
+
+
+def _copied(folder: Path) -> Path:
+    """The project without its tests' databases and environment, to be changed at will."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def _tested(mutant: Mutant, copies: SimpleQueue[Path]) -> subprocess.CompletedProcess[str]:
+    copy = copies.get()
     file = _file(copy, mutant)
     original = file.read_text()
     file.write_text(original.replace(mutant.code, mutant.changed))
     try:
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", mutant.tests],
             cwd=copy,
-            # The copy before the checkout that is installed.
+            # The copy before the checkout that is installed; others are tested meanwhile.
             env={name: value for name, value in os.environ.items() if name != "EASEL_PROVE"}
-            | {"PYTHONPATH": str(copy)},
+            | {"PYTHONPATH": str(copy), "TEST_TIME_SCALE": "2"},
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=SECONDS,
             check=False,
         )
     finally:
         file.write_text(original)
-    assert done.returncode == FAILED_TESTS, done.stdout[-2000:]
-    kills.append(mutant.mechanism)
+        copies.put(copy)
 
 
 def _file(root: Path, mutant: Mutant) -> Path:
