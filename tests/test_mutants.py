@@ -54,7 +54,7 @@ MUTANTS = [
     ),
     Mutant(
         "what is sent after a rejection is read slowly",
-        "app/http_protocol.py",
+        "app/http_rejection.py",
         "LINGER_PAUSE_SECONDS = 0.05",
         "LINGER_PAUSE_SECONDS = 0",
         "tests/operation/test_http_limits.py::test_who_goes_on_pouring_is_not_cut_off_before_the_answer",

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, SecretStr
 
-from app.bodies import Body, Name, example
+from app.bodies import Body, Name, example, storable
 from app.identity.models import Role
 from app.identity.service import Caller
 from app.paging import Page
@@ -22,7 +22,12 @@ def _encodable(secret: SecretStr) -> SecretStr:
     return secret
 
 
-Password = Annotated[SecretStr, Field(min_length=10, max_length=1000), AfterValidator(_encodable)]
+def _typeable(secret: SecretStr) -> SecretStr:
+    storable(secret.get_secret_value())
+    return _encodable(secret)
+
+
+Password = Annotated[SecretStr, Field(min_length=10, max_length=1000), AfterValidator(_typeable)]
 # One that was accepted when other rules held must still be accepted here.
 KnownPassword = Annotated[SecretStr, Field(max_length=1000), AfterValidator(_encodable)]
 Token = Annotated[str, Field(max_length=200)]

@@ -65,7 +65,7 @@ async def remove_member(
     """Remove a member, or leave.
 
     It holds from their next request on; their API keys end with it. What they have made stays the tenant's, unless an
-    owner asks for `data=erase`: then it is erased, and the answer has a receipt.
+    owner asks for `data=erase`, now or later: then it is erased, and the answer has a receipt.
     """
     if data is None:
         await tenants.remove_member(session, actor, user_id)

@@ -23,6 +23,8 @@ from app.runs.stopping import stop
 from app.settings import Settings
 from app.tenants import service as tenants
 
+_WENT = (Action.MEMBER_LEFT, Action.MEMBER_REMOVED)
+
 
 async def find(session: AsyncSession, receipt: str) -> ErasureView:
     """As identity. Raises NotFound."""
@@ -46,8 +48,17 @@ async def erase_tenant(
 
 
 async def erase_member(session: AsyncSession, broker: Broker, actor: Actor, user_id: UUID) -> ErasureRequested:
-    """Remove the member, and have all that they made here erased. Raises as `tenants.service.remove_member`."""
-    await tenants.remove_member(session, actor, user_id, needs=Permission.ERASE_TENANT)
+    """Remove the member, and have all that they made here erased; also of one who went before.
+
+    Raises as `tenants.service.remove_member`.
+    """
+    try:
+        await tenants.remove_member(session, actor, user_id, needs=Permission.ERASE_TENANT)
+    except NotFound:
+        went = select(AuditEntry.id).where(AuditEntry.target_id == user_id, AuditEntry.action.in_(_WENT))
+        if await session.scalar(went.limit(1)) is None:
+            raise
+        actor.require(Permission.ERASE_TENANT)
     receipt = _new_receipt()
     await _take_member(session, broker, receipt, actor.tenant_id, user_id, Author.of(actor))
     return _requested(receipt)
@@ -62,9 +73,8 @@ async def erase_user(session: AsyncSession, broker: Broker, settings: Settings, 
     session.add(_part(receipt, ErasureKind.ACCOUNT, None, user_id))
     belongs = await session.scalars(select(Membership.tenant_id).where(Membership.user_id == user_id))
     current = set(belongs.all())
-    left = (Action.MEMBER_LEFT, Action.MEMBER_REMOVED)
     belonged = await session.scalars(
-        select(AuditEntry.tenant_id).where(AuditEntry.target_id == user_id, AuditEntry.action.in_(left))
+        select(AuditEntry.tenant_id).where(AuditEntry.target_id == user_id, AuditEntry.action.in_(_WENT))
     )
     for tenant_id in sorted(current | set(belonged.all())):
         await session.flush()

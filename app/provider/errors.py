@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import aiohttp
 import openai
+from pydantic import BaseModel
 
 from app.error_codes import ErrorCode
 from app.provider.causes import Fault, PageReceived, chain, fault_in_stream, fault_of, page_of
@@ -201,8 +202,9 @@ def response_incomplete(reason: str | None, model: str) -> ProviderError:
 
 
 def image_failed(fault: object) -> ProviderError:
-    """The error of an image that was not drawn; `fault` is the item's `error` or None."""
-    told = cast(dict[str, Any], fault if isinstance(fault, dict) else {})
+    """The error of an image that was not drawn; `fault` is the item's `error`, a dict or a model, or None."""
+    plain = fault.model_dump() if isinstance(fault, BaseModel) else fault
+    told = cast(dict[str, Any], plain if isinstance(plain, dict) else {})
     if told.get("code") == "moderation_blocked":
         found = moderation_blocked(told.get("moderation_details"))
     # The type says whose fault it is: after a user's error the same request would fail again.

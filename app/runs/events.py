@@ -180,10 +180,10 @@ class AgentChanged(Event, frozen=True):
 class MessageCompleted(LinkedEvent, frozen=True):
     """The agent's message as the conversation keeps it: its text and its first attachments.
 
-    They are 20 at most, and fewer where the event would exceed 64 KiB. `attachments_next_cursor` is the `cursor` of
-    those that follow, at `/v1/conversations/{conversation_id}/messages/{message_id}/attachments`. `variants` is empty.
-    `parts` is empty, too, where `truncated`: the conversation's messages have them all. The event exceeds 64 KiB where
-    the text alone does.
+    They are 20 at most; where the event would exceed 64 KiB, they have no `variants`, and are fewer if need be.
+    `attachments_next_cursor` is the `cursor` of those that follow, at
+    `/v1/conversations/{conversation_id}/messages/{message_id}/attachments`. `parts` is empty where `truncated`: the
+    conversation's messages have them all. The event exceeds 64 KiB where the text alone does.
     """
 
     type: Literal["message.completed"] = "message.completed"
@@ -194,13 +194,15 @@ class MessageCompleted(LinkedEvent, frozen=True):
     def of(cls, row: Message, rows: Sequence[Attachment], run: Run) -> Self:
         message = MessageView.of(row, rows, run)
         truncated = len(to_json(message.model_copy(update={"attachments": []}))) > MAX_EVENT_BYTES
-        shown = [one.model_copy(update={"variants": []}) for one in message.attachments]
-        update: dict[str, Any] = {"attachments": shown, **({"parts": []} if truncated else {})}
+        update: dict[str, Any] = {"parts": []} if truncated else {}
         return cls(message=message.model_copy(update=update), truncated=truncated)
 
     async def with_links(self, links: Links) -> Self:
         await give_links(self.message.attachments, links)
-        if (too_many := len(self.model_dump_json().encode()) - MAX_EVENT_BYTES) <= 0:
+        if self._bytes_too_many() > 0:
+            for attachment in self.message.attachments:
+                attachment.variants = []
+        if (too_many := self._bytes_too_many()) <= 0:
             return self
         shown = self.message.attachments
         sizes = accumulate(len(one.model_dump_json().encode()) for one in reversed(shown))
@@ -209,6 +211,9 @@ class MessageCompleted(LinkedEvent, frozen=True):
         cut = UUID(int=shown[len(left)].object_id.int - 1) if shown else None
         update: dict[str, Any] = {"attachments": left, "attachments_next_cursor": cut}
         return self.model_copy(update={"message": self.message.model_copy(update=update)})
+
+    def _bytes_too_many(self) -> int:
+        return len(self.model_dump_json().encode()) - MAX_EVENT_BYTES
 
 
 class RunCompleted(Event, frozen=True):

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.identity.audit import Action, AuditEntry
-from app.identity.models import User
+from app.identity.models import Membership, User
 from app.tenants.schemas import AuditActor, AuditEntryView, AuditTarget
 
 
@@ -17,9 +17,11 @@ def selected(action: Action | None, actor_id: UUID | None, target_id: UUID | Non
 
 
 async def views(session: AsyncSession, rows: Sequence[AuditEntry]) -> list[AuditEntryView]:
-    """With the addresses of those who have one still."""
+    """With the addresses of those who have one still, and were not erased here."""
     ids = {row.user_id for row in rows if row.user_id is not None}
-    found = await session.execute(select(User.id, User.email).where(User.id.in_(ids)))
+    erased = exists().where(AuditEntry.target_id == User.id, AuditEntry.action == Action.ERASURE_REQUESTED)
+    is_back = exists().where(Membership.user_id == User.id)
+    found = await session.execute(select(User.id, User.email).where(User.id.in_(ids), or_(is_back, ~erased)))
     emails = {user.id: user.email for user in found}
     return [
         AuditEntryView(

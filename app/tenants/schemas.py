@@ -56,7 +56,7 @@ class TenantChange(Body):
 
     # Not null: a tenant always has a name.
     name: Name = ""
-    retention_days: Annotated[int, Field(ge=1, le=MAX_RETENTION_DAYS)] | None = None
+    retention_days: Annotated[int, Field(ge=1, le=MAX_RETENTION_DAYS, strict=True)] | None = None
 
 
 class MemberView(BaseModel):

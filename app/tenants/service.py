@@ -119,6 +119,12 @@ async def _locked(
         .with_for_update()
     )
     locked = {row.user_id: row for row in rows}
+    others_own = any(row.role == Role.OWNER for row in locked.values() if row.user_id != user_id)
+    loses_owner = user_id in locked and locked[user_id].role == Role.OWNER != given and not others_own
+    last = Conflict("This is the tenant's last owner: make another member owner first.", code=ErrorCode.LAST_OWNER)
+    if loses_owner and actor.role == Role.OWNER:
+        # The other one may just have taken this actor's role.
+        raise last
     if actor.user_id not in locked:
         raise Forbidden("You are not a member of this tenant any more.")
     if user_id not in locked:
@@ -128,8 +134,6 @@ async def _locked(
     leaves_itself = user_id == actor.user_id and given is None
     if Role.OWNER in (member.role, given) and not leaves_itself:
         current.require(Permission.MANAGE_OWNERS)
-    if member.role == given or member.role != Role.OWNER:
-        return member
-    if not any(row.role == Role.OWNER for row in locked.values() if row.user_id != user_id):
-        raise Conflict("This is the tenant's last owner: make another member owner first.", code=ErrorCode.LAST_OWNER)
+    if loses_owner:
+        raise last
     return member

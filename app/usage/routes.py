@@ -34,7 +34,7 @@ async def sum_usage(
     after: DayAfter = None,
     group_by: Annotated[str, Query(max_length=100, description=f"Some of {', '.join(sums.GROUPS)}.")] = "day",
     user_id: UUID | None = None,
-    agent_key: Annotated[str | None, Query(max_length=100)] = None,
+    agent_key: Annotated[str | None, Query(max_length=100, pattern=r"^[^\x00]*$")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=1000)] = None,
 ) -> UsagePage:

@@ -2,14 +2,17 @@
 
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import date
 from hashlib import sha256
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
+from pydantic import Field, TypeAdapter
 from sqlalchemy import ColumnElement, Date, Label, Row, Select, cast, distinct, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.bodies import storable
 from app.errors import Invalid
 from app.usage.kinds import Basis, Kind
 from app.usage.models import UsageEntry
@@ -25,6 +28,14 @@ _KEYS: dict[Group, Label[Any]] = {
     "user": UsageEntry.user_id.label("user_id"),
     "model": UsageEntry.model.label("model"),
 }
+# Raise ValueError for what cannot be a value of the column.
+_READ: dict[Group, Callable[[str], Any]] = {
+    "day": date.fromisoformat,
+    "agent": storable,
+    "user": UUID,
+    "model": storable,
+}
+_CURSOR = TypeAdapter(Annotated[list[str], Field(min_length=1)])
 
 
 def parse_groups(given: str) -> list[Group]:
@@ -51,7 +62,7 @@ async def page(
     seal = _seal(tenant_id, selection, groups)
     statement = _sums(selection, keys)
     if cursor is not None:
-        statement = statement.where(tuple_(*(key.element for key in keys)) > _after(keys, _open(cursor, seal)))
+        statement = statement.where(tuple_(*(key.element for key in keys)) > _after(keys, _open(cursor, seal, groups)))
     rows = (await session.execute(statement.limit(limit + 1))).all()
     shown = rows[:limit]
     return UsagePage(
@@ -111,16 +122,17 @@ def _close(values: Sequence[object], seal: str) -> str:
     return urlsafe_b64encode(json.dumps([seal, *map(str, values)]).encode()).decode()
 
 
-def _open(cursor: str, seal: str) -> list[str]:
+def _open(cursor: str, seal: str, groups: Sequence[Group]) -> list[Any]:
     try:
-        found, *values = json.loads(urlsafe_b64decode(cursor.encode()))
+        found = _CURSOR.validate_json(urlsafe_b64decode(cursor.encode()))
+        values = [_READ[group](value) for group, value in zip(groups, found[1:], strict=True)]
     except ValueError:
-        found, values = None, []
-    if found != seal:
+        found, values = [""], []
+    if found[0] != seal:
         allowed = "the `next_cursor` of the page before, with the same question"
         raise Invalid(f"cursor: {allowed}.", errors=[{"field": "cursor", "message": allowed, "given": cursor[:100]}])
     return values
 
 
-def _after(keys: Sequence[Label[Any]], values: Sequence[str]) -> ColumnElement[Any]:
-    return tuple_(*(cast(literal(value), key.type) for key, value in zip(keys, values, strict=True)))
+def _after(keys: Sequence[Label[Any]], values: Sequence[Any]) -> ColumnElement[Any]:
+    return tuple_(*(literal(value, key.type) for key, value in zip(keys, values, strict=True)))

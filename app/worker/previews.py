@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 
 from app.db import now
@@ -36,11 +37,12 @@ class RunPreviews:
         self._events = events
         self._options = options
         self._by_call: dict[str, list[asyncio.Task[None]]] = {}
+        self._following: list[asyncio.Task[None]] = []
         self._slots = ctx.intake.previews.of_run()
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
-        return [task for tasks in self._by_call.values() for task in tasks]
+        return [*self._following, *(task for tasks in self._by_call.values() for task in tasks)]
 
     def on_partial(self, partial: PartialImage) -> None:
         if self._events.has(_key(partial)):
@@ -52,6 +54,14 @@ class RunPreviews:
         """Until those of the tool call are announced, but not for long."""
         if tasks := self._by_call.get(tool_call_id):
             await asyncio.wait(tasks, timeout=PREVIEW_SECONDS)
+
+    def then(self, tool_call_id: str, tell: Callable[[], None]) -> None:
+        """Call it once those of the tool call are announced, or soon."""
+        self._following.append(asyncio.create_task(self._tell(tool_call_id, tell)))
+
+    async def _tell(self, tool_call_id: str, tell: Callable[[], None]) -> None:
+        await self.wait_for(tool_call_id)
+        tell()
 
     async def _show(self, partial: PartialImage, *, before: asyncio.Task[None] | None) -> None:
         """If a preview cannot be stored, the reader only misses it."""

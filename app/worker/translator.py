@@ -3,11 +3,11 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
 from agents import AgentUpdatedStreamEvent, RunItemStreamEvent, StreamEvent
-from pydantic import BaseModel
 
 from app.agents._shared.tools import IMAGE_TOOL
 from app.db import now
@@ -195,9 +195,9 @@ class Translator:
 
     def _image_failed(self, item: Any) -> None:
         self._failed.add(item.id)
-        error = getattr(item, "error", None)
-        found = image_failed(error.model_dump() if isinstance(error, BaseModel) else error)
-        self._images.reports.failed(item.id, found.code, found.message, retryable=found.retryable)
+        found = image_failed(getattr(item, "error", None))
+        fail = partial(self._images.reports.failed, item.id, found.code, found.message, retryable=found.retryable)
+        self._images.previews.then(item.id, fail)
 
     def _agent_changed(self, agent_key: str) -> None:
         if self._agent_key is not None and self._agent_key != agent_key:

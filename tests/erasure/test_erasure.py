@@ -121,8 +121,10 @@ def test_a_member_is_removed_with_all_that_they_made(
         assert (member.id,) not in found, table
     assert objects(server, tenant_of(ada)) == hers
     assert len(ada.http.get("/v1/attachments").json()["data"]) == 2
-    # They have an account still, and the log says what happened.
+    # They have an account still, and the log says what happened, and who they were by their id alone.
     assert member.http.get("/v1/me").status_code == 200
+    joined = ada.http.get("/v1/audit", params={"actor_id": member.id}).json()["data"]
+    assert {(entry["action"], entry["actor"]["email"]) for entry in joined} == {("member.joined", None)}
     assert audited(ada) == [
         ("system", None, "erasure.completed", member.id),
         ("user", ada.email, "erasure.requested", member.id),
@@ -133,8 +135,26 @@ def test_a_member_is_removed_with_all_that_they_made(
 def test_without_data_a_member_is_removed_and_what_they_made_stays(server: AppServer, ada: ApiUser) -> None:
     member = server.sign_up_invited(ada, "member")
     assert ada.http.delete(f"/v1/members/{member.id}").status_code == 204
-    assert ada.http.delete(f"/v1/members/{member.id}", params={"data": "erase"}).status_code == 404
+    assert ada.http.delete(f"/v1/members/{member.id}").status_code == 404
     assert ada.http.delete(f"/v1/members/{member.id}", params={"data": "keep"}).status_code == 422
+
+
+def test_what_a_member_made_who_went_is_erased_later(
+    server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str
+) -> None:
+    member, admin = server.sign_up_invited(ada, "member"), server.sign_up_invited(ada, "admin")
+    member.ask("Hello")
+    wait_until_quiet(database_url)
+    assert member.http.delete(f"/v1/members/{member.id}").status_code == 204
+    path = f"/v1/members/{member.id}?data=erase"
+    assert admin.http.delete(path).json()["needs_role"] == "owner"
+    assert (stranger.http.delete(path).status_code, member.http.delete(path).status_code) == (404, 403)
+    answer = ada.http.delete(path)
+    assert answer.status_code == 202
+    wait_for(server, answer.json()["receipt"])
+    mine = "SELECT count(*) FROM conversations WHERE user_id = CAST(:id AS uuid)"
+    assert rows(database_url, mine, {"id": member.id}) == [(0,)]
+    assert audited(ada)[0] == ("system", None, "erasure.completed", member.id)
 
 
 def test_who_is_erased_leaves_every_tenant_and_the_one_that_was_theirs_alone_goes_with_them(

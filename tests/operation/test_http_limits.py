@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from app.http_protocol import HEAD_BYTES, LINGER_BYTES, SURPLUS
+from app.http_protocol import HEAD_BYTES, SURPLUS
+from app.http_rejection import LINGER_BYTES
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, kinds, running_alone, running_server
 from tests.floods import Flood, large_heads

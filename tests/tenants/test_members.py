@@ -103,7 +103,8 @@ async def test_of_owners_who_demote_each_other_at_once_one_is_left(own_server: A
                 await asyncio.sleep(0.02)
     answers = await asyncio.gather(*demoting)
     await database.close()
-    assert sorted(answer.status_code for answer in answers) == [200, 403]
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    assert [answer.json()["code"] for answer in answers if answer.status_code == 409] == ["last_owner"]
     assert sorted(user.http.get("/v1/me").json()["role"] for user in (ada, grace)) == ["member", "owner"]
 
 

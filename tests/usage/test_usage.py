@@ -1,6 +1,7 @@
 """Sums over the ledger: equal to the last digit by any grouping, of whole days in UTC, each reader's own."""
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import Callable
@@ -137,9 +138,23 @@ def test_a_cursor_of_another_tenant_or_question_is_refused(ada: ApiUser, strange
         assert (status, detail) == (422, "cursor: the `next_cursor` of the page before, with the same question.")
     own = usage(ada, **period)["next_cursor"]
     assert refused(ada, **{**period, "group_by": "model"}, cursor=own)[0] == 422
+    seal = json.loads(base64.urlsafe_b64decode(own))[0]
+    for forged in (5, None, [], [seal], [seal, "a", "b"], [seal, "\0"], [seal, 5], {"a": 1}):
+        made = base64.urlsafe_b64encode(json.dumps(forged).encode()).decode()
+        assert refused(ada, **period, cursor=made)[0] == 422
     answer = stranger.http.get("/v1/usage/entries", params=period)
     status, detail = refused(ada, "/v1/usage/entries", **period, cursor=answer.json()["next_cursor"])
     assert (status, detail) == (422, "cursor: the `next_cursor` of the page before.")
+
+
+def test_a_cursor_that_was_made_by_hand_is_refused_in_every_group(ada: ApiUser, database: str) -> None:
+    add_entries(database, ada, count=3, until="2026-03-01 12:00:00+00", step="1 day")
+    for groups, value in (("day,model", "\0"), ("day,user", "zz"), ("day,agent", "\0"), ("day", "2026-02-30")):
+        query: Json = {"from": "2026-01-01", "to": "2026-12-31", "limit": 1, "group_by": groups}
+        own = json.loads(base64.urlsafe_b64decode(usage(ada, **query)["next_cursor"]))
+        forged = base64.urlsafe_b64encode(json.dumps([*own[:-1], value]).encode()).decode()
+        assert refused(ada, **query, cursor=forged)[0] == 422
+    assert refused(ada, agent_key="\0")[0] == 422
 
 
 @pytest.mark.parametrize(

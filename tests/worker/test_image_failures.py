@@ -60,6 +60,12 @@ def test_previews_without_an_image_are_reported_as_an_image_that_never_came(ada:
     assert ada.http.get("/v1/attachments").json()["data"] == []
 
 
+def test_a_preview_comes_before_the_failure_of_its_image(ada: ApiUser) -> None:
+    events = ada.draw("Draw a house [offline: no_final]", image={"partial_images": 2})
+    told = [kind for kind in kinds(events) if kind in ("image.partial", "attachment.failed")]
+    assert told == ["image.partial", "image.partial", "attachment.failed"]
+
+
 def test_a_forced_image_that_was_not_drawn_is_reported(ada: ApiUser) -> None:
     events = ada.draw("Draw a house [offline: text_only]", tool_choice="image_generation")
     failed = failure_in(events)

@@ -43,6 +43,8 @@ def test_small_copies_are_told_while_the_run_goes_on(ada: ApiUser) -> None:
     assert len(copies["blurhash"]) == 28
     for copy in copies["variants"]:
         assert httpx.get(copy["url"]).headers["content-type"] == "image/webp"
+    kept = one(events, "message.completed")["message"]["attachments"][0]
+    assert [variant["width"] for variant in kept["variants"]] == [256, 512, 1024]
     told = [events[place]["attachment"]["object_id"] for place in updated]
     assert len(told) == len(set(told))
     # Whoever reads later reads the same.
