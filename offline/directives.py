@@ -54,12 +54,12 @@ DIRECTIVES: dict[str, str] = {
     "no_text": "no message after the image",
     "empty": "neither text nor image",
     # What is reported of its use
-    "no_usage": "no `tool_usage`; =all: no `usage` either",
+    "no_usage": "no `tool_usage`; =all: no `usage` either; =cache_write: only its cache writes are left out",
     "cached": "=N: so many of the input tokens came from the cache",
     "cache_write": "=N: so many of the input tokens were written to the cache; `cache_12h`=N of them for 12 hours",
     "cache_12h": "=N: with `cache_write`",
     "input": "=N: so many input tokens",
-    "tier": "=TIER: the service tier that answered (default `default`)",
+    "tier": "=TIER: the service tier that answered (default `default`); =none: it is left out",
     "searches": "=N: so many billable web searches",
     "answers_as": "=MODEL: the model that answered, where it is not the one that was asked",
 }

@@ -116,13 +116,16 @@ def _finish(response: Json, request: ParsedRequest, out: Output) -> None:
     response["incomplete_details"] = {"reason": "max_output_tokens"} if cut_short else None
     response["completed_at"] = None if cut_short else int(time.time())
     response["service_tier"] = out.directives.text("tier") or "default"
+    if response["service_tier"] == "none":
+        del response["service_tier"]
     response["usage"] = text_usage(
         [str(response["instructions"] or ""), *request.conversation.texts], request.plan.text, out.directives
     )
     response["tool_usage"] = _tool_usage(image_usage(out.drawn), searches=int(out.directives.number("searches", 0)))
-    if "no_usage" in out.directives:
+    left_out = out.directives.text("no_usage")
+    if "no_usage" in out.directives and left_out != "cache_write":
         del response["tool_usage"]
-    if out.directives.text("no_usage") == "all":
+    if left_out == "all":
         response["usage"] = None
 
 

@@ -47,13 +47,14 @@ def text_usage(conversation: list[str], answered: str | None, directives: Direct
     given = int(directives.number("input", 8 + sum(_words(text) for text in conversation)))
     made = 4 + _words(answered or "")
     cached, written, for_12h = (int(directives.number(name, 0)) for name in ("cached", "cache_write", "cache_12h"))
+    writes = {
+        "cache_write_tokens": written,
+        "cache_write_tokens_details": {"ttl_30m_tokens": written - for_12h, "ttl_12h_tokens": for_12h},
+    }
+    shows_writes = directives.text("no_usage") != "cache_write"
     return {
         "input_tokens": given,
-        "input_tokens_details": {
-            "cached_tokens": cached,
-            "cache_write_tokens": written,
-            "cache_write_tokens_details": {"ttl_30m_tokens": written - for_12h, "ttl_12h_tokens": for_12h},
-        },
+        "input_tokens_details": {"cached_tokens": cached, **(writes if shows_writes else {})},
         "output_tokens": made,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": given + made,

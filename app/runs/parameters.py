@@ -13,9 +13,7 @@ from app.agents._shared.registry import Registry
 from app.broker import Broker
 from app.db import CurrentDatabase, from_state
 from app.errors import AppError, id_of
-from app.identity.actor import Bearer, TenantSession, may
-from app.identity.permissions import Permission
-from app.identity.service import Actor
+from app.identity.actor import Bearer, CurrentAuthenticated
 from app.request_context import current_request
 from app.runs import idempotency
 from app.runs.access import AccessWatch
@@ -62,14 +60,12 @@ async def event_source_of(
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
 
 
-async def _tell_rate(
-    actor: Annotated[Actor, may(Permission.WRITE_CHAT)], session: TenantSession
-) -> AsyncIterator[None]:
+async def _tell_rate(authenticated: CurrentAuthenticated) -> AsyncIterator[None]:
     try:
         yield
     except (AppError, RequestValidationError):
         if not current_request().headers:
-            await counters.read_rate(session, actor)
+            await counters.read_rate(authenticated.session, authenticated.actor)
         raise
 
 

@@ -66,6 +66,8 @@ ESTIMATE: Responses = problems(ErrorCode.ATTACHMENT_NOT_STORED, ErrorCode.INVALI
 
 @router.post("", status_code=202, response_model=RunView, responses=START)
 async def start_run(
+    # First, so that it sees who may not start one, too.
+    _: TellsRate,
     body: NewRun,
     actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
     session: TenantSession,
@@ -76,7 +78,6 @@ async def start_run(
     limits: CurrentLimits,
     prices: CurrentPrices,
     open_streams: CurrentStreams,
-    _: TellsRate,
     accept: Annotated[str, Header(include_in_schema=False)] = "application/json",
     idempotency_key: Key = None,
     last_event_id: LastEventId = None,

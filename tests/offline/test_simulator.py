@@ -886,6 +886,10 @@ async def test_what_is_reported_of_its_use_is_what_was_asked_for(call: Caller) -
     assert answer.tool_usage.web_search.num_requests == 2
     silent = await call.create("Hi [offline: no_usage=all]")
     assert (silent.usage, silent.tool_usage) == (None, None)
+    old = await call.create("Hi [offline: no_usage=cache_write] [offline: tier=none]")
+    assert old.usage is not None
+    assert old.usage.input_tokens_details.to_dict() == {"cached_tokens": 0}
+    assert (old.service_tier, old.tool_usage is None) == (None, False)
 
 
 async def test_a_stream_can_break_off_after_so_many_bytes(call: Caller) -> None:

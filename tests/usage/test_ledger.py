@@ -182,6 +182,12 @@ ENDINGS: dict[str, Ending] = {
         {"estimated"},
         {"input_tokens", "output_tokens", "image_output_tokens"},
     ),
+    "neither cache writes nor a tier": (
+        "Hello [offline: no_usage=cache_write] [offline: tier=none]",
+        {},
+        {"reported"},
+        {"input_tokens", "output_tokens"},
+    ),
     "http 400": ("Hello [offline: http=400]", {}, set(), set()),
     "http 500": ("Hello [offline: http=500]", {}, set(), set()),
     "rate limit": ("Hello [offline: rate_limit]", {}, set(), set()),

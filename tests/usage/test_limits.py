@@ -102,7 +102,10 @@ def test_without_limits_everything_is_told_and_nothing_refused(ada: ApiUser) -> 
     }
 
 
-def test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_is(ada: ApiUser, database: str) -> None:
+def test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_is(
+    server: AppServer, ada: ApiUser, database: str
+) -> None:
+    viewer = server.sign_up_invited(ada, "viewer")
     give_plan(database, ada, runs_per_minute=3)
     for left, seconds in ((2, 20), (1, 40), (0, 60)):
         answer = start(ada)
@@ -121,6 +124,8 @@ def test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_
     assert (unknown.status_code, unknown.headers["RateLimit"][:21]) == (422, '"runs_per_minute";r=0')
     invalid = ada.http.post("/v1/runs", json={"input": ""})
     assert (invalid.status_code, invalid.headers["RateLimit"][:21]) == (422, '"runs_per_minute";r=0')
+    forbidden = start(viewer)
+    assert (forbidden.status_code, forbidden.headers["RateLimit"][:21]) == (403, '"runs_per_minute";r=0')
     assert left_behind(database, ada) == before
     # A third of a minute later there is one more.
     rows(database, "UPDATE usage_counters SET full_at = full_at - interval '20 seconds'")
