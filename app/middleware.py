@@ -45,13 +45,15 @@ SECURITY_HEADERS = (
 
 @dataclass(frozen=True)
 class BodyLimit:
-    """How large a body may be, and the setting that says so."""
+    """How large a body may be, and what its sender is told of it: the limit of one of its fields."""
 
     max_bytes: int
     setting: str
+    field: str = "body"
+    overhead: int = 0
 
     def __str__(self) -> str:
-        return f"The body may have {self.max_bytes} bytes at most ({self.setting})."
+        return f"The {self.field} may have {self.max_bytes - self.overhead} bytes at most ({self.setting})."
 
 
 class RequestMiddleware:
@@ -65,7 +67,7 @@ class RequestMiddleware:
         self._check_credential = check_credential
         self._usual = BodyLimit(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
         self._anonymous = BodyLimit(ANONYMOUS_BYTES, "for requests without a credential")
-        self._upload = BodyLimit(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB and a form's overhead")
+        self._upload = BodyLimit(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB", "file", ENVELOPE_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -126,7 +128,8 @@ class RequestMiddleware:
         declared = int(length) if (length := headers.get("content-length", "0")).isdigit() else 0
         # A route that wants a credential says so itself.
         if limit is not self._anonymous and declared > limit.max_bytes:
-            fault = FieldError(field="body", message=str(limit), given=f"{declared} bytes")
+            given = f"{declared} bytes" if limit.field == "body" else f"a form of {declared} bytes"
+            fault = FieldError(field=limit.field, message=str(limit), given=given)
             return TooLarge(str(limit), errors=[fault])
         # To parse a megabyte of fields takes 30 ms, in which nobody else is served.
         if limit is self._usual and (declared > ANONYMOUS_BYTES or "transfer-encoding" in headers):

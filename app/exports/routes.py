@@ -34,8 +34,8 @@ async def create_export(
 ) -> ExportView:
     """Export what is yours, or everything of the tenant.
 
-    A zip with rows as JSON lines and every image, byte for byte; `tenant` needs the role owner. While one of the
-    caller's exports of this scope is open, the answer is that one.
+    A zip with rows as JSON lines and every image, byte for byte; `tenant` needs the role owner. It is gone after 24
+    hours, or once the caller's next of this scope is complete; while one of them is open, the answer is that one.
     """
     row = await service.request(session, broker, actor, body.scope)
     response.headers["Location"] = f"/v1/exports/{row.id}"

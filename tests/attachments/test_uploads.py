@@ -115,6 +115,8 @@ def test_a_file_over_the_limit_is_refused_by_its_length_and_as_it_comes(
         ada = server.sign_up()
         received = send(ada, bytes(2 * MEGABYTE))
         assert received.status_code == 413
+        assert received.json()["detail"] == f"The file may have {MEGABYTE} bytes at most (UPLOAD_MAX_MB)."
+        assert received.json()["errors"][0]["field"] == "file"
         assert "UPLOAD_MAX_MB" in received.json()["detail"]
         assert received.json()["errors"][0]["given"].startswith("209")
         just_over = send(ada, b"\x89PNG\r\n\x1a\n" + bytes(MEGABYTE))
