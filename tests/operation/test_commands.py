@@ -80,6 +80,17 @@ def test_sigterm_to_just_dev_leaves_no_process(home: Path) -> None:
     assert _processes_of(home) == []
 
 
+def test_after_a_kill_the_next_serve_ends_the_database_with_itself(home: Path) -> None:
+    killed = _serving(home)
+    killed.kill()
+    killed.wait(20)
+    assert _postgres_of(home)
+    ended = _serving(home)
+    ended.send_signal(signal.SIGTERM)
+    assert ended.wait(20) == 0
+    assert _postgres_of(home) == []
+
+
 def test_the_simulator_runs_on_its_own_until_sigterm(tmp_path: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
@@ -162,6 +173,21 @@ def _run_here(monkeypatch: pytest.MonkeyPatch, directory: Path, command: str, **
         signal.signal(signal.SIGTERM, before)
 
 
+def _serving(directory: Path) -> subprocess.Popen[bytes]:
+    """`easel serve` with everything embedded, once it is ready."""
+    port = free_port()
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [BIN / "easel", "serve", "--port", str(port)],
+            env=_environment(directory),
+            cwd=directory,
+            stdout=log,
+            stderr=log,
+        )
+    _until_ready(f"http://127.0.0.1:{port}/readyz")
+    return process
+
+
 def _until_ready(url: str) -> None:
     deadline = time.monotonic() + timeouts.PROCESS_START
     while time.monotonic() < deadline:
@@ -182,3 +208,7 @@ def _processes_of(directory: Path) -> list[str]:
         if str(directory) in line:
             found.append(line)
     return found
+
+
+def _postgres_of(directory: Path) -> list[str]:
+    return [line for line in _processes_of(directory) if "postgres" in line.partition(" ")[0]]

@@ -1,11 +1,13 @@
 """What an operator reads where the embedded PostgreSQL cannot start."""
 
+import json
 import os
 import pwd
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -39,9 +41,32 @@ def test_useradd_is_found_where_the_path_of_cron_does_not_lead(monkeypatch: pyte
     assert shutil.which("useradd") == str(folder / "useradd")
 
 
+@pytest.fixture
+def data() -> Generator[Path]:
+    """A data directory that the server's user can reach."""
+    with tempfile.TemporaryDirectory(prefix="easel-home-") as folder:
+        yield Path(folder) / "data"
+
+
 def test_a_folder_with_a_space_is_one_like_any_other() -> None:
     with tempfile.TemporaryDirectory(prefix="easel space's ") as folder, running_postgres(Path(folder) / "data") as url:
         assert rows(url, "SELECT 1") == [(1,)]
+
+
+def test_a_process_that_is_killed_does_not_keep_the_server_running(data: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other, running_postgres(data):
+        holders = data / embedded_postgres.HOLDERS
+        holders.write_text(json.dumps([other.pid, *json.loads(holders.read_text())]))
+        other.kill()
+        other.wait()
+    assert not _is_running(data)
+
+
+def test_nor_does_one_that_was_killed_as_it_wrote(data: Path) -> None:
+    _start(data)
+    (data / embedded_postgres.HOLDERS).write_text("")
+    _start(data)
+    assert not _is_running(data)
 
 
 def test_a_user_who_may_not_start_it_reads_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,6 +100,10 @@ def test_a_command_ends_with_that_sentence_alone(tmp_path: Path) -> None:
 def _start(directory: Path) -> None:
     with running_postgres(directory):
         pass
+
+
+def _is_running(data: Path) -> bool:
+    return (data / "postmaster.pid").exists()
 
 
 def _no_user(name: str) -> None:
