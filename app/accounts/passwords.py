@@ -2,21 +2,19 @@
 
 import asyncio
 from functools import cache
-from uuid import UUID
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts import sign_ins
 from app.broker import Broker
-from app.db import Database, enter_tenant, now, uuid7
+from app.db import Database, now, uuid7
 from app.error_codes import ErrorCode
 from app.errors import Forbidden, Invalid, NotFound, Unavailable
 from app.identity import audit, credentials
 from app.identity.attempts import Attempts
-from app.identity.audit import Action, Author, TargetType
+from app.identity.audit import Action, Author
 from app.identity.mails import SEND_RESET
-from app.identity.models import Membership, PasswordReset, User
+from app.identity.models import PasswordReset, User
 from app.identity.service import SignedIn
 from app.loading import load
 from app.settings import Settings
@@ -61,7 +59,7 @@ async def change(database: Database, caller: SignedIn, *, current: str, new: str
             raise Forbidden(MISMATCH, code=ErrorCode.WRONG_PASSWORD)
         await attempts.succeed(session)
         await sign_ins.end_all(session, caller.user_id, but=caller.sign_in_id)
-        await _record_change(session, caller.user_id)
+        await audit.record_of_user(session, caller.user_id, Author.user(caller.user_id), Action.PASSWORD_CHANGED)
 
 
 async def require_current(database: Database, caller: SignedIn, password: str) -> tuple[Attempts, str | None]:
@@ -115,13 +113,4 @@ async def reset(database: Database, token: str, *, new: str) -> None:
         await session.execute(update(User).where(User.id == user.id).values(password_hash=hashed))
         await attempts.succeed(session)
         await sign_ins.end_all(session, user.id)
-        await _record_change(session, user.id)
-
-
-async def _record_change(session: AsyncSession, user_id: UUID) -> None:
-    """In each of the user's tenants, by the transaction's end; nothing is left to do as identity after it."""
-    tenants = await session.scalars(select(Membership.tenant_id).where(Membership.user_id == user_id))
-    for tenant_id in tenants.all():
-        await enter_tenant(session, tenant_id)
-        audit.record(session, tenant_id, Author.user(user_id), Action.PASSWORD_CHANGED, TargetType.USER, user_id)
-        await session.flush()
+        await audit.record_of_user(session, user.id, Author.user(user.id), Action.PASSWORD_CHANGED)

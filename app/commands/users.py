@@ -4,6 +4,7 @@ import typer
 
 from app.commands.operator import operate, show
 from app.identity import mails
+from app.identity.audit import OPERATOR
 from app.tenants import operation
 
 
@@ -16,7 +17,7 @@ def disable(*, email: str, disabled: bool, as_json: bool) -> None:
 
 
 def reset_password(*, email: str, as_json: bool) -> None:
-    made = operate(lambda settings, database: mails.make_reset(database, settings, email))
+    made = operate(lambda settings, database: mails.make_reset(database, settings, email, by=OPERATOR))
     if as_json:
         show([vars(made)], as_json=True)
         return

@@ -5,11 +5,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy import ForeignKey, Index, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, EnumText, Identified
+from app.db import Base, EnumText, Identified, enter_tenant
+from app.identity.models import Membership
 from app.identity.service import Actor
 from app.request_context import current_request
 
@@ -43,6 +44,9 @@ class Action(StrEnum):
     ERASURE_REQUESTED = "erasure.requested"
     ERASURE_COMPLETED = "erasure.completed"
     PASSWORD_CHANGED = "password.changed"  # noqa: S105  # pragma: allowlist secret
+    PASSWORD_RESET_ISSUED = "password.reset_issued"  # noqa: S105  # pragma: allowlist secret
+    USER_DISABLED = "user.disabled"
+    USER_ENABLED = "user.enabled"
 
 
 class TargetType(StrEnum):
@@ -130,3 +134,18 @@ def record(
         ip=request.ip,
     )
     session.add(entry)
+
+
+async def record_of_user(
+    session: AsyncSession,
+    user_id: UUID,
+    author: Author,
+    action: Action,
+    changes: dict[str, list[Any]] | None = None,
+) -> None:
+    """In each of the user's tenants, at the end of identity's transaction: nothing can be done as identity after it."""
+    of_user = select(Membership.tenant_id).where(Membership.user_id == user_id).order_by(Membership.tenant_id)
+    for tenant_id in (await session.scalars(of_user)).all():
+        await enter_tenant(session, tenant_id)
+        record(session, tenant_id, author, action, TargetType.USER, user_id, changes)
+        await session.flush()

@@ -10,7 +10,8 @@ from sqlalchemy import delete, select
 
 from app import EaselError
 from app.db import Database, now
-from app.identity import credentials
+from app.identity import audit, credentials
+from app.identity.audit import Action, Author
 from app.identity.models import Invitation, PasswordReset, Tenant, User
 from app.mail import Mailer
 from app.settings import Settings
@@ -60,8 +61,8 @@ class Reset:
     link: str | None
 
 
-async def make_reset(database: Database, settings: Settings, email: str) -> Reset:
-    """It replaces an earlier one. Raises NoAccount."""
+async def make_reset(database: Database, settings: Settings, email: str, *, by: Author | None = None) -> Reset:
+    """It replaces an earlier one, and is in the audit log as issued `by` somebody else. Raises NoAccount."""
     token, expires_at = credentials.new_secret(credentials.RESET_PREFIX), now() + RESET_LIFETIME
     async with database.identity() as session:
         enabled = select(User.id).where(User.email == email.lower(), User.disabled_at.is_(None))
@@ -70,6 +71,9 @@ async def make_reset(database: Database, settings: Settings, email: str) -> Rese
             raise NoAccount(f"There is no user {email}, or they are disabled.")
         await session.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id))
         session.add(PasswordReset(user_id=user_id, secret_hash=credentials.fingerprint(token), expires_at=expires_at))
+        if by is not None:
+            await session.flush()
+            await audit.record_of_user(session, user_id, by, Action.PASSWORD_RESET_ISSUED)
     return Reset(email.lower(), expires_at, token, _link(settings, RESET_PAGE, token))
 
 

@@ -93,15 +93,15 @@ async def list_users(database: Database) -> list[Found]:
 async def disable_user(database: Database, email: str, *, disabled: bool) -> Found:
     """Every credential of theirs is refused from the next request on."""
     async with database.identity() as session:
-        changed = await session.execute(
-            update(User)
-            .where(User.email == email.lower())
-            .values(disabled_at=now() if disabled else None)
-            .returning(User.id, User.email)
-        )
-        user = changed.one_or_none()
+        user = await session.scalar(select(User).where(User.email == email.lower()).with_for_update())
         if user is None:
             raise UnknownThing(f"There is no user {email}.")
+        if (user.disabled_at is not None) != disabled:
+            moment = now() if disabled else None
+            await session.execute(update(User).where(User.id == user.id).values(disabled_at=moment))
+            action = Action.USER_DISABLED if disabled else Action.USER_ENABLED
+            changes = {"disabled": [not disabled, disabled]}
+            await audit.record_of_user(session, user.id, OPERATOR, action, changes)
         return {"id": user.id, "email": user.email, "disabled": disabled}
 
 
@@ -135,11 +135,15 @@ async def revoke_key(database: Database, key_id: UUID) -> Found:
         if key is None:
             raise UnknownThing(f"There is no API key {key_id}.")
         await enter_tenant(session, key.tenant_id)
-        await session.execute(
-            update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now())
+        revoked = await session.scalar(
+            update(ApiKey)
+            .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+            .values(revoked_at=now())
+            .returning(ApiKey.id)
         )
-        audit.record(session, key.tenant_id, OPERATOR, Action.API_KEY_REVOKED, TargetType.API_KEY, key_id)
-        await session.flush()
+        if revoked is not None:
+            audit.record(session, key.tenant_id, OPERATOR, Action.API_KEY_REVOKED, TargetType.API_KEY, key_id)
+            await session.flush()
         return {"id": key_id, "name": key.name, "hint": key.hint, "revoked": True}
 
 

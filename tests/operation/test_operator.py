@@ -68,6 +68,26 @@ def test_a_disabled_user_is_out_until_they_are_enabled(easel: Easel, ada: ApiUse
     assert ada.http.get("/v1/me").status_code == 200
 
 
+def test_what_is_done_to_a_user_is_in_the_log_of_each_of_their_tenants(
+    easel: Easel, server: AppServer, ada: ApiUser, stranger: ApiUser
+) -> None:
+    member = server.sign_up_invited(ada, "member")
+    invitation = {"token": stranger.invite(member.email)["token"]}
+    assert member.http.post("/v1/invitations/acceptance", json=invitation).status_code == 201
+    for command in ("disable", "disable", "enable", "enable", "reset-password"):
+        easel("users", command, member.email)
+    for owner in (ada, stranger):
+        *entries, before = owner.http.get("/v1/audit").json()["data"][:4]
+        assert before["action"] == "member.joined"
+        assert [(one["action"], one["changes"]) for one in entries] == [
+            ("password.reset_issued", {}),
+            ("user.enabled", {"disabled": [True, False]}),
+            ("user.disabled", {"disabled": [False, True]}),
+        ]
+        assert {one["actor"]["type"] for one in entries} == {"operator"}
+        assert [one["target"] for one in entries] == [{"type": "user", "id": member.id}] * 3
+
+
 def test_a_forgotten_password_is_reset_by_a_printed_link(
     easel: Easel, server: AppServer, ada: ApiUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,8 +107,10 @@ def test_a_key_is_listed_without_its_secret_and_revoked(easel: Easel, server: Ap
     easel("keys", "revoke", key["id"])
     refused = server.anyone().get("/v1/me", headers={"Authorization": f"Bearer {key['key']}"})
     assert refused.status_code == 401
-    (newest, *_) = ada.http.get("/v1/audit").json()["data"]
+    easel("keys", "revoke", key["id"])
+    newest, before, *_ = ada.http.get("/v1/audit").json()["data"]
     assert (newest["action"], newest["actor"]["type"]) == ("api_key.revoked", "operator")
+    assert before["action"] == "api_key.created"
 
 
 @pytest.mark.parametrize(
