@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import typer
+from pydantic_core import to_jsonable_python
 
 from app.commands import start
 from app.db import Database
@@ -37,7 +38,7 @@ async def _operate(settings: Settings, url: str, work: Callable[[Settings, Datab
 def show(rows: Sequence[Row], *, as_json: bool) -> None:
     """A table whose columns are the keys of the first row; or a JSON list."""
     if as_json:
-        typer.echo(json.dumps([dict(row) for row in rows], default=str, indent=2))
+        show_json([dict(row) for row in rows])
         return
     if not rows:
         typer.echo("There are none.")
@@ -46,6 +47,11 @@ def show(rows: Sequence[Row], *, as_json: bool) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def show_json(value: object) -> None:
+    """For machines; ids and times are written as the API writes them."""
+    typer.echo(json.dumps(to_jsonable_python(value), indent=2))
 
 
 def _cell(value: object) -> str:

@@ -105,7 +105,7 @@ async def disable_user(database: Database, email: str, *, disabled: bool) -> Fou
         return {"id": user.id, "email": user.email, "disabled": disabled}
 
 
-async def list_keys(database: Database, tenant_id: UUID) -> list[Found]:
+async def list_keys(database: Database, tenant_id: UUID) -> list[dict[str, Any]]:
     async with database.identity() as session:
         await _require_tenant(session, tenant_id)
         rows = await session.execute(
@@ -120,7 +120,7 @@ async def list_keys(database: Database, tenant_id: UUID) -> list[Found]:
                 "name": row.ApiKey.name,
                 "hint": row.ApiKey.hint,
                 "user": row.email,
-                "scopes": "all" if row.ApiKey.scopes is None else " ".join(row.ApiKey.scopes),
+                "scopes": row.ApiKey.scopes,
                 "last_used_at": row.ApiKey.last_used_at,
                 "expires_at": row.ApiKey.expires_at,
                 "revoked_at": row.ApiKey.revoked_at,

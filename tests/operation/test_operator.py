@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -102,8 +103,9 @@ def test_a_forgotten_password_is_reset_by_a_printed_link(
 def test_a_key_is_listed_without_its_secret_and_revoked(easel: Easel, server: AppServer, ada: ApiUser) -> None:
     key = ada.http.post("/v1/api-keys", json={"name": "A key", "scopes": ["chat:read"]}).json()
     (found,) = listed(easel, "keys", "list", ada.signed_up["tenant"]["id"])
-    assert (found["id"], found["user"], found["scopes"]) == (key["id"], ada.email, "chat:read")
+    assert (found["id"], found["user"], found["scopes"]) == (key["id"], ada.email, ["chat:read"])
     assert key["key"] not in json.dumps(found)
+    assert "  chat:read\n" in easel("keys", "list", ada.signed_up["tenant"]["id"])
     easel("keys", "revoke", key["id"])
     refused = server.anyone().get("/v1/me", headers={"Authorization": f"Bearer {key['key']}"})
     assert refused.status_code == 401
@@ -111,6 +113,23 @@ def test_a_key_is_listed_without_its_secret_and_revoked(easel: Easel, server: Ap
     newest, before, *_ = ada.http.get("/v1/audit").json()["data"]
     assert (newest["action"], newest["actor"]["type"]) == ("api_key.revoked", "operator")
     assert before["action"] == "api_key.created"
+
+
+def test_machines_read_what_the_api_writes(easel: Easel, ada: ApiUser) -> None:
+    expires = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    ada.http.post("/v1/api-keys", json={"name": "A key", "expires_at": expires})
+    (of_api,) = ada.http.get("/v1/api-keys").json()["data"]
+    (found,) = listed(easel, "keys", "list", ada.signed_up["tenant"]["id"])
+    common = found.keys() & of_api.keys()
+    assert common >= {"id", "scopes", "expires_at"}
+    assert {key: found[key] for key in common} == {key: of_api[key] for key in common}
+    assert of_api["expires_at"].endswith("Z")
+    assert " all " in easel("keys", "list", ada.signed_up["tenant"]["id"])
+    for command in (("tenants", "list"), ("users", "list")):
+        (one,) = listed(easel, *command)
+        assert re.fullmatch(r"[\d-]{10}T[\d:.]+Z", one["created_at"])
+    reset = listed(easel, "users", "reset-password", ada.email)[0]
+    assert reset["expires_at"].endswith("Z")
 
 
 @pytest.mark.parametrize(
