@@ -24,7 +24,6 @@ cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 TenantId = Annotated[UUID, typer.Argument(metavar="TENANT", help="Its id.")]
-
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port to listen on.")]
 ServedPort = Annotated[
     int | None, typer.Option(min=0, max=65_535, help="The port to listen on.", show_default="PORT, else 8000")
@@ -283,11 +282,12 @@ def sum_usage(
 
 @usage.command("export")
 def export_usage(
-    after: Annotated[UUID | None, typer.Option(help="The greatest id of the last export.")] = None,
+    after: Annotated[UUID | None, typer.Option(help="The id of the last line of the export before.")] = None,
     form: Annotated[ExportFormat, typer.Option("--format", help="How a line is written.")] = ExportFormat.JSONL,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
 ) -> None:
-    """Write the ledger's entries, one a line, but for those of the last minute."""
-    _run("usage", "export", after=after, form=form)
+    """Write the ledger's entries by id, one a line, but for those of the last minute."""
+    _run("usage", "export", after=after, form=form, as_json=as_json)
 
 
 @ledger.command("verify")

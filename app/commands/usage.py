@@ -16,7 +16,9 @@ def run(*, tenant_id: UUID | None, month: datetime | None, as_json: bool) -> Non
     show(operate(lambda _, database: operation.sum_months(database, of, tenant_id)), as_json=as_json)
 
 
-def export(*, after: UUID | None, form: str) -> None:
+def export(*, after: UUID | None, form: str, as_json: bool) -> None:
+    if as_json and form == "stripe":
+        raise typer.BadParameter("--json is --format jsonl: leave it or --format stripe away.")
     to_line = operation.to_meter_event if form == "stripe" else operation.to_json_line
 
     async def write(database: Database) -> None:

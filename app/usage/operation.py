@@ -1,12 +1,14 @@
 """What the operator reads of the ledger: sums, entries for a billing system, and whether it is right."""
 
-from collections.abc import AsyncIterator
+import heapq
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import func, select, text
 
+from app import EaselError
 from app.db import Database, now
 from app.usage import sums
 from app.usage.kinds import Basis
@@ -15,7 +17,9 @@ from app.usage.money import to_usd
 from app.usage.schemas import UsageEntryView
 from app.usage.service import Period, Selection
 
-ENTRIES_AT_ONCE = 1_000
+# In memory, of all tenants together; but as many of each as are worth a query.
+ENTRIES_AT_ONCE = 20_000
+LEAST_ENTRIES_OF_A_TENANT = 10
 Found = dict[str, object]
 
 # What is wrong -> the query that finds it among a tenant's own rows: runs, and numbers of calls.
@@ -62,6 +66,10 @@ INVARIANTS = {
 }
 
 
+class NotInBooks(EaselError):
+    """The operator named something that is not in the books."""
+
+
 @dataclass(frozen=True)
 class Verified:
     """What is wrong, and the calls whose cost is an estimate, to be set beside the provider's bill."""
@@ -97,7 +105,10 @@ async def sum_months(database: Database, month: date, tenant_id: UUID | None) ->
     """A row for each tenant that used something in that month, erased ones among them."""
     period = Period.of(month.replace(day=1), None)
     found: list[Found] = []
-    for one in await _tenants(database) if tenant_id is None else [tenant_id]:
+    tenants = await _tenants(database)
+    if tenant_id is not None and tenant_id not in tenants:
+        raise NotInBooks(f"There is no tenant {tenant_id}.")
+    for one in tenants if tenant_id is None else [tenant_id]:
         async with database.tenant(one) as session:
             used = await sums.whole(session, Selection(period))
         if used.runs:
@@ -107,20 +118,55 @@ async def sum_months(database: Database, month: date, tenant_id: UUID | None) ->
 
 
 async def entries_after(database: Database, after: UUID | None) -> AsyncIterator[tuple[UUID, UsageEntry]]:
-    """The entries with a greater id, by tenant and id; not those of the last minute, which may not all be there yet."""
-    settled = UsageEntry.created_at < now() - timedelta(minutes=1)
-    for tenant_id in await _tenants(database):
-        last = after
-        while True:
-            newer = settled if last is None else settled & (UsageEntry.id > last)
-            async with database.tenant(tenant_id) as session:
-                statement = select(UsageEntry).where(newer).order_by(UsageEntry.id).limit(ENTRIES_AT_ONCE)
-                rows = (await session.scalars(statement)).all()
-            for row in rows:
-                yield tenant_id, row
-            if len(rows) < ENTRIES_AT_ONCE:
-                break
-            last = rows[-1].id
+    """The entries of all tenants with a greater id, by id; not those of the last minute: some may not be there yet.
+
+    Raises NotInBooks where no entry is `after`.
+    """
+    tenants = await _tenants(database)
+    if after is not None:
+        await _require_entry(database, tenants, after)
+    limit = max(LEAST_ENTRIES_OF_A_TENANT, ENTRIES_AT_ONCE // max(1, len(tenants)))
+    before = now() - timedelta(minutes=1)
+    # The next entry of each tenant that has one, the least id first.
+    heads: list[tuple[UUID, UUID, UsageEntry, AsyncIterator[UsageEntry]]] = []
+    for tenant_id in tenants:
+        ledger = _ledger_after(database, tenant_id, after, before, limit)
+        first = await anext(ledger, None)
+        if first is not None:
+            heapq.heappush(heads, (first.id, tenant_id, first, ledger))
+    while heads:
+        _, tenant_id, row, ledger = heads[0]
+        yield tenant_id, row
+        following = await anext(ledger, None)
+        if following is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (following.id, tenant_id, following, ledger))
+
+
+async def _ledger_after(
+    database: Database, tenant_id: UUID, after: UUID | None, before: datetime, limit: int
+) -> AsyncIterator[UsageEntry]:
+    """A tenant's entries with a greater id that were made before that time, by id; `limit` are in memory."""
+    while True:
+        statement = select(UsageEntry).where(UsageEntry.created_at < before).order_by(UsageEntry.id).limit(limit)
+        if after is not None:
+            statement = statement.where(UsageEntry.id > after)
+        async with database.tenant(tenant_id) as session:
+            rows = (await session.scalars(statement)).all()
+        for row in rows:
+            yield row
+        if len(rows) < limit:
+            return
+        after = rows[-1].id
+
+
+async def _require_entry(database: Database, tenants: Sequence[UUID], entry_id: UUID) -> None:
+    for tenant_id in tenants:
+        async with database.tenant(tenant_id) as session:
+            if await session.scalar(select(UsageEntry.id).where(UsageEntry.id == entry_id)) is not None:
+                return
+    raise NotInBooks(f"There is no entry {entry_id}: --after is the id of the last line of an export.")
 
 
 def to_json_line(tenant_id: UUID, row: UsageEntry) -> Found:
