@@ -69,6 +69,13 @@ def test_a_forgotten_password_is_reset_by_mail_once(server: AppServer, ada: ApiU
     assert sign_in(server, ada.email, NEW).status_code == 201
     again = reset(server, token, NEW)
     assert (again.status_code, again.json()["code"]) == (404, "not_found")
+    # No operator had a part in it.
+    ada.sign_in(NEW)
+    entries = ada.http.get("/v1/audit").json()["data"]
+    assert [(one["action"], one["actor"]["type"]) for one in entries] == [
+        ("password.changed", "user"),
+        ("tenant.created", "user"),
+    ]
 
 
 def test_every_reset_token_that_is_not_good_is_answered_alike(
