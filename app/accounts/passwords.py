@@ -103,6 +103,8 @@ async def reset(database: Database, token: str, *, new: str) -> None:
     await check_new(new, user.email, field="new_password")
     hashed = await credentials.hash_password(new)
     async with database.identity() as session:
+        # The user before the token, as `make_reset` has it: two at once do not wait for each other.
+        await session.execute(select(User.id).where(User.id == user.id).with_for_update(key_share=True))
         used = await session.execute(
             delete(PasswordReset)
             .where(PasswordReset.secret_hash == credentials.fingerprint(token))

@@ -66,7 +66,8 @@ async def make_reset(database: Database, settings: Settings, email: str, *, by: 
     token, expires_at = credentials.new_secret(credentials.RESET_PREFIX), now() + RESET_LIFETIME
     async with database.identity() as session:
         enabled = select(User.id).where(User.email == email.lower(), User.disabled_at.is_(None))
-        user_id = await session.scalar(enabled)
+        # Of many at once, each replaces the one before it.
+        user_id = await session.scalar(enabled.with_for_update(key_share=True))
         if user_id is None:
             raise NoAccount(f"There is no user {email}, or they are disabled.")
         await session.execute(delete(PasswordReset).where(PasswordReset.user_id == user_id))
