@@ -4,14 +4,18 @@ import asyncio
 import os
 import smtplib
 import ssl
+from email.headerregistry import Address
 from email.message import EmailMessage
-from email.policy import SMTP
+from email.policy import SMTPUTF8
+from email.utils import format_datetime, make_msgid, parseaddr
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from app import EaselError
-from app.db import uuid7
+from app.db import now, uuid7
+from app.loading import load
 from app.settings import Settings
 
 SMTP_SECONDS = 10.0
@@ -20,6 +24,35 @@ PORTS = {"smtp": 587, "smtps": 465}
 
 class MailError(EaselError):
     """The mail server did not take the message; it may later."""
+
+
+def new_message(sender: str, to: str, subject: str, text: str) -> EmailMessage:
+    """Plain text from `sender`, as in `Easel <hello@example.com>`, to the address `to`.
+
+    Domains are written as A-labels (RFC 5890). A line of `text` has at most 998 bytes (RFC 5322).
+    """
+    message = EmailMessage()
+    author = _address(sender)
+    message["From"], message["To"], message["Subject"] = author, _address(to), subject
+    message["Date"] = format_datetime(now())
+    message["Message-ID"] = make_msgid(domain=author.domain or "localhost")
+    # Quoted-printable breaks long links; without ASCII it is what every server takes.
+    message.set_content(text, cte="7bit" if text.isascii() else "quoted-printable")
+    return message
+
+
+def _address(text: str) -> Address:
+    name, address = parseaddr(text)
+    user, _, domain = address.partition("@")
+    if not domain.isascii():
+        checked = _email_validator().validate_email(f"postmaster@{domain}", check_deliverability=False)
+        domain = checked.ascii_domain
+    return Address(name, user, domain)
+
+
+@cache
+def _email_validator() -> Any:
+    return load("email_validator")
 
 
 class Mailer(Protocol):
@@ -68,11 +101,13 @@ class FileMailer:
         await asyncio.to_thread(self._write, message)
 
     def _write(self, message: EmailMessage) -> None:
+        # No server has to take it: its links are to be copied as they are.
+        message.set_content(message.get_content(), cte="8bit")
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._directory / f"{uuid7()}.eml"
         temporary = path.with_suffix(".part")
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(message.as_bytes(policy=SMTP))
+            file.write(message.as_bytes(policy=SMTPUTF8))
         temporary.rename(path)
 
 

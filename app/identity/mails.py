@@ -13,7 +13,7 @@ from app.db import Database, now
 from app.identity import audit, credentials
 from app.identity.audit import Action, Author
 from app.identity.models import Invitation, PasswordReset, Tenant, User
-from app.mail import Mailer
+from app.mail import Mailer, new_message
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ RESET_LIFETIME = timedelta(hours=1)
 # Of the front end.
 INVITATION_PAGE = "invitation"
 RESET_PAGE = "password-reset"
+PURPOSES = {INVITATION_PAGE: "invitations", RESET_PAGE: "new passwords"}
+"""What the pages are for."""
 
 
 class NoAccount(EaselError):
@@ -84,7 +86,10 @@ async def send_reset(database: Database, mailer: Mailer, settings: Settings, ema
         reset = await make_reset(database, settings, email)
     except NoAccount:
         return
-    text = "Somebody, probably you, asked for a new password. If it was not you, there is nothing to do."
+    text = (
+        "Somebody, probably you, asked for a new password. You can set it once, within one hour.\n"
+        "If it was not you, there is nothing to do."
+    )
     await mailer.send(_message(settings, email, "Your new password", text, RESET_PAGE, reset.token))
     log.info("mail.sent", extra={"kind": "password_reset"})
 
@@ -96,10 +101,12 @@ def _link(settings: Settings, page: str, token: str) -> str | None:
 
 
 def _message(settings: Settings, to: str, subject: str, text: str, page: str, token: str) -> EmailMessage:
-    message = EmailMessage()
-    message["From"], message["To"], message["Subject"] = settings.mail_from, to, subject
-    message.set_content(f"{text}\n\n{_link(settings, page, token) or ''}\n\nThe token alone: {token}\n")
-    return message
+    link = _link(settings, page, token)
+    if link is None:
+        way = f"Open the app's page for {PURPOSES[page]} and enter this token there:\n\n{token}"
+    else:
+        way = f"{link}\n\nThe token alone: {token}"
+    return new_message(settings.mail_from, to, subject, f"{text}\n\n{way}\n")
 
 
 def _one_line(text: str) -> str:

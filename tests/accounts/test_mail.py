@@ -3,57 +3,20 @@
 import secrets
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
-from email.message import Message
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.handlers import Message as MessageHandler
 
 from app.logins import EMBEDDED_LOGIN
 from tests import timeouts
 from tests.app_server import AppServer, running_server, shared_parts
+from tests.mail_server import ADDRESS, mail_server, text_of
 from tests.servers import free_port
 
-ADDRESS = "grace@example.com"
 AT_ONCE = 1.0
-
-
-class Mailbox(MessageHandler):
-    """An SMTP server's mails."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mails: list[Message] = []
-
-    def handle_message(self, message: Message) -> None:
-        self.mails.append(message)
-
-    def wait(self, address: str = ADDRESS) -> Message:
-        deadline = time.monotonic() + timeouts.PATIENCE
-        while not (found := [mail for mail in self.mails if mail["To"] == address]):
-            assert time.monotonic() < deadline, "no mail came"
-            time.sleep(0.05)
-        return found[-1]
-
-
-def text_of(mail: Message) -> str:
-    text = mail.get_payload(decode=True)
-    assert isinstance(text, bytes)
-    return text.decode()
-
-
-@contextmanager
-def mail_server(port: int) -> Generator[Mailbox]:
-    mailbox = Mailbox()
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
-    controller.start()
-    try:
-        yield mailbox
-    finally:
-        controller.stop()
 
 
 @pytest.fixture
@@ -79,6 +42,47 @@ def test_an_invitation_goes_to_its_address_by_smtp(server: AppServer, port: int)
         mail = mailbox.wait()
     assert (mail["To"], mail["From"]) == (ADDRESS, "Easel <hello@example.com>")
     assert f"https://chat.example.com/invitation#token={token}" in text_of(mail)
+    assert f"https://chat.example.com/invitation#token={token}" in str(mail.get_payload())  # not broken up
+
+
+def test_a_mail_says_when_it_was_written_and_has_an_id_of_its_senders_domain(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    with mail_server(port) as mailbox:
+        ada.invite(ADDRESS)
+        mail = mailbox.wait()
+    assert abs(datetime.now(UTC) - parsedate_to_datetime(mail["Date"])) < timedelta(minutes=5)
+    assert mail["Message-ID"].endswith("@example.com>")
+
+
+def test_a_domain_of_another_script_is_written_as_every_mail_server_takes_it(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    with mail_server(port, enable_SMTPUTF8=False) as mailbox:
+        ada.invite("grace@straße.example")
+        mail = mailbox.wait("grace@xn--strae-oqa.example")
+    assert mail["To"] == "grace@xn--strae-oqa.example"
+
+
+def test_a_name_of_another_script_is_left_as_it_is(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    with mail_server(port) as mailbox:
+        ada.invite("größe@bücher.example")
+        mailbox.wait("größe@xn--bcher-kva.example")
+
+
+def test_a_mail_is_written_in_ascii_whatever_the_tenant_is_called(server: AppServer, port: int) -> None:
+    ada = server.sign_up("Bücher")
+    with mail_server(port, enable_SMTPUTF8=False) as mailbox:
+        ada.invite(ADDRESS)
+        mail = mailbox.wait()
+    assert mail.as_bytes().isascii()
+    assert "Bücher" in text_of(mail)
+
+
+def test_a_mail_for_a_new_password_says_how_long_it_is_good(server: AppServer, port: int) -> None:
+    ada = server.sign_up()
+    with mail_server(port) as mailbox:
+        server.anyone().post("/v1/password-resets", json={"email": ada.email})
+        assert "within one hour" in text_of(mailbox.wait(ada.email))
 
 
 def test_a_mail_server_that_is_away_delays_no_request_and_gets_the_mail_later(server: AppServer, port: int) -> None:
