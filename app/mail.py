@@ -23,7 +23,14 @@ PORTS = {"smtp": 587, "smtps": 465}
 
 
 class MailError(EaselError):
-    """The mail server did not take the message; it may later."""
+    """The mail server did not take the message; it may later.
+
+    `cause` is the type of the error alone: its text may repeat the address.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"The mail server did not take a message ({cause}).")
+        self.cause = cause
 
 
 def new_message(sender: str, to: str, subject: str, text: str) -> EmailMessage:
@@ -71,8 +78,7 @@ class SmtpMailer:
         try:
             await asyncio.to_thread(self._send, message)
         except (OSError, smtplib.SMTPException) as error:
-            # The server's answer may repeat the address.
-            raise MailError(f"The mail server did not take a message ({type(error).__name__}).") from None
+            raise MailError(type(error).__name__) from None
 
     def _send(self, message: EmailMessage) -> None:
         host, port = self._url.hostname or "localhost", self._url.port or PORTS[self._url.scheme]

@@ -36,11 +36,11 @@ class NoAccount(EaselError):
 async def send_invitation(
     database: Database, mailer: Mailer, settings: Settings, tenant_id: UUID, invitation_id: UUID
 ) -> None:
-    """Raises MailError; nothing happens where the invitation is used, revoked or replaced."""
+    """Raises MailError; nothing happens where the invitation is used, revoked, replaced or expired."""
     async with database.tenant(tenant_id) as session:
         row = await session.scalar(select(Invitation).where(Invitation.id == invitation_id))
         tenant_name = await session.scalar(select(Tenant.name))
-    if row is None:
+    if row is None or row.expires_at <= now():
         return
     facts = {"tenant_id": str(tenant_id), "invitation_id": str(row.id)}
     secrets = [credentials.derived(key, credentials.INVITATION_PREFIX, str(row.id)) for key in settings.signing_keys()]

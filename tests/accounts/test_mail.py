@@ -13,8 +13,10 @@ import pytest
 from app.logins import EMBEDDED_LOGIN
 from tests import timeouts
 from tests.app_server import AppServer, running_server, shared_parts
+from tests.json_log import attached
 from tests.mail_server import ADDRESS, mail_server, text_of
 from tests.servers import free_port
+from tests.tables import rows
 
 AT_ONCE = 1.0
 
@@ -102,6 +104,20 @@ def test_an_invitation_that_is_revoked_in_the_meantime_is_not_mailed(server: App
     assert ada.http.delete(f"/v1/invitations/{revoked['id']}").status_code == 204
     with mail_server(port) as mailbox:
         assert kept["token"] in text_of(mailbox.wait("hopper@example.com"))
+    assert [mail["To"] for mail in mailbox.mails] == ["hopper@example.com"]
+
+
+def test_an_invitation_that_has_expired_in_the_meantime_is_not_mailed(
+    server: AppServer, port: int, database_url: str
+) -> None:
+    ada = server.sign_up()
+    with attached() as log:
+        log.wait_for("mail.postponed", invitation_id=ada.invite(ADDRESS)["id"], attempt=1)
+        rows(database_url, "UPDATE invitations SET expires_at = now()")
+        log.wait_for("mail.postponed", invitation_id=ada.invite("hopper@example.com")["id"], attempt=1)
+    with mail_server(port) as mailbox:
+        mailbox.wait("hopper@example.com")
+        time.sleep(1)  # it was to be sent before the other
     assert [mail["To"] for mail in mailbox.mails] == ["hopper@example.com"]
 
 
