@@ -405,7 +405,7 @@ MUTANTS = [
     Mutant(
         "a cursor belongs to its question",
         "app/usage/sums.py",
-        "    if found != seal:",
+        "    if found[0] != seal:",
         "    if False:",
         "tests/usage/test_usage.py",
     ),
