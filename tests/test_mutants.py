@@ -795,13 +795,11 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     places = os.cpu_count() or 1
     for _ in range(places):
         copies.put(_copied(tmp_path_factory.mktemp("mutants")))
-    asked = [item.name for item in request.session.items]
+    by_name = {f"{test_without_its_mechanism_a_test_fails.__name__}[{one.mechanism}]": one for one in MUTANTS}
     with ThreadPoolExecutor(places) as pool:
-        yield {
-            mutant.mechanism: pool.submit(_tested, mutant, copies)
-            for mutant in MUTANTS
-            if f"{test_without_its_mechanism_a_test_fails.__name__}[{mutant.mechanism}]" in asked
-        }
+        # In the order in which they are waited for, which is a random one.
+        asked = [by_name[item.name] for item in request.session.items if item.name in by_name]
+        yield {mutant.mechanism: pool.submit(_tested, mutant, copies) for mutant in asked}
         pool.shutdown(cancel_futures=True)
 
 
