@@ -194,15 +194,15 @@ class MessageCompleted(LinkedEvent, frozen=True):
     def of(cls, row: Message, rows: Sequence[Attachment], run: Run) -> Self:
         message = MessageView.of(row, rows, run)
         truncated = len(to_json(message.model_copy(update={"attachments": []}))) > MAX_EVENT_BYTES
-        update: dict[str, Any] = {"parts": []} if truncated else {}
-        return cls(message=message.model_copy(update=update), truncated=truncated)
+        return cls(message=message.model_copy(update={"parts": []}) if truncated else message, truncated=truncated)
 
     async def with_links(self, links: Links) -> Self:
         await give_links(self.message.attachments, links)
-        if self._bytes_too_many() > 0:
+        if (too_many := self._bytes_too_many()) > 0:
             for attachment in self.message.attachments:
                 attachment.variants = []
-        if (too_many := self._bytes_too_many()) <= 0:
+            too_many = self._bytes_too_many()
+        if too_many <= 0:
             return self
         shown = self.message.attachments
         sizes = accumulate(len(one.model_dump_json().encode()) for one in reversed(shown))

@@ -1,5 +1,6 @@
 """What readers of a run are told of its images while it goes on."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
@@ -9,12 +10,14 @@ from typing import Any, cast
 
 import httpx
 
-from app.attachments.links import Links
+from app.attachments.file_tokens import Grant
+from app.attachments.links import Link, Links
 from app.attachments.models import AttachmentError, AttachmentStatus
 from app.db import now, uuid7
 from app.error_codes import ErrorCode
 from app.event_log import MemoryEventLog, Record
 from app.limits import Permit
+from app.runs.events import MessageCompleted
 from app.runs.models import Run, RunOptions
 from app.runs.reader import CONNECTED, Pause, frame_of, frames
 from app.worker.event_writer import EventWriter
@@ -49,6 +52,22 @@ def test_small_copies_are_told_while_the_run_goes_on(ada: ApiUser) -> None:
     assert len(told) == len(set(told))
     # Whoever reads later reads the same.
     assert kinds(ada.events(events[0]["run_id"])) == kinds(events)
+
+
+async def test_small_copies_are_left_out_before_images_where_the_event_would_be_too_large(ada: ApiUser) -> None:
+    events = await asyncio.to_thread(ada.draw, "Draw two [offline: two] [offline: slow=1.5]")
+    told = one(events, "message.completed")
+    many = [{**told["message"]["attachments"][0], "revised_prompt": "x" * 1_200}] * 20
+    event = MessageCompleted.model_validate({**told, "message": {**told["message"], "attachments": many}})
+    assert len(event.model_dump_json()) > 64 * 1024
+    sent = await event.with_links(cast(Links, LongLinks()))
+    assert len(sent.model_dump_json()) <= 64 * 1024
+    assert [attachment.variants for attachment in sent.message.attachments] == [[]] * 20
+
+
+class LongLinks:
+    async def to(self, grants: list[Grant]) -> list[Link]:
+        return [Link("http://127.0.0.1:8000/v1/files/" + "a" * 240, now()) for _ in grants]
 
 
 def test_previews_say_how_many_of_them_there_will_be_and_until_when_they_can_be_seen(ada: ApiUser) -> None:
