@@ -6,7 +6,7 @@ import redis
 
 
 def everything_in(url: str) -> list[tuple[str, bytes]]:
-    """Every key's content, each element as its bytes."""
+    """Every key's content, each element as its bytes; a key that expires meanwhile has none."""
     # redis-py's answers have no types of their own.
     with cast(Any, redis.Redis).from_url(url) as client:
         return [(name.decode(), value) for name in client.scan_iter() for value in _values(client, name)]
@@ -24,4 +24,5 @@ def _values(client: Any, name: bytes) -> list[bytes]:
         return list(client.smembers(name))
     if kind == b"list":
         return list(client.lrange(name, 0, -1))
-    return [client.get(name)]
+    value = client.get(name)
+    return [] if value is None else [value]
