@@ -42,6 +42,7 @@ from app.problems import install_handlers
 from app.readiness import Readiness, StorageState
 from app.runs import routes as runs
 from app.runs.access import AccessWatch
+from app.runs.rate import tell_rate
 from app.runs.streams import OpenStreams
 from app.settings import Settings, SettingsError
 from app.storage import keys
@@ -99,7 +100,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
     app.state.link_cache = LinkCache()
     app.state.worker_gauges = []
     install_handlers(app, (*BROKER_UNAVAILABLE, StorageError))
-    app.add_middleware(RequestMiddleware, settings=settings, check_credential=check_credential)
+    app.add_middleware(RequestMiddleware, settings=settings, check_credential=check_credential, tell_rate=tell_rate)
     if settings.cors_origins or not settings.production:
         _allow_origins(app, settings)
     features = (accounts, tenants, agents, conversations, runs, attachments, content, usage, exports, erasure)

@@ -22,7 +22,9 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 CheckCredential = Callable[[Database, str], Awaitable[AppError | None]]
+TellRate = Callable[[Scope], Awaitable[None]]
 
+START_RUN = ("POST", "/v1/runs")
 UPLOAD = ("POST", "/v1/attachments")
 # What follows in the path is a permission.
 SECRET_BELOW = ("/v1/files/", "/v1/erasures/")
@@ -59,12 +61,16 @@ class BodyLimit:
 class RequestMiddleware:
     """Plain ASGI, so that streams pass untouched.
 
-    `check_credential` says what is wrong with an Authorization header.
+    `check_credential` says what is wrong with an Authorization header, `tell_rate` adds to a refused start's answer
+    how many runs may start.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, check_credential: CheckCredential) -> None:
+    def __init__(
+        self, app: ASGIApp, *, settings: Settings, check_credential: CheckCredential, tell_rate: TellRate
+    ) -> None:
         self._app = app
         self._check_credential = check_credential
+        self._tell_rate = tell_rate
         self._usual = BodyLimit(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
         self._anonymous = BodyLimit(ANONYMOUS_BYTES, "for requests without a credential")
         self._upload = BodyLimit(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB", "file", ENVELOPE_BYTES)
@@ -100,6 +106,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 metrics.response_began(status, time.monotonic() - started)
+                if _refuses_run(scope, status):
+                    await self._tell_rate(scope)
                 told = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
                 message["headers"] = complete_headers([*message.get("headers", []), *told], scope["request_id"])
             await send(message)
@@ -153,6 +161,12 @@ class RequestMiddleware:
             return message
 
         return count
+
+
+def _refuses_run(scope: Scope, status: int) -> bool:
+    """Of somebody who is known."""
+    refused = status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.UNAUTHORIZED
+    return refused and (scope["method"], scope["path"]) == START_RUN
 
 
 def _annotate_span(scope: Scope, status: int) -> None:

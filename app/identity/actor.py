@@ -21,13 +21,13 @@ from app.settings import Settings
 TenantId = Annotated[UUID, id_of("tenant")]
 TENANT_HEADER = "Which tenant is meant; needed where the user belongs to several."
 
-_bearer = HTTPBearer(scheme_name="bearer", auto_error=False, description="An access token or an API key.")
+bearer_of = HTTPBearer(scheme_name="bearer", auto_error=False, description="An access token or an API key.")
 
 
 CurrentSettings = Annotated[Settings, from_state("settings")]
 CurrentLimits = Annotated[Limits, from_state("limits")]
 
-Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer_of)]
 TenantHeader = Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)]
 
 

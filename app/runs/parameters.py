@@ -1,27 +1,23 @@
-"""What the routes of runs are given: parameters, and what the process holds open; what their answers tell."""
+"""What the routes of runs are given: parameters, and what the process holds open."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator
 
 from app.agents._shared.registry import Registry
 from app.broker import Broker
 from app.db import CurrentDatabase, from_state
-from app.errors import AppError, id_of
-from app.identity.actor import Bearer, CurrentAuthenticated
-from app.request_context import current_request
+from app.errors import id_of
+from app.identity.actor import Bearer
 from app.runs import idempotency
 from app.runs.access import AccessWatch
 from app.runs.direct import deliver_to
 from app.runs.idempotency import visible_ascii
 from app.runs.reader import EventSource
 from app.runs.streams import OpenStreams
-from app.usage import counters
 from app.usage.prices import Prices
 
 RunId = Annotated[UUID, id_of("run")]
@@ -58,16 +54,3 @@ async def event_source_of(
 
 
 CurrentSource = Annotated[EventSource, Depends(event_source_of)]
-
-
-async def _tell_rate(authenticated: CurrentAuthenticated) -> AsyncIterator[None]:
-    try:
-        yield
-    except (AppError, RequestValidationError):
-        if not current_request().headers:
-            await counters.read_rate(authenticated.session, authenticated.actor)
-        raise
-
-
-TellsRate = Annotated[None, Depends(_tell_rate, scope="function")]
-"""A refusal tells how many runs may be started, too, unless their number is unlimited."""

@@ -29,7 +29,6 @@ from app.runs.parameters import (
     Key,
     LastEventId,
     RunId,
-    TellsRate,
 )
 from app.runs.reader import EventSource, follow
 from app.runs.run_log import tag_run
@@ -66,8 +65,6 @@ ESTIMATE: Responses = problems(ErrorCode.ATTACHMENT_NOT_STORED, ErrorCode.INVALI
 
 @router.post("", status_code=202, response_model=RunView, responses=START)
 async def start_run(
-    # First, so that it sees who may not start one, too.
-    _: TellsRate,
     body: NewRun,
     actor: Annotated[Actor, may(Permission.WRITE_CHAT)],
     session: TenantSession,

@@ -127,6 +127,7 @@ class Settlement:
             .values(
                 state=CallState.SETTLED,
                 settled_at=func.now(),
+                booked_entries=len(self.entries),
                 response_id=func.coalesce(cast(self.response_id, Text), ProviderCall.response_id),
             )
             .returning(ProviderCall.number)

@@ -27,7 +27,8 @@ class ProviderCall(Base):
     """One paid request of a run, committed before it is sent; `number` counts from 1.
 
     `model` and `image_model` are those that were asked. `characters` and `given_tokens` are its estimate: of
-    instructions, history and request, and of the pictures that it gives. `reserved_images` and `reserved_nano` are held
+    instructions, history and request, and of the pictures that it gives. `booked_entries` is how many entries came with
+    its end, null where a release settled it that did not count them. `reserved_images` and `reserved_nano` are held
     until it is settled where its run is deleted meanwhile; null where the plan has no such limit.
     """
 
@@ -49,6 +50,7 @@ class ProviderCall(Base):
     response_id: Mapped[str | None]
     state: Mapped[CallState] = mapped_column(EnumText(CallState), default=CallState.ASKED, server_default="asked")
     settled_at: Mapped[datetime | None]
+    booked_entries: Mapped[int | None]
     reserved_images: Mapped[int | None] = mapped_column(BigInteger)
     reserved_nano: Mapped[int | None] = mapped_column(Nano)
 

@@ -33,6 +33,15 @@ INVARIANTS = {
         " WHERE c.tenant_id = e.tenant_id AND c.run_id = e.run_id AND c.number = e.call)"
         " AND e.agent_key <> '' AND e.basis <> 'unpriced'"
     ),
+    "a call has not the entries that were booked with it": (
+        "SELECT c.run_id, c.number FROM provider_calls c WHERE c.booked_entries <> (SELECT count(*) FROM usage_entries e"
+        " WHERE e.tenant_id = c.tenant_id AND e.run_id = c.run_id AND e.call = c.number)"
+    ),
+    "a call that was answered has no entries": (
+        "SELECT c.run_id, c.number FROM provider_calls c JOIN runs r ON r.tenant_id = c.tenant_id AND r.id = c.run_id"
+        " WHERE r.status = 'completed' AND c.response_id IS NOT NULL AND NOT EXISTS (SELECT FROM usage_entries e"
+        " WHERE e.tenant_id = c.tenant_id AND e.run_id = c.run_id AND e.call = c.number)"
+    ),
     "a run's cost is not the sum of its entries": (
         "SELECT r.id, 0 FROM runs r WHERE r.status NOT IN ('queued', 'running') AND coalesce(r.booked_nano, 0) <>"
         " (SELECT coalesce(sum(e.cost_nano), 0) FROM usage_entries e"

@@ -491,7 +491,7 @@ EXPECTED_RIGHTS = {
         *_rights("attachment_words", "select", "insert"),
         *_rights("usage_entries", "select", "insert"),
         *_rights("provider_calls", "select", "insert"),
-        *_columns("provider_calls", "update", "response_id state settled_at"),
+        *_columns("provider_calls", "update", "response_id state settled_at booked_entries"),
         *_rights("plans", "select"),
         *_rights("usage_counters", "select", "insert"),
         *_columns("usage_counters", "update", "full_at month spent_nano day images"),

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -124,6 +125,12 @@ def test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_
     assert (unknown.status_code, unknown.headers["RateLimit"][:21]) == (422, '"runs_per_minute";r=0')
     invalid = ada.http.post("/v1/runs", json={"input": ""})
     assert (invalid.status_code, invalid.headers["RateLimit"][:21]) == (422, '"runs_per_minute";r=0')
+    unreadable = ada.http.post("/v1/runs", content=b"{", headers={"Content-Type": "application/json"})
+    assert (unreadable.status_code, unreadable.headers["RateLimit"][:21]) == (422, '"runs_per_minute";r=0')
+    too_large = ada.http.post("/v1/runs", content=b"{" * (2 << 20))
+    assert (too_large.status_code, too_large.headers["RateLimit"][:21]) == (413, '"runs_per_minute";r=0')
+    unknown_tenant = ada.http.post("/v1/runs", json={"input": "Hello"}, headers={"X-Tenant-Id": str(uuid4())})
+    assert (unknown_tenant.status_code, "RateLimit" in unknown_tenant.headers) == (404, False)
     forbidden = start(viewer)
     assert (forbidden.status_code, forbidden.headers["RateLimit"][:21]) == (403, '"runs_per_minute";r=0')
     assert left_behind(database, ada) == before
