@@ -22,7 +22,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 CheckCredential = Callable[[Database, str], Awaitable[AppError | None]]
-TellRate = Callable[[Scope], Awaitable[None]]
+TellRate = Callable[[Database, str, str], Awaitable[None]]
 
 START_RUN = ("POST", "/v1/runs")
 UPLOAD = ("POST", "/v1/attachments")
@@ -106,8 +106,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 metrics.response_began(status, time.monotonic() - started)
-                if _refuses_run(scope, status):
-                    await self._tell_rate(scope)
+                if (scope["method"], scope["path"]) == START_RUN and status >= HTTPStatus.BAD_REQUEST:
+                    await self._tell_rate_of(scope)
                 told = [(name.lower().encode(), value.encode()) for name, value in context.headers.items()]
                 message["headers"] = complete_headers([*message.get("headers", []), *told], scope["request_id"])
             await send(message)
@@ -144,6 +144,11 @@ class RequestMiddleware:
             return await self._check_credential(scope["app"].state.database, headers["authorization"])
         return None
 
+    async def _tell_rate_of(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if credential := headers.get("authorization"):
+            await self._tell_rate(scope["app"].state.database, credential, headers.get("x-tenant-id", ""))
+
     def _limit_of(self, scope: Scope) -> BodyLimit:
         if scope["path"] in PUBLIC or all(name != b"authorization" for name, _ in scope["headers"]):
             return self._anonymous
@@ -161,12 +166,6 @@ class RequestMiddleware:
             return message
 
         return count
-
-
-def _refuses_run(scope: Scope, status: int) -> bool:
-    """Of somebody who is known."""
-    refused = status >= HTTPStatus.BAD_REQUEST and status != HTTPStatus.UNAUTHORIZED
-    return refused and (scope["method"], scope["path"]) == START_RUN
 
 
 def _annotate_span(scope: Scope, status: int) -> None:

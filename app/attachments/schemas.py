@@ -44,7 +44,8 @@ class AttachmentView(BaseModel):
     pixels, `sha256` is hex; `size_bytes` and `sha256` are null where the image failed before its bytes came, and
     `error` says why. `variants` (smallest first) and `blurhash` follow soon after the image; an image that has none
     stays as it is. `cost_usd` is a decimal string: the image's share of what the image model used, null for uploads
-    and until its call has ended. In the event log the object's storage key stands for its links, as these expire.
+    and until its call has ended; where `cost_basis` is `unpriced`, it is the part that has a price, null without one.
+    In the event log the object's storage key stands for its links, as these expire.
     """
 
     model_config = ConfigDict(from_attributes=True)

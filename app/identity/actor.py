@@ -1,6 +1,6 @@
 """The caller and the actor of a request, and what a route may ask of them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
@@ -21,13 +21,13 @@ from app.settings import Settings
 TenantId = Annotated[UUID, id_of("tenant")]
 TENANT_HEADER = "Which tenant is meant; needed where the user belongs to several."
 
-bearer_of = HTTPBearer(scheme_name="bearer", auto_error=False, description="An access token or an API key.")
+_bearer = HTTPBearer(scheme_name="bearer", auto_error=False, description="An access token or an API key.")
 
 
 CurrentSettings = Annotated[Settings, from_state("settings")]
 CurrentLimits = Annotated[Limits, from_state("limits")]
 
-Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer_of)]
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 TenantHeader = Annotated[TenantId | None, Header(alias="X-Tenant-Id", description=TENANT_HEADER)]
 
 
@@ -41,7 +41,7 @@ class Authenticated:
 
 async def authenticate(
     database: CurrentDatabase, bearer: Bearer, x_tenant_id: TenantHeader = None
-) -> AsyncIterator[Authenticated]:
+) -> AsyncGenerator[Authenticated]:
     """Identify the actor and do the request's work in one transaction, committed before the reply."""
     async with database.identity() as session:
         caller = await identify(session, bearer)
@@ -86,14 +86,19 @@ async def identify_apart(database: CurrentDatabase, bearer: Bearer) -> Caller:
         return await identify(session, bearer)
 
 
+def bearer_of(authorization: str) -> HTTPAuthorizationCredentials | None:
+    """The credential of this header, for what is done outside of a route."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    return HTTPAuthorizationCredentials(scheme=scheme, credentials=credentials)
+
+
 async def check_credential(database: Database, authorization: str) -> AppError | None:
     """What is wrong with the credential of this header, as far as that is known before the request's work begins."""
-    scheme, _, bearer = authorization.partition(" ")
     try:
-        if scheme.lower() != "bearer":
-            raise Unauthenticated(service.NOT_SIGNED_IN)
         async with database.identity() as session:
-            await service.identify(session, bearer)
+            await identify(session, bearer_of(authorization))
     except Unauthenticated as error:
         return error
     except Exception:

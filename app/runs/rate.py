@@ -3,24 +3,24 @@
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from starlette.requests import Request
-from starlette.types import Scope
-
+from app.db import Database
 from app.identity.actor import authenticate, bearer_of
 from app.request_context import current_request
 from app.usage import counters
 
-authenticated = asynccontextmanager(authenticate)
+_authenticated = asynccontextmanager(authenticate)
 
 
-async def tell_rate(scope: Scope) -> None:
-    """How many runs the caller may start, in the headers of the answer; nothing where that is unlimited or unknown."""
-    request = Request(scope)
-    if current_request().headers or (bearer := await bearer_of(request)) is None:
+async def tell_rate(database: Database, authorization: str, tenant_id: str) -> None:
+    """How many runs the caller of these headers may start; nothing where that is unlimited, unknown or told already.
+
+    It goes into the headers of the answer to the present request.
+    """
+    if current_request().headers:
         return
     try:
-        tenant_id = UUID(asked) if (asked := request.headers.get("x-tenant-id")) else None
-        async with authenticated(request.app.state.database, bearer, tenant_id) as found:
+        tenant = UUID(tenant_id) if tenant_id else None
+        async with _authenticated(database, bearer_of(authorization), tenant) as found:
             await counters.read_rate(found.session, found.actor)
     except Exception:
         # What refused the start is told, whatever refuses this.

@@ -90,8 +90,8 @@ class RunView(BaseModel):
     """A run as its user sees it; `error` is set for failed runs alone, `usage` and what it cost once the run has ended.
 
     `cost_usd` is a decimal string, null where nothing that was used has a price. `cost_basis` is the worst of its
-    entries: what the provider reported, an estimate where it did not, or something without a price. `without` names
-    tools that the agent may not use, because a limit is reached.
+    entries: what the provider reported, an estimate where it did not, or something without a price, beside which
+    `cost_usd` is what the rest cost. `without` names tools that the agent may not use, because a limit is reached.
     """
 
     model_config = ConfigDict(from_attributes=True)

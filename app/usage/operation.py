@@ -34,7 +34,8 @@ INVARIANTS = {
         " AND e.agent_key <> '' AND e.basis <> 'unpriced'"
     ),
     "a call has not the entries that were booked with it": (
-        "SELECT c.run_id, c.number FROM provider_calls c WHERE c.booked_entries <> (SELECT count(*) FROM usage_entries e"
+        "SELECT c.run_id, c.number FROM provider_calls c WHERE c.booked_entries <>"
+        " (SELECT count(*) FROM usage_entries e"
         " WHERE e.tenant_id = c.tenant_id AND e.run_id = c.run_id AND e.call = c.number)"
     ),
     "a call that was answered has no entries": (

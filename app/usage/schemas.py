@@ -19,7 +19,8 @@ from app.usage.money import to_usd
 class UsageSum(BaseModel):
     """`cost_usd` is the sum of all entries with a price, `estimated_usd` the estimated part of it; decimal strings.
 
-    `unpriced` counts the entries without a price; `quantities` are by kind.
+    `unpriced` counts the entries without a price: where there are some, `cost_usd` is the rest, "0" where nothing is
+    left. `quantities` are by kind.
     """
 
     runs: int
