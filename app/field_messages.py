@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from app.input_limits import STORABLE
+
 Context = Mapping[str, Any]
 
 # For a type of error that neither table below has.
@@ -50,7 +52,7 @@ FIXED: dict[str, str] = {
 }
 
 # What a pattern of ours means; any other pattern is shown as it is.
-PATTERNS = {r"^[^\x00]*$": "leave out the character U+0000"}
+PATTERNS = {STORABLE: "leave out the character U+0000"}
 
 
 def message_of(fault: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 # As many images as the provider accepts in one request.
 MAX_INPUTS = 16
 MAX_INPUT_CHARACTERS = 32_000
+# A pattern for what Postgres takes as a text.
+STORABLE = r"^[^\x00]*$"
 
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp")
 # The largest photos of today's phones; six times the largest image that the provider makes.

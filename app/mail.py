@@ -33,6 +33,10 @@ class MailError(EaselError):
         self.cause = cause
 
 
+class MailRefused(MailError):
+    """The mail server will not take it, however often it is asked (a reply of 5xx, RFC 5321, section 4.2.1)."""
+
+
 def new_message(sender: str, to: str, subject: str, text: str) -> EmailMessage:
     """Plain text from `sender`, as in `Easel <hello@example.com>`, to the address `to`.
 
@@ -64,7 +68,7 @@ def _email_validator() -> Any:
 
 class Mailer(Protocol):
     async def send(self, message: EmailMessage) -> None:
-        """Raises MailError."""
+        """Raises MailError, or MailRefused where it would do so again."""
         ...
 
 
@@ -78,7 +82,8 @@ class SmtpMailer:
         try:
             await asyncio.to_thread(self._send, message)
         except (OSError, smtplib.SMTPException) as error:
-            raise MailError(type(error).__name__) from None
+            kind = MailRefused if _is_for_good(error) else MailError
+            raise kind(type(error).__name__) from None
 
     def _send(self, message: EmailMessage) -> None:
         host, port = self._url.hostname or "localhost", self._url.port or PORTS[self._url.scheme]
@@ -95,6 +100,15 @@ class SmtpMailer:
             if self._url.username:
                 server.login(unquote(self._url.username), unquote(self._url.password or ""))
             server.send_message(message)
+
+
+def _is_for_good(error: Exception) -> bool:
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return all(code >= 500 for code, _ in error.recipients.values())
+    # A login may be put right while the message waits.
+    if isinstance(error, smtplib.SMTPAuthenticationError):
+        return False
+    return isinstance(error, smtplib.SMTPResponseException) and error.smtp_code >= 500
 
 
 class FileMailer:

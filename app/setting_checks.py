@@ -14,6 +14,7 @@ _PROTOCOL = "http/protobuf"
 _PLACEHOLDER = re.compile(
     r"change.?(me|this|it)|example|placeholder|your.?(secret|key)|development", re.IGNORECASE
 ).search
+_SENDER = re.compile(r"([^<>\r\n]*<)?[^\s<>@]+@[^\s<>@]+(?(1)>)").fullmatch
 
 
 def is_secret(key: str) -> bool:
@@ -37,6 +38,13 @@ def _is_http_url(value: str) -> bool:
     except ValueError:  # the port is no number
         return False
     return bool(address) and parts.scheme in ("http", "https") and not (parts.username or parts.query or parts.fragment)
+
+
+def require_sender(value: str) -> str:
+    """The value itself; ValueError where no mail can come from it."""
+    if _SENDER(value) is None:
+        raise ValueError("give an address, or Name <address>, such as Easel <hello@example.com>")
+    return value
 
 
 def is_dsn(value: str) -> bool:

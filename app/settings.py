@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app import EaselError
 from app.database_settings import DatabaseSettings
 from app.secret_files import secrets_of
-from app.setting_checks import SECRET_BYTES, explain_invalid, is_secret, require_http_url
+from app.setting_checks import SECRET_BYTES, explain_invalid, is_secret, require_http_url, require_sender
 from app.setting_groups import ImageSettings, LimitSettings, ReportSettings, StorageSettings
 
 S = TypeVar("S", bound=DatabaseSettings)
@@ -46,7 +46,7 @@ class Settings(DatabaseSettings, ReportSettings, ImageSettings, StorageSettings,
     signup: Literal["open", "invite", "closed"] | None = None
     api_docs: bool | None = None
     smtp_url: SecretStr | None = None
-    mail_from: str = "Easel <no-reply@localhost>"
+    mail_from: Annotated[str, AfterValidator(require_sender)] = "Easel <no-reply@localhost>"
     front_end_url: str | None = None
 
     # The model provider

@@ -14,6 +14,18 @@ from tests import timeouts
 ADDRESS = "grace@example.com"
 
 
+class Refusing:
+    """Answers every recipient with that reply."""
+
+    def __init__(self, reply: str) -> None:
+        self._reply = reply
+        self.asked = 0
+
+    async def handle_RCPT(self, *_: object) -> str:  # noqa: N802 - aiosmtpd's name
+        self.asked += 1
+        return self._reply
+
+
 class Mailbox(MessageHandler):
     """An SMTP server's mails."""
 
@@ -43,9 +55,15 @@ def text_of(mail: Message) -> str:
 def mail_server(port: int, **options: Any) -> Generator[Mailbox]:
     """On that port of loopback; `options` are those of aiosmtpd's `SMTP`."""
     mailbox = Mailbox()
-    controller = Controller(mailbox, hostname="127.0.0.1", port=port, **options)
+    with serving(mailbox, port, **options):
+        yield mailbox
+
+
+@contextmanager
+def serving(handler: object, port: int, **options: Any) -> Generator[None]:
+    controller = Controller(handler, hostname="127.0.0.1", port=port, **options)
     controller.start()
     try:
-        yield mailbox
+        yield
     finally:
         controller.stop()

@@ -22,6 +22,7 @@ from app.errors import Invalid, TooLarge, id_of
 from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, may, may_apart
 from app.identity.permissions import Permission
 from app.identity.service import Actor
+from app.input_limits import STORABLE
 from app.limits import Limits
 from app.middleware import ENVELOPE_BYTES
 from app.openapi import problems, sends
@@ -147,7 +148,7 @@ async def list_attachments(
     purpose: Annotated[AttachmentPurpose, Query(description=FOR)] = AttachmentPurpose.IMAGE,
     kind: Annotated[AttachmentKind | None, Query(description="Only these.")] = None,
     q: Annotated[str | None, Query(max_length=200, description=SEARCH)] = None,
-    agent_key: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$", description=DRAWN_BY)] = None,
+    agent_key: Annotated[str | None, Query(max_length=200, pattern=STORABLE, description=DRAWN_BY)] = None,
 ) -> AttachmentPage:
     """List the user's images.
 

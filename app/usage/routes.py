@@ -10,6 +10,7 @@ from pydantic import Field
 from app.identity.actor import CurrentSettings, TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
+from app.input_limits import STORABLE
 from app.paging import Paging
 from app.usage import counters, sums
 from app.usage.schemas import LimitsView, UsageEntryPage, UsageEntryView, UsagePage
@@ -34,7 +35,7 @@ async def sum_usage(
     after: DayAfter = None,
     group_by: Annotated[str, Query(max_length=100, description=f"Some of {', '.join(sums.GROUPS)}.")] = "day",
     user_id: UUID | None = None,
-    agent_key: Annotated[str | None, Query(max_length=100, pattern=r"^[^\x00]*$")] = None,
+    agent_key: Annotated[str | None, Query(max_length=100, pattern=STORABLE)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=1000)] = None,
 ) -> UsagePage:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import now
 from app.errors import CONNECTION_FAULTS
 from app.identity import mails
-from app.mail import MailError, open_mailer
+from app.mail import MailError, MailRefused, open_mailer
 from app.worker.context import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ async def _send(ctx: WorkerContext, attempt: Attempt, sending: Awaitable[None], 
     except FAULTS as error:
         cause = error.cause if isinstance(error, MailError) else type(error).__name__
         fields = {**facts, "attempt": attempt.number, "error": cause}
-        if attempt.pause is None:
+        if attempt.pause is None or isinstance(error, MailRefused):
             log.error("mail.given_up", extra=fields)
             return
         due = now() + attempt.pause

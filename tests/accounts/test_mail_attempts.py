@@ -11,7 +11,7 @@ import pytest
 from app.worker.mail_tasks import INVITATION_PATIENCE, LONGEST_PAUSE, RESET_PATIENCE, Attempt
 from tests.app_server import AppServer, running_server
 from tests.json_log import attached
-from tests.mail_server import ADDRESS, mail_server
+from tests.mail_server import ADDRESS, Refusing, mail_server, serving
 from tests.servers import free_port
 
 
@@ -60,6 +60,21 @@ def test_each_attempt_that_fails_is_one_line_without_addresses_and_tokens(
     assert (last, last["level"], last["attempt"], last["kind"]) == (given_up, "error", 2, kind)
     assert (postponed["error"], last["error"]) == ("ConnectionRefusedError", "ConnectionRefusedError")
     assert not any(word in log.text for word in (ADDRESS, secret, "Traceback", "exception"))
+
+
+def test_a_mail_that_is_refused_for_good_is_tried_once(server: AppServer, port: int) -> None:
+    refusing = Refusing("550 5.1.1 no such mailbox")
+    with serving(refusing, port), attached(logging.WARNING) as log:
+        server.sign_up().invite(ADDRESS)
+        given_up = log.wait_for("mail.given_up")
+    assert (given_up["attempt"], given_up["error"]) == (1, "SMTPRecipientsRefused")
+    assert refusing.asked == len(log.lines) == 1
+
+
+def test_a_mail_that_is_refused_for_now_is_tried_again(server: AppServer, port: int) -> None:
+    with serving(Refusing("451 4.7.1 greylisted, come again"), port), attached(logging.WARNING) as log:
+        server.sign_up().invite(ADDRESS)
+        assert log.wait_for("mail.postponed", attempt=1)["error"] == "SMTPRecipientsRefused"
 
 
 def test_a_mail_is_sent_once_the_server_is_back(server: AppServer, port: int) -> None:

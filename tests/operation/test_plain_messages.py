@@ -117,6 +117,9 @@ FAULTS = {
     "an address that is none": Fault(
         "easel plans list", r"PUBLIC_URL: give http://host or https://host", {"PUBLIC_URL": "chat.example.com"}
     ),
+    "a sender without an address": Fault(
+        "easel plans list", r"MAIL_FROM: give an address, or Name <address>", {"MAIL_FROM": "Easel of Example"}
+    ),
     "production without its settings": Fault(
         "easel plans list", r"set DATABASE_URL, REDIS_URL, .*SECRET_KEY", {"ENVIRONMENT": "production"}
     ),
