@@ -149,8 +149,8 @@ class NotFound(AppError):
     title = "Not found"
     code = ErrorCode.NOT_FOUND
 
-    def __init__(self, what: str, *, errors: Sequence[FieldError] = ()) -> None:
-        super().__init__(f"There is no such {what}.", errors=errors)
+    def __init__(self, what: str) -> None:
+        super().__init__(f"There is no such {what}.")
 
 
 class NoRoute(AppError):

@@ -36,7 +36,7 @@ from app.attachments.models import (
 )
 from app.attachments.variants import stored_keys
 from app.db import after_commit
-from app.errors import FieldError, NotFound
+from app.errors import NotFound
 from app.identity.service import Actor
 from app.identity.sharing import require_own, sent_with_shared, visible_to
 from app.storage import keys
@@ -136,17 +136,12 @@ def _any_of(ids: Sequence[UUID]) -> CollectionAggregate[Any]:
     return any_(literal(list(ids), ARRAY(Uuid)))
 
 
-async def own_of_ids(session: AsyncSession, actor: Actor, wanted: Mapping[str, UUID]) -> dict[UUID, Attachment]:
-    """The actor's attachments by id, `wanted` by the request's fields.
-
-    Raises NotFound where one is not there, Forbidden where it is only shared.
-    """
-    any_of_them = Attachment.id == _any_of(list(wanted.values()))
-    found = {row.id: row for row in await session.scalars(select(Attachment).where(any_of_them, _visible_to(actor)))}
-    if missing := {field: object_id for field, object_id in wanted.items() if object_id not in found}:
-        message = "the id of one of your images"
-        faults = [FieldError(field=name, message=message, given=str(given)) for name, given in missing.items()]
-        raise NotFound("attachment", errors=faults)
+async def own_of_ids(session: AsyncSession, actor: Actor, object_ids: Sequence[UUID]) -> dict[UUID, Attachment]:
+    """The actor's attachments by id; raises NotFound where one is not there, Forbidden where it is only shared."""
+    rows = await session.scalars(select(Attachment).where(Attachment.id == _any_of(object_ids), _visible_to(actor)))
+    found = {row.id: row for row in rows}
+    if not found.keys() >= set(object_ids):
+        raise NotFound("attachment")
     for row in found.values():
         require_own(actor, row.user_id)
     return found

@@ -106,9 +106,9 @@ async def _history_characters(session: AsyncSession, conversation: Conversation)
 
 
 async def _given_tokens(session: AsyncSession, actor: Actor, request: NewRun) -> int:
-    wanted = {field: object_id for field, object_id in request.image_fields.items() if field != "mask"}
+    wanted = [*request.attachments, *filter(None, (request.edit,))]
     rows = await attachments.own_of_ids(session, actor, wanted) if wanted else {}
-    return sum(pictures.input_tokens(rows[one].width or 0, rows[one].height or 0) for one in wanted.values())
+    return sum(pictures.input_tokens(rows[one].width or 0, rows[one].height or 0) for one in wanted)
 
 
 def _total(cost: Cost) -> str | None:

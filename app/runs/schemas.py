@@ -67,12 +67,6 @@ class NewRun(Body):
         return self.edit is not None or self.mask is not None
 
     @property
-    def image_fields(self) -> dict[str, UUID]:
-        """Which field names which image."""
-        fields = {f"attachments.{place}": object_id for place, object_id in enumerate(self.attachments)}
-        return fields | {name: given for name in ("edit", "mask") if (given := getattr(self, name)) is not None}
-
-    @property
     def options(self) -> RunOptions:
         """One that names an image to edit, or a mask, wants an edit."""
         forced, image = self.forced_tool, self.image

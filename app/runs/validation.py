@@ -58,9 +58,10 @@ def _check_edit(agent: LoadedAgent, request: NewRun, options: Mapping[str, Any])
 
 async def check_images(session: AsyncSession, actor: Actor, request: NewRun) -> None:
     """Raise NotFound for an image that is not there or not theirs, Conflict or Invalid for one that cannot be used."""
-    if not request.image_fields:
+    wanted = [*request.attachments, *filter(None, (request.edit, request.mask))]
+    if not wanted:
         return
-    rows = await attachments.own_of_ids(session, actor, request.image_fields)
+    rows = await attachments.own_of_ids(session, actor, wanted)
     for place, object_id in enumerate(request.attachments):
         _check_input(f"attachments.{place}", rows[object_id])
     if request.edit is not None:

@@ -253,18 +253,15 @@ async def test_what_is_not_stored_cannot_be_sent(server: AppServer, ada: ApiUser
 def test_a_strangers_image_is_like_one_that_never_was(ada: ApiUser, stranger: ApiUser, provider: str) -> None:
     hers = upload(ada, noise(64, 64))["object_id"]
     own = upload(stranger, noise(65, 65))["object_id"]
-    calls: list[tuple[str, Json]] = [
-        ("attachments.1", {"attachments": [own, "{id}"]}),
-        ("edit", {"edit": "{id}"}),
-        ("mask", {"mask": "{id}", "edit": own}),
-        ("mask", {"mask": "{id}", "attachments": [own]}),
+    calls: list[Json] = [
+        {"attachments": [own, "{id}"]},
+        {"edit": "{id}"},
+        {"mask": "{id}", "edit": own},
+        {"mask": "{id}", "attachments": [own]},
     ]
-    for field, call in calls:
+    for call in calls:
         received = [refusal(stranger, provider, 404, **filled(call, object_id)) for object_id in (hers, NEVER)]
-        faults = [answer.pop("errors") for answer in received]
         assert received[0] == received[1]
-        told = {"field": field, "message": "the id of one of your images"}
-        assert faults == [[{**told, "given": hers}], [{**told, "given": NEVER}]]
     assert stranger.http.get("/v1/conversations").json()["data"] == []
 
 
