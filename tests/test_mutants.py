@@ -384,15 +384,15 @@ MUTANTS = [
     Mutant(
         "what nobody has settled is settled by a sweep",
         "app/worker/housekeeping.py",
-        'Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx)),',
+        'Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx), due=left_open(ctx.settings)),',
         "",
         "tests/usage/test_ledger.py::test_what_nobody_has_settled_is_settled_by_a_sweep",
     ),
     Mutant(
         "a response is kept at the provider until its call is booked",
         "app/erasure/leftovers.py",
-        "ProviderObject.due_at <= func.now(), ~unsettled)",
-        "ProviderObject.due_at <= func.now())",
+        "where(PROVIDER_DUE, ~unsettled)",
+        "where(PROVIDER_DUE)",
         "tests/usage/test_ledger.py::test_what_nobody_has_settled_is_settled_by_a_sweep",
     ),
     Mutant(

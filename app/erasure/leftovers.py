@@ -27,12 +27,15 @@ OBJECTS_AT_ONCE = 6
 COUNTED_AT_ONCE = 120
 RETRY_AFTER = timedelta(seconds=5)
 
+OBJECTS_DUE = ObjectRemoval.due_at <= func.now()
+PROVIDER_DUE = ProviderObject.run_id.is_(None) & (ProviderObject.due_at <= func.now())
+
 Delete = Callable[[ProviderObjectKind, str], Awaitable[bool]]
 
 
 async def remove_objects(database: Database, store: Store, lease: timedelta) -> bool:
     """Those of the first removals that are due; False where none is, or the store does not answer."""
-    due = select(ObjectRemoval.tenant_id, ObjectRemoval.prefix).where(ObjectRemoval.due_at <= func.now())
+    due = select(ObjectRemoval.tenant_id, ObjectRemoval.prefix).where(OBJECTS_DUE)
     first = due.order_by(ObjectRemoval.due_at).limit(REMOVALS_AT_ONCE).with_for_update(skip_locked=True).cte("due")
     async with database.identity() as session:
         claimed = await session.scalars(
@@ -99,7 +102,7 @@ async def remove_from_provider(database: Database, delete_there: Delete, lease: 
     key = (ProviderObject.tenant_id, ProviderObject.provider_id)
     named = ProviderCall.response_id == ProviderObject.provider_id
     unsettled = exists(select(ProviderCall.number).where(named, ProviderCall.state != CallState.SETTLED))
-    due = select(*key).where(ProviderObject.run_id.is_(None), ProviderObject.due_at <= func.now(), ~unsettled)
+    due = select(*key).where(PROVIDER_DUE, ~unsettled)
     first = due.order_by(ProviderObject.due_at).limit(REMOVALS_AT_ONCE).with_for_update(skip_locked=True).cte("due")
     async with database.identity() as session:
         claimed = await session.scalars(

@@ -29,6 +29,9 @@ WAIT = timedelta(seconds=1)
 AUDIT_ENTRIES_AT_ONCE = 1000
 
 
+DUE = Erasure.completed_at.is_(None) & (Erasure.lease_until <= func.now())
+
+
 async def erase_rows(database: Database, broker: Broker, settings: Settings) -> bool:
     """Do the next step of the erasure that has waited longest; False where none is due."""
     part = await _claim(database, timedelta(seconds=settings.run_lease_seconds))
@@ -45,13 +48,7 @@ async def erase_rows(database: Database, broker: Broker, settings: Settings) -> 
 
 
 async def _claim(database: Database, lease: timedelta) -> Erasure | None:
-    due = (
-        select(Erasure.id)
-        .where(Erasure.completed_at.is_(None), Erasure.lease_until <= func.now())
-        .order_by(Erasure.lease_until)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
+    due = select(Erasure.id).where(DUE).order_by(Erasure.lease_until).limit(1).with_for_update(skip_locked=True)
     async with database.identity() as session:
         return await session.scalar(
             update(Erasure)

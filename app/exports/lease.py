@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import Database, now, retry_while_unavailable
+from app.db import Database, retry_while_unavailable
 from app.exports.models import OPEN, Export, ExportStatus
 from app.exports.service import KEPT
 from app.storage.store import Store
@@ -24,12 +24,21 @@ LONGEST_PAUSE_SECONDS = 300.0
 UNCLAIMED_AFTER = timedelta(seconds=1)
 
 
+_ABANDONED = (Export.status == ExportStatus.RUNNING) & (Export.lease_until <= func.now())
+_CLAIMABLE = or_(Export.status == ExportStatus.QUEUED, _ABANDONED)
+_UNCLAIMED = or_(
+    (Export.status == ExportStatus.QUEUED) & (Export.created_at < func.now() - UNCLAIMED_AFTER), _ABANDONED
+)
+_EXPIRED = Export.status.not_in(OPEN) & (Export.expires_at <= func.now())
+DUE = or_(_UNCLAIMED, _EXPIRED)
+
+
 async def claim(database: Database, tenant_id: UUID, export_id: UUID, *, lease_seconds: float) -> Export | None:
     """None where another worker holds it, it has ended, or it was tried too often."""
     async with database.tenant(tenant_id) as session:
         claimed = await session.scalar(
             update(Export)
-            .where(Export.id == export_id, _is_claimable())
+            .where(Export.id == export_id, _CLAIMABLE)
             .values(status=ExportStatus.RUNNING, attempt=Export.attempt + 1, lease_until=_in(lease_seconds))
             .returning(Export)
         )
@@ -42,15 +51,9 @@ async def claim(database: Database, tenant_id: UUID, export_id: UUID, *, lease_s
 
 async def claimable(database: Database) -> Sequence[tuple[UUID, UUID]]:
     """Tenants and ids of exports that nobody has begun, or whose worker is lost."""
-    waiting = (Export.status != ExportStatus.QUEUED) | (Export.created_at < now() - UNCLAIMED_AFTER)
     async with database.identity() as session:
-        found = await session.execute(select(Export.tenant_id, Export.id).where(_is_claimable(), waiting))
+        found = await session.execute(select(Export.tenant_id, Export.id).where(_UNCLAIMED))
         return [(row.tenant_id, row.id) for row in found]
-
-
-def _is_claimable() -> ColumnElement[bool]:
-    abandoned = (Export.status == ExportStatus.RUNNING) & (Export.lease_until <= func.now())
-    return or_(Export.status == ExportStatus.QUEUED, abandoned)
 
 
 async def keep_renewing(database: Database, export: Export, lease_seconds: float) -> None:
@@ -122,9 +125,7 @@ def _in(seconds: float) -> ColumnElement[datetime]:
 async def delete_expired(database: Database, store: Store) -> None:
     """Objects first: a row that is left says what is to be done. Raises StorageError."""
     async with database.identity() as session:
-        found = await session.execute(
-            select(Export.tenant_id, Export.id).where(Export.status.not_in(OPEN), Export.expires_at <= func.now())
-        )
+        found = await session.execute(select(Export.tenant_id, Export.id).where(_EXPIRED))
         rows = found.all()
     for row in rows:
         async with database.tenant(row.tenant_id) as session:

@@ -1,25 +1,27 @@
 """Periodic work: sweeping up lost runs, repairing storage, erasing, deleting what has expired.
 
-docket's own periodic tasks stall with the worker that held them, so each worker runs plain loops.
+docket's own periodic tasks stall with the worker that held them, so each worker runs plain loops. What is looked for
+every few seconds is looked for by one statement: mostly there is nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import ColumnElement, func, literal, or_, select
 
 from app import metrics
 from app.attachments import variants
 from app.attachments.reconcile import reconcile
 from app.attachments.repair import store_spooled
-from app.db import now
+from app.erasure import leftovers, work
 from app.erasure.retention import retain
 from app.errors import Conflict
+from app.exports import lease
 from app.exports.service import owned_keys
 from app.identity import expiry
 from app.logs import tagged
@@ -30,15 +32,13 @@ from app.storage import keys
 from app.storage.store import StorageError
 from app.worker import erasing, export_tasks
 from app.worker.context import WorkerContext
-from app.worker.recovery import Backoff, recover_images
-from app.worker.settling import settle_calls
+from app.worker.recovery import Backoff, images_left, recover_images
+from app.worker.settling import left_open, settle_calls
 
 log = logging.getLogger(__name__)
 
-SWEEP_EVERY = timedelta(seconds=2)
-ERASE_EVERY = timedelta(seconds=2)
+LOOK_EVERY = timedelta(seconds=2)
 REPAIR_EVERY = timedelta(seconds=5)
-EXPORTS_EVERY = timedelta(seconds=2)
 VARIANTS_EVERY = timedelta(seconds=30)
 DAILY = timedelta(days=1)
 FIRST_AFTER = timedelta(seconds=1)
@@ -48,20 +48,33 @@ TURN_EVERY = timedelta(seconds=30)
 UNCLAIMED_AFTER = timedelta(seconds=1)
 
 
-@dataclass(frozen=True)
+# Runs that nobody has started, or whose worker is lost.
+STRANDED = or_(
+    (Run.status == RunStatus.QUEUED) & (Run.created_at < func.now() - UNCLAIMED_AFTER),
+    (Run.status == RunStatus.RUNNING) & (Run.lease_until <= func.now()),
+)
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
-    """`shared` work is done once in each interval by one worker of all, other work by each worker."""
+    """`shared` work is done once in each interval by one worker of all, other work by each worker.
+
+    Where `due` is given, a row has to fulfil it, or there is nothing to do.
+    """
 
     name: str
     every: timedelta
     work: Callable[[], Awaitable[None]]
     shared: bool = False
+    due: ColumnElement[bool] | None = None
+    found: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @asynccontextmanager
 async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
     """Do all periodic work until the block ends, which breaks it off: the next time misses nothing."""
-    loops = [asyncio.create_task(_repeat(ctx, job)) for job in _jobs(ctx)]
+    jobs = _jobs(ctx)
+    loops = [asyncio.create_task(_repeat(ctx, job)) for job in [_look(ctx, jobs), *jobs]]
     try:
         yield
     finally:
@@ -70,22 +83,39 @@ async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
         await asyncio.gather(*loops, return_exceptions=True)
 
 
+def _look(ctx: WorkerContext, jobs: Sequence[Job]) -> Job:
+    """Wakes those for which there is something to do."""
+    wanted = [job for job in jobs if job.due is not None]
+    # Composed once, which costs more than to execute it.
+    statement = select(*(select(literal(1)).where(job.due).exists() for job in wanted if job.due is not None))
+
+    async def look() -> None:
+        async with ctx.database.identity() as session:
+            found = (await session.execute(statement)).one()
+        for job, is_due in zip(wanted, found, strict=True):
+            if is_due:
+                job.found.set()
+
+    return Job("look", min(job.every for job in wanted), look)
+
+
 def _jobs(ctx: WorkerContext) -> list[Job]:
+    sweep_every = min(LOOK_EVERY, timedelta(seconds=ctx.settings.run_lease_seconds / 4))
     return [
-        Job("sweep", min(SWEEP_EVERY, timedelta(seconds=ctx.settings.run_lease_seconds / 4)), partial(_sweep, ctx)),
+        Job("sweep", sweep_every, partial(_sweep, ctx), due=STRANDED),
         # Each worker stores what waits on its own disk, and all of them recover what lost workers left.
         Job("store_spooled", REPAIR_EVERY, partial(_store_spooled, ctx)),
-        Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx)),
-        Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, Backoff())),
+        Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx), due=left_open(ctx.settings)),
+        Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, Backoff()), due=images_left(ctx.settings)),
         Job(
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True
         ),
         Job("delete_credentials", DAILY, partial(expiry.delete_expired, ctx.database), shared=True),
-        Job("sweep_exports", EXPORTS_EVERY, partial(export_tasks.sweep, ctx), shared=True),
+        Job("sweep_exports", LOOK_EVERY, partial(export_tasks.sweep, ctx), shared=True, due=lease.DUE),
         # Each by every worker: they share the rows that are due.
-        Job("erase_rows", ERASE_EVERY, partial(erasing.erase_rows, ctx)),
-        Job("remove_objects", ERASE_EVERY, partial(erasing.remove_objects, ctx)),
-        Job("remove_from_provider", ERASE_EVERY, partial(erasing.remove_from_provider, ctx)),
+        Job("erase_rows", LOOK_EVERY, partial(erasing.erase_rows, ctx), due=work.DUE),
+        Job("remove_objects", LOOK_EVERY, partial(erasing.remove_objects, ctx), due=leftovers.OBJECTS_DUE),
+        Job("remove_from_provider", LOOK_EVERY, partial(erasing.remove_from_provider, ctx), due=leftovers.PROVIDER_DUE),
         Job("retain", DAILY, partial(_retain, ctx), shared=True),
         Job("delete_idempotency_keys", DAILY, partial(idempotency.delete_expired, ctx.database), shared=True),
         Job("reconcile", DAILY, partial(_reconcile, ctx), shared=True),
@@ -96,6 +126,9 @@ async def _repeat(ctx: WorkerContext, job: Job) -> None:
     pause = min(job.every, FIRST_AFTER).total_seconds()
     while not ctx.stopping.is_set():
         await asyncio.sleep(pause)
+        if job.due is not None:
+            await job.found.wait()
+            job.found.clear()
         pause = min(job.every, TURN_EVERY).total_seconds()
         try:
             if not job.shared or await ctx.broker.acquire_turn(job.name, job.every):
@@ -108,17 +141,7 @@ async def _repeat(ctx: WorkerContext, job: Job) -> None:
 async def _sweep(ctx: WorkerContext) -> None:
     """Tenants are ready that have runs which nobody has started, or whose worker is lost."""
     async with ctx.database.identity() as session:
-        found = await session.scalars(
-            select(Run.tenant_id)
-            .distinct()
-            .where(
-                or_(
-                    (Run.status == RunStatus.QUEUED) & (Run.created_at < now() - UNCLAIMED_AFTER),
-                    (Run.status == RunStatus.RUNNING) & (Run.lease_until <= func.now()),
-                )
-            )
-        )
-        tenants = found.all()
+        tenants = (await session.scalars(select(Run.tenant_id).distinct().where(STRANDED))).all()
     for tenant_id in tenants:
         await ctx.broker.ready.put(tenant_id)
 

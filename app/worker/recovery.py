@@ -9,13 +9,12 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.attachments import variants
 from app.attachments.ingest import mark_stored
 from app.attachments.models import Attachment, AttachmentStatus
-from app.db import now
 from app.images.inspect import Decoded, UnreadableImage, examine
 from app.images.reduce import fit
 from app.logs import tag
@@ -23,6 +22,7 @@ from app.provider.errors import ProviderError
 from app.provider.observers import GeneratedImage
 from app.runs.models import Run
 from app.runs.run_log import tags_of
+from app.settings import Settings
 from app.usage.ledger import Cost
 from app.usage.models import UsageEntry
 from app.worker import model_input
@@ -70,22 +70,33 @@ class Backoff:
         self._pauses.pop(run_id, None)
 
 
-async def recover_images(ctx: WorkerContext, backoff: Backoff) -> None:
-    """Store images that ended runs left pending for longer than a lease, or without a row; nothing is bought for it.
-
-    Raises a group of StorageErrors.
-    """
-    oldest, newest = now() - PROVIDER_KEEPS, now() - timedelta(seconds=ctx.settings.run_lease_seconds)
+def _left_images(settings: Settings) -> tuple[Select[UUID, UUID | None], Select[UUID, UUID]]:
+    """Tenants and runs of images that are pending for longer than a lease, and of those without a row."""
+    oldest = func.now() - PROVIDER_KEEPS
     pending = select(Attachment.tenant_id, Attachment.run_id).where(
         Attachment.status == AttachmentStatus.PENDING,
         Attachment.run_id.is_not(None),
-        Attachment.created_at.between(oldest, newest),
+        Attachment.created_at.between(oldest, func.now() - timedelta(seconds=settings.run_lease_seconds)),
     )
     unrecorded = select(Run.tenant_id, Run.id).where(
         # Written out, as the condition of an index.
         Run.unrecorded_images != text("'{}'"),
         Run.created_at > oldest,
     )
+    return pending, unrecorded
+
+
+def images_left(settings: Settings) -> ColumnElement[bool]:
+    """Whether there is anything to recover."""
+    return or_(*(left.exists() for left in _left_images(settings)))
+
+
+async def recover_images(ctx: WorkerContext, backoff: Backoff) -> None:
+    """Store images that ended runs left pending for longer than a lease, or without a row; nothing is bought for it.
+
+    Raises a group of StorageErrors.
+    """
+    pending, unrecorded = _left_images(ctx.settings)
     both = pending.union(unrecorded).subquery()
     async with ctx.database.identity() as session:
         found = await session.execute(

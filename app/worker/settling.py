@@ -5,13 +5,13 @@ import logging
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import exists, select
+from sqlalchemy import ColumnElement, exists, func, select
 
-from app.db import now
 from app.logs import tagged
 from app.provider.errors import ProviderError
 from app.provider.usage import ResponseReport
 from app.runs.models import OPEN, Run
+from app.settings import Settings
 from app.usage.ledger import Settlement, settle
 from app.usage.models import CallState, ProviderCall
 from app.worker.context import WorkerContext
@@ -26,13 +26,17 @@ SETTLED_SOON = timedelta(seconds=10)
 READ_SECONDS = 5.0
 
 
-async def settle_calls(ctx: WorkerContext) -> None:
-    """By what the provider has of them; where it has nothing, by what they were expected to use."""
-    before = now() - timedelta(seconds=ctx.settings.run_lease_seconds) - SETTLED_SOON
-    key = (ProviderCall.tenant_id, ProviderCall.run_id, ProviderCall.number)
+def left_open(settings: Settings) -> ColumnElement[bool]:
+    """Of a call: nobody will settle it."""
+    given = timedelta(seconds=settings.run_lease_seconds) + SETTLED_SOON
     # Of an open run its worker settles them, or the one that takes it over.
     is_open = exists(select(Run.id).where(Run.id == ProviderCall.run_id, Run.status.in_(OPEN)))
-    left = select(*key).where(ProviderCall.state != CallState.SETTLED, ProviderCall.asked_at < before, ~is_open)
+    return (ProviderCall.state != CallState.SETTLED) & (ProviderCall.asked_at < func.now() - given) & ~is_open
+
+
+async def settle_calls(ctx: WorkerContext) -> None:
+    """By what the provider has of them; where it has nothing, by what they were expected to use."""
+    left = select(ProviderCall.tenant_id, ProviderCall.run_id, ProviderCall.number).where(left_open(ctx.settings))
     async with ctx.database.identity() as session:
         found = (await session.execute(left.order_by(ProviderCall.asked_at).limit(CALLS_AT_ONCE))).all()
     for tenant_id, run_id, number in found:

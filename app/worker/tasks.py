@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
-from docket import Worker
-
 from app.attachments import service as attachments
 from app.attachments import variants
 from app.logs import tag
@@ -17,6 +15,7 @@ from app.storage.store import StorageError
 from app.worker.context import WorkerContext
 from app.worker.export_tasks import export_tasks
 from app.worker.mail_tasks import mail_tasks
+from app.worker.quiet_worker import QuietWorker
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ TASKS_AT_ONCE = 4
 # A task whose worker died is delivered again after this share of a run's lease.
 REDELIVERY_SHARE = 0.75
 # A new task wakes an idle worker at once. This long a freed slot may stay empty where all were taken.
-SLOT_CHECK = timedelta(milliseconds=250)
+SLOT_CHECK = timedelta(seconds=0.5)
 # Of tasks that wait for a time, such as dropping previews hours later.
 SCHEDULE_CHECK = timedelta(seconds=1)
 RECONNECTION_DELAY = timedelta(seconds=1)
@@ -37,7 +36,7 @@ async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
     The block's end sets `ctx.stopping`.
     """
     _register(ctx)
-    async with Worker(
+    async with QuietWorker(
         ctx.broker.docket,
         concurrency=TASKS_AT_ONCE,
         redelivery_timeout=timedelta(seconds=ctx.settings.run_lease_seconds * REDELIVERY_SHARE),

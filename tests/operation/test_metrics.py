@@ -224,12 +224,12 @@ def test_an_object_that_is_not_there_is_an_answer_of_the_storage(monitored: Moni
 
 
 def test_periodic_work_that_fails_is_counted(monitored: Monitored, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("planted")
 
-    before = monitored.scrape().value("easel_housekeeping_failures_total", task="sweep")
-    monkeypatch.setattr("app.worker.housekeeping.now", fail)
-    wait_until(lambda: monitored.scrape().value("easel_housekeeping_failures_total", task="sweep") > before)
+    before = monitored.scrape().value("easel_housekeeping_failures_total", task="store_spooled")
+    monkeypatch.setattr("app.worker.housekeeping.store_spooled", fail)
+    wait_until(lambda: monitored.scrape().value("easel_housekeeping_failures_total", task="store_spooled") > before)
 
 
 def test_open_streams_and_the_pool_are_seen(monitored: Monitored, ada: ApiUser) -> None:

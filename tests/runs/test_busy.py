@@ -81,7 +81,7 @@ def unswept_server(
     database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Generator[AppServer]:
     """A service that sweeps once, a second after its start, and then long after the test."""
-    monkeypatch.setattr(housekeeping, "SWEEP_EVERY", housekeeping.DAILY)
+    monkeypatch.setattr(housekeeping, "LOOK_EVERY", housekeeping.DAILY)
     with running_server(
         database_url, provider_url, tmp_path, tenant_concurrency=LIMIT, run_lease_seconds=3600
     ) as server:

@@ -310,8 +310,7 @@ def test_a_run_whose_launch_was_lost_is_swept_up_and_launched_once(
         raise ConnectionError
 
     monkeypatch.setattr("app.runs.service.launch", lose)
-    monkeypatch.setattr("app.worker.housekeeping.SWEEP_EVERY", timedelta(seconds=0.3))
-    monkeypatch.setattr("app.worker.housekeeping.UNCLAIMED_AFTER", timedelta(0))
+    monkeypatch.setattr("app.worker.housekeeping.LOOK_EVERY", timedelta(seconds=0.3))
     with running_server(new_database_url, provider_url, tmp_path) as server:
         ada, key = server.sign_up("Ada's"), new_key()
         first = post(ada, key)

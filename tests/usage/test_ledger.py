@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from app.usage.prices import SHIPPED
-from app.worker.housekeeping import ERASE_EVERY
+from app.worker.housekeeping import LOOK_EVERY
 from tests import made_streams, timeouts
 from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
@@ -302,7 +302,7 @@ def test_what_nobody_has_settled_is_settled_by_a_sweep(
     ):
         rows(database, statement, {"run": run_id})
     # What is not waited for would be gone by now.
-    time.sleep(2 * ERASE_EVERY.total_seconds())
+    time.sleep(2 * LOOK_EVERY.total_seconds())
     assert response(provider_url, response_id)["status"] == "completed"
     rows(
         database,

@@ -1,0 +1,55 @@
+"""What a worker does while nothing happens."""
+
+import time
+from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+from docket import Docket
+from sqlalchemy import event
+
+from app.db import Database
+from app.worker.housekeeping import LOOK_EVERY
+from tests import timeouts
+from tests.app_server import AppServer, one, running_server
+
+LOOKS = 3
+
+
+@pytest.fixture
+def server(own_server: AppServer) -> AppServer:
+    return own_server
+
+
+def test_it_looks_for_work_with_one_statement(server: AppServer) -> None:
+    database: Database = server.uvicorn.app.state.database
+    began: list[object] = []
+
+    def begin(connection: object) -> None:
+        began.append(connection)
+
+    # After its start each job waits for what it has to do.
+    time.sleep(1.5 * LOOK_EVERY.total_seconds())
+    event.listen(database.engine.sync_engine, "begin", begin)
+    time.sleep(LOOKS * LOOK_EVERY.total_seconds())
+    event.remove(database.engine.sync_engine, "begin", begin)
+    # Another look may begin at the edge.
+    assert 1 <= len(began) <= LOOKS + 1
+
+
+def test_it_does_not_ask_whether_a_task_is_cancelled(
+    database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def listen(docket: Docket) -> AbstractAsyncContextManager[None]:
+        asked.append(docket)
+        return nullcontext()
+
+    monkeypatch.setattr(Docket, "_pubsub", listen)
+    with running_server(database_url, provider_url, tmp_path) as server:
+        ada = server.sign_up()
+        image = one(ada.draw(), "attachment.created")["attachment"]["object_id"]
+        # docket's tasks are executed all the same.
+        timeouts.wait_until(lambda: ada.http.get(f"/v1/attachments/{image}").json()["variants"])
+    assert asked == []
