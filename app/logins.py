@@ -16,8 +16,9 @@ from sqlalchemy import text
 
 from app.database_faults import reason_of
 from app.db import Database, retry_while_unavailable
-from app.migrate import SCRIPTS, migrate, require_version
+from app.loading import load
 from app.pool import connected, is_pooled
+from app.schema import SCRIPTS, require_version
 from app.settings import SettingsError
 
 EMBEDDED_LOGIN = "easel_service"
@@ -49,7 +50,7 @@ async def migrate_embedded(url: str) -> str:
     """Bring an embedded database to the newest revision; the URL with which it serves."""
     serving_url = as_login(url, EMBEDDED_LOGIN)
     await make_roles(url, serving_url)
-    await migrate(url)
+    await load("app.migrate").migrate(url)
     return serving_url
 
 

@@ -36,7 +36,6 @@ from app.identity.actor import check_credential
 from app.limits import Limits
 from app.loading import freeze, load
 from app.middleware import RequestMiddleware
-from app.migrate import is_current
 from app.openapi import describe, problems
 from app.problems import install_handlers
 from app.readiness import Readiness, StorageState
@@ -44,6 +43,7 @@ from app.runs import routes as runs
 from app.runs.access import AccessWatch
 from app.runs.rate import tell_rate
 from app.runs.streams import OpenStreams
+from app.schema import is_current
 from app.settings import Settings, SettingsError
 from app.storage import keys
 from app.storage.service import open_store

@@ -14,8 +14,8 @@ from app.broker import Broker
 from app.db import Database
 from app.error_codes import ErrorCode
 from app.errors import Unavailable
-from app.migrate import is_current, schema_state
 from app.rights import rights_faults
+from app.schema import is_current, schema_state
 from app.storage.store import StorageError, Store
 
 # A flood of probes costs one look in this time, and one connection while it lasts.

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import APP_ROLE, IDENTITY_ROLE, SET_RIGHTS, uuid7
 from app.errors import is_connection_error
-from app.migrate import SCRIPTS
+from app.schema import SCRIPTS
 
 MANIFEST = SCRIPTS / "rights.txt"
 

@@ -16,7 +16,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from app.db import uuid7
-from app.migrate import SCRIPTS, open_for_migration
+from app.migrate import open_for_migration
+from app.schema import SCRIPTS
 from tests.servers import postgres_program
 from tests.volume import Volume, insert_volume
 

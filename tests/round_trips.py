@@ -12,7 +12,10 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 # Work that runs beside turns, or after them.
-BACKGROUND = ("app.worker.housekeeping", "app.attachments.variants", "app.runs.streams")
+BACKGROUND = (
+    *("app.worker.housekeeping", "app.runs.streams"),
+    *("app.attachments.variants", "app.attachments.variant_maker"),
+)
 ONE_TRIP_EACH = ("query", "prepare", "bind", "bind_execute", "bind_execute_many", "execute", "close_statement")
 
 

@@ -12,9 +12,9 @@ from app import metrics, traces
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
 from app.db import Database, retry_while_unavailable, uuid7
+from app.images.cleaning import Cleaned
 from app.images.formats import KINDS
 from app.images.inspect import ImageFacts
-from app.images.sanitise import Cleaned
 from app.storage import keys
 from app.storage.outage import Outage
 from app.storage.store import StorageError, Store

@@ -17,7 +17,7 @@ from app.attachments.models import (
     AttachmentPurpose,
     AttachmentStatus,
 )
-from app.images import thumbnails
+from app.images import copies
 from app.images.schemas import StoredOptions
 from app.paging import Page
 from app.usage.kinds import Basis
@@ -87,7 +87,7 @@ class AttachmentView(BaseModel):
         variants = [
             VariantView(
                 **{name: value for name, value in variant.items() if name != "storage_key"},
-                mime_type=thumbnails.MIME_TYPE,
+                mime_type=copies.MIME_TYPE,
                 url=variant["storage_key"],
                 url_expires_at=UNLINKED,
             )

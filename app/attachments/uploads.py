@@ -26,9 +26,8 @@ from app.error_codes import ErrorCode
 from app.errors import AppError, FieldError, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 from app.identity.models import Membership
 from app.identity.service import Actor
-from app.images import sanitise
+from app.images.cleaning import Cleaned, TooLargeWhenCleaned, clean
 from app.images.inspect import UnreadableImage
-from app.images.sanitise import Cleaned, TooLargeWhenCleaned
 from app.input_limits import UPLOAD_TYPES
 from app.settings import Settings
 from app.storage.store import StorageError, Store
@@ -167,7 +166,7 @@ async def _clean(source: Path, target: Path, limit: int, given: str) -> Cleaned:
         message = f"the bytes are no image of an accepted type: {ACCEPTED}"
         raise UnsupportedType(f"{FIELD}: {message}.", errors=[upload_fault(message, given)])
     try:
-        return await sanitise.clean(source, target, max_bytes=limit)
+        return await clean(source, target, max_bytes=limit)
     except TooLargeWhenCleaned as error:
         raise TooLarge(str(error), errors=[upload_fault(f"{error} (UPLOAD_MAX_MB)", given)]) from None
     except UnreadableImage as error:

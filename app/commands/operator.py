@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 from app.commands import start
 from app.db import Database
 from app.embedded import running_database
-from app.migrate import is_current
+from app.schema import is_current
 from app.settings import Settings, SettingsError
 
 Row = Mapping[str, object]

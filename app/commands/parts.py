@@ -16,11 +16,11 @@ from app.database_faults import address_of, database_fault
 from app.db import IDENTITY_ROLE, SET_RIGHTS, Database
 from app.faults import broker_fault
 from app.logins import explain, login_faults
-from app.migrate import is_current, require_supported, schema_state
 from app.provider.client import Provider
 from app.readiness import BEHIND
 from app.redis_event_log import REDIS_TIMEOUT_SECONDS
 from app.rights import rights_faults
+from app.schema import is_current, require_supported, schema_state
 from app.setting_checks import origin_fault, secret_fault
 from app.settings import Settings
 from app.storage.probe import write_read_delete

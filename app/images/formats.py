@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
+from typing import Any
 from xml.parsers import expat
 
-from PIL import Image, UnidentifiedImageError
-
 from app.input_limits import MAX_PIXELS
+from app.loading import load
 
 # Chunks of a PNG or segments of a JPEG: an image of 50 MB has a few thousand.
 MAX_PARTS = 100_000
@@ -93,13 +94,21 @@ def _measure_webp(data: bytes) -> tuple[int, int]:
     raise UnreadableImage("The WebP's header cannot be read.")
 
 
+@cache
+def _pillow() -> Any:
+    """An API never inspects: it leaves that to a child process."""
+    return load("PIL.Image")
+
+
 def _measure_by_header(data: bytes, name: str) -> tuple[int, int]:
+    pillow = _pillow()
     try:
-        with Image.open(BytesIO(data), formats=[name]) as image:
-            return image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with pillow.open(BytesIO(data), formats=[name]) as image:
+            width, height = image.size
+            return width, height
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         raise UnreadableImage(f"The {name} is too large: at most {MAX_PIXELS} pixels are accepted.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         raise UnreadableImage(f"The {name}'s header cannot be read.") from None
 
 

@@ -1,7 +1,6 @@
-"""Uploaded images are decoded completely and encoded again by a child process, so that only pixels remain.
+"""The child process of `clean`: `python -m app.images.sanitise SOURCE TARGET MAX_BYTES`.
 
-`python -m app.images.sanitise SOURCE TARGET MAX_BYTES` is that child. It prints one line of JSON: the fields of
-`Cleaned`, or `{rejected, over_limit}`.
+It prints one line of JSON: the fields of `Cleaned`, or `{rejected, over_limit}`.
 """
 
 import hashlib
@@ -10,11 +9,11 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import reduce
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from PIL import Image, ImageChops, ImageCms
 from PIL.Image import Transpose
@@ -23,45 +22,12 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from app.images import child
+from app.images.cleaning import Cleaned, Mask, TooLargeWhenCleaned
 from app.images.inspect import ImageFacts, UnreadableImage, inspect
 
 MAX_EDGE = 16_384
 # A camera writes one scan, a progressive encoder about ten; each scan costs a pass over all pixels.
 MAX_SCANS = 100
-
-CONCURRENCY = 2
-
-Mask = Literal["alpha", "black_and_white"]
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """The new file; `mask` is the kind of mask it could serve as; `sha256` is lower-case hex."""
-
-    mime_type: str
-    extension: str
-    width: int
-    height: int
-    size_bytes: int
-    sha256: str
-    mask: Mask | None
-
-
-class TooLargeWhenCleaned(UnreadableImage):
-    """The image is valid, but its new file would exceed the limit."""
-
-
-async def clean(source: Path, target: Path, *, max_bytes: int) -> Cleaned:
-    """Encode the image in `source` again into `target`: upright, and nothing but pixels.
-
-    Both paths are absolute. Raises UnreadableImage unless `source` is a complete, still PNG, JPEG or WebP within the
-    limits.
-    """
-    output = await child.run("app.images.sanitise", str(source), str(target), str(max_bytes), concurrency=CONCURRENCY)
-    facts = json.loads(output)
-    if "rejected" in facts:
-        raise (TooLargeWhenCleaned if facts["over_limit"] else UnreadableImage)(facts["rejected"])
-    return Cleaned(**facts)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, cast
 
@@ -20,11 +19,8 @@ import blurhash
 from PIL import Image, ImageOps
 
 from app.images import child
+from app.images.copies import WIDTHS, Thumbnail, Thumbnails
 from app.images.inspect import UnreadableImage, inspect
-
-WIDTHS = (256, 512, 1024)
-MIME_TYPE = "image/webp"
-RASTER_TYPES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 
 # Most generated images are smaller and are decoded in a thread. Larger ones go to a child: starting it takes 0.1 s, and
 # the memory it needs (up to half a gigabyte for an upload) is returned to the system when it ends.
@@ -41,23 +37,6 @@ _BLURHASH_COMPONENTS = (4, 3)
 # One image at a time, in the thread or in a child, so that a burst of them leaves the other cores to the runs.
 _AT_ONCE = 1
 _pool = ThreadPoolExecutor(max_workers=_AT_ONCE, thread_name_prefix="thumbnails")
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A WebP; `width` and `height` are in pixels, after rotation."""
-
-    width: int
-    height: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Thumbnails:
-    """`images`: smallest first."""
-
-    images: Sequence[Thumbnail]
-    blurhash: str
 
 
 async def make_thumbnails(data: bytes) -> Thumbnails:

@@ -7,7 +7,8 @@ from typing import Any
 import pybase64
 
 from app.attachments.models import Attachment
-from app.images import thumbnails
+from app.images import copies
+from app.images.thumbnails import make_thumbnails
 from app.storage.store import Store
 
 # The bytes that one request carries; the rest is uploaded before, so that no request exceeds the provider's limit.
@@ -44,12 +45,12 @@ class ImageInputs:
     async def thumbnail(self, row: Attachment) -> dict[str, Any]:
         """A content part with a copy at most 1024 pixels wide: to be looked at, not to be edited finely."""
         if row.variants:
-            data, mime_type = await self._store.get(str(row.variants[-1]["storage_key"])), thumbnails.MIME_TYPE
+            data, mime_type = await self._store.get(str(row.variants[-1]["storage_key"])), copies.MIME_TYPE
         else:
             data, mime_type = await self._store.get(row.storage_key), row.mime_type
             # Images narrower than 256 px have no thumbnails.
-            if len(data) > SMALL_BYTES and (smaller := (await thumbnails.make_thumbnails(data)).images):
-                data, mime_type = smaller[-1].data, thumbnails.MIME_TYPE
+            if len(data) > SMALL_BYTES and (smaller := (await make_thumbnails(data)).images):
+                data, mime_type = smaller[-1].data, copies.MIME_TYPE
         return _image_part(
             await self._send(row.filename, data, mime_type) if self._reduced else await _data_url(data, mime_type)
         )

@@ -8,7 +8,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from app.attachments import service as attachments
-from app.attachments import variants
+from app.attachments.variant_maker import make as make_variants_of
 from app.logs import tag
 from app.runs.run_log import tags_of_image, tags_of_run
 from app.storage.store import StorageError
@@ -69,7 +69,7 @@ def _register(ctx: WorkerContext) -> None:
 
     async def make_variants(tenant_id: str, object_id: str) -> None:
         try:
-            run_id = await variants.make(ctx.database, ctx.store, UUID(tenant_id), UUID(object_id))
+            run_id = await make_variants_of(ctx.database, ctx.store, UUID(tenant_id), UUID(object_id))
             if run_id is not None:
                 await ctx.broker.events.signal(run_id)  # its readers are told, if it has not ended
         except StorageError as error:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from app.attachments.uploads import clean_stem
-from app.images import child, masks, sanitise
+from app.images import child, cleaning, masks
 from app.images.inspect import UnreadableImage
 from tests import timeouts
 from tests.app_server import ApiUser, AppServer, running_server
@@ -256,7 +256,7 @@ async def test_what_can_serve_as_a_mask_is_reported(tmp_path: Path, mode: str, d
     image = cast(Image.Image, draw())
     source, target = tmp_path / "source", tmp_path / "target"
     image.save(source, "PNG")
-    cleaned = await sanitise.clean(source, target, max_bytes=MEGABYTE)
+    cleaned = await cleaning.clean(source, target, max_bytes=MEGABYTE)
     assert cleaned.mask == mask
     with Image.open(target) as written:
         assert (written.mode, written.tobytes()) == (mode, image.tobytes())
@@ -296,7 +296,7 @@ async def test_an_image_is_set_upright(tmp_path: Path, orientation: int) -> None
     exif[0x0112] = orientation
     taken = upright.transpose(turned[orientation]) if orientation > 1 else upright
     taken.save(tmp_path / "source", "PNG", exif=exif)
-    cleaned = await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
+    cleaned = await cleaning.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
     with Image.open(tmp_path / "target") as written:
         assert (cleaned.width, cleaned.height) == written.size == (32, 16)
         assert written.tobytes() == upright.tobytes()
@@ -305,22 +305,22 @@ async def test_an_image_is_set_upright(tmp_path: Path, orientation: int) -> None
 async def test_sixteen_bits_become_eight_and_not_white(tmp_path: Path) -> None:
     sixteen = b"".join(bytes([0, shade]) for shade in Image.linear_gradient("L").tobytes())
     Image.frombytes("I;16", (256, 256), sixteen).save(tmp_path / "source", "PNG")
-    await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
+    await cleaning.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
     with Image.open(tmp_path / "target") as written:
         assert written.tobytes() == Image.linear_gradient("L").tobytes()
 
 
 async def test_an_image_that_grows_over_the_limit_is_refused(tmp_path: Path) -> None:
     Image.effect_noise((256, 256), 90).save(tmp_path / "source", "PNG")
-    with pytest.raises(sanitise.TooLargeWhenCleaned, match="10000 bytes"):
-        await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=10_000)
+    with pytest.raises(cleaning.TooLargeWhenCleaned, match="10000 bytes"):
+        await cleaning.clean(tmp_path / "source", tmp_path / "target", max_bytes=10_000)
 
 
 async def test_a_child_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "WALL_SECONDS", 0.01)
     (tmp_path / "source").write_bytes(image("PNG"))
-    with pytest.raises(sanitise.UnreadableImage, match="seconds"):
-        await sanitise.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
+    with pytest.raises(cleaning.UnreadableImage, match="seconds"):
+        await cleaning.clean(tmp_path / "source", tmp_path / "target", max_bytes=MEGABYTE)
 
 
 @pytest.mark.parametrize(

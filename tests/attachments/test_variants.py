@@ -18,7 +18,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from app.attachments import service, variants
+from app.attachments import service, variant_maker
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.db import Database, uuid7
 from app.errors import NotFound
@@ -238,7 +238,7 @@ class Shelf:
         return keys.upload_key(self.actor.tenant_id, object_id, "png")
 
     async def make(self, object_id: UUID) -> None:
-        await variants.make(self.database, self.store, self.actor.tenant_id, object_id)
+        await variant_maker.make(self.database, self.store, self.actor.tenant_id, object_id)
 
     async def remove(self, object_id: UUID) -> None:
         with suppress(NotFound):

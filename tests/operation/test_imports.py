@@ -26,9 +26,9 @@ create_app(settings, Parts("postgresql://127.0.0.1:1/none", None, "key"))
     ("program", "absent", "present"),
     [
         ("import app.cli", EVERYTHING, {"typer"}),
-        (API.format(worker=False), {*SDKS, *STORES, "httpx"}, {"fastapi"}),
-        (API.format(worker=True), STORES, {"fastapi", "openai", "agents"}),
-        ("import app.commands.worker", STORES, {"openai", "agents"}),
+        (API.format(worker=False), {*SDKS, *STORES, "alembic", "PIL", "httpx"}, {"fastapi"}),
+        (API.format(worker=True), {*STORES, "alembic"}, {"fastapi", "openai", "agents"}),
+        ("import app.commands.worker", {*STORES, "alembic"}, {"openai", "agents"}),
         ("import app.storage.memory", {*STORES, *SDKS}, {"pydantic"}),
         ("import app.storage.minio", {"google", *SDKS}, {"minio"}),
     ],

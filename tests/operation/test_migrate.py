@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
+from alembic.script import ScriptDirectory
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -17,8 +18,9 @@ from app.conversations.models import Conversation, Message
 from app.db import Database, uuid7
 from app.identity.models import Membership, Role, Tenant, User
 from app.logins import as_login
-from app.migrate import head_revision, is_current, migrate, schema_state
+from app.migrate import migrate
 from app.runs import models as runs
+from app.schema import SCRIPTS, head_revision, is_current, revisions, schema_state
 from app.usage import models as usage
 from tests.migrations import ROOT, upgrade
 from tests.tables import rows
@@ -63,6 +65,12 @@ async def test_the_migrated_schema_is_what_the_models_say(database_url: str) -> 
     environment = {"PATH": os.environ["PATH"], "DATABASE_URL": database_url}
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "alembic", "check", cwd=ROOT, env=environment)
     assert await process.wait() == 0
+
+
+def test_a_migration_is_called_after_its_revision() -> None:
+    """By which what serves knows them, without Alembic."""
+    by_alembic = [script.revision for script in ScriptDirectory(str(SCRIPTS)).walk_revisions()]
+    assert by_alembic[::-1] == list(revisions())
 
 
 async def test_a_database_is_current_once_it_is_migrated(empty_database_url: str) -> None:

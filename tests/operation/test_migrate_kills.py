@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 from app import schema_steps
 from app.db import uuid7
 from app.logins import as_login
-from app.migrate import head_revision, migrate, open_for_migration
+from app.migrate import migrate, open_for_migration
+from app.schema import head_revision
 from tests import migrations
 from tests.tables import rows
 from tests.timeouts import wait_until

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from alembic.script import ScriptDirectory
 
-from app.migrate import SCRIPTS, head_revision
+from app.schema import SCRIPTS, head_revision
 from tests import made_streams, timeouts
 from tests.app_server import PASSWORD, starting_easel
 from tests.migrations import ROOT

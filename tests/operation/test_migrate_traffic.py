@@ -18,7 +18,8 @@ import pytest
 
 from app import schema_steps
 from app.db import SET_RIGHTS, uuid7
-from app.migrate import head_revision, migrate
+from app.migrate import migrate
+from app.schema import head_revision
 from tests import migrations, timeouts
 from tests.results import Results
 from tests.tables import rows

@@ -13,8 +13,9 @@ import pytest
 from app.commands import migrate as command
 from app.db import IDENTITY_ROLE
 from app.logins import IS_PUBLIC, as_login, make_roles
-from app.migrate import SCRIPTS, head_revision, migrate
+from app.migrate import migrate
 from app.pool import DatabaseUnreachable, connected
+from app.schema import SCRIPTS, head_revision
 from app.settings import SettingsError
 from tests import timeouts
 from tests.app_server import running_server
