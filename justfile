@@ -30,9 +30,15 @@ revision message: _ready
 rights: _ready
     python -m migrations.rights
 
-# Run the tests, many at once as they wait a lot; arguments go to pytest
+# Run the tests but the slow ones, many at once as they wait a lot; arguments go to pytest, and then none is left out
 test *args: _ready
-    pytest --numprocesses $((2 * {{ num_cpus() }})) "$@"
+    pytest {{ at_once }} {{ if args == "" { "-m 'not prove and not slow'" } else { "" } }} "$@"
+
+# Run the slow tests: each takes seconds, mostly as it starts processes
+slow: _ready
+    pytest {{ at_once }} -m 'slow and not prove'
+
+at_once := "--numprocesses $((2 * " + num_cpus() + "))"
 
 # Run the full-size fault and attack suites
 prove *args: _ready
@@ -66,7 +72,7 @@ hooks: _ready
     pre-commit install
 
 # Everything CI runs
-check: lint types supply-chain test (bench "--quick")
+check: lint types supply-chain test slow (bench "--quick")
 
 # Build the wheel into dist/
 wheel: _ready

@@ -87,6 +87,7 @@ def test_a_mail_for_a_new_password_says_how_long_it_is_good(server: AppServer, p
         assert "within one hour" in text_of(mailbox.wait(ada.email))
 
 
+@pytest.mark.slow
 def test_a_mail_server_that_is_away_delays_no_request_and_gets_the_mail_later(server: AppServer, port: int) -> None:
     ada = server.sign_up()
     began = time.monotonic()
@@ -98,6 +99,7 @@ def test_a_mail_server_that_is_away_delays_no_request_and_gets_the_mail_later(se
         assert token in text_of(mailbox.wait())
 
 
+@pytest.mark.slow
 def test_an_invitation_that_is_revoked_in_the_meantime_is_not_mailed(server: AppServer, port: int) -> None:
     ada = server.sign_up()
     revoked, kept = ada.invite(ADDRESS), ada.invite("hopper@example.com")
@@ -107,6 +109,7 @@ def test_an_invitation_that_is_revoked_in_the_meantime_is_not_mailed(server: App
     assert [mail["To"] for mail in mailbox.mails] == ["hopper@example.com"]
 
 
+@pytest.mark.slow
 def test_an_invitation_that_has_expired_in_the_meantime_is_not_mailed(
     server: AppServer, port: int, database_url: str
 ) -> None:

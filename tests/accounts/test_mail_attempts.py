@@ -77,6 +77,7 @@ def test_a_mail_that_is_refused_for_now_is_tried_again(server: AppServer, port: 
         assert log.wait_for("mail.postponed", attempt=1)["error"] == "SMTPRecipientsRefused"
 
 
+@pytest.mark.slow
 def test_a_mail_is_sent_once_the_server_is_back(server: AppServer, port: int) -> None:
     with attached(logging.WARNING) as log:
         server.sign_up().invite(ADDRESS)

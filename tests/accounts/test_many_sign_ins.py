@@ -37,6 +37,7 @@ def service(database_url: str, provider_url: str, tmp_path: Path) -> Generator[t
         user.http.close()
 
 
+@pytest.mark.slow
 async def test_sign_ins_hold_no_connection_and_do_not_pile_up(service: tuple[ApiUser, int]) -> None:
     await keep_signing_in(*service, at_once=30)
 

@@ -129,6 +129,7 @@ def test_the_right_password_clears_the_minute(server: AppServer, ada: ApiUser) -
         assert sign_in(server, ada.email, PASSWORD).status_code == 201
 
 
+@pytest.mark.slow
 def test_sign_ins_of_one_user_at_once_do_not_wait_for_each_other_in_a_circle(server: AppServer) -> None:
     """Which of a user's two counts comes first is a matter of their hashes: of six users both orders are among them."""
     for user in [server.sign_up() for _ in range(6)]:

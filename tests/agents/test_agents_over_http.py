@@ -75,6 +75,7 @@ def test_the_schema_of_each_agent_has_its_own_defaults(ada: ApiUser) -> None:
     assert animator["frame_count"]["default"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["designer", "animator"])
 def test_what_the_schema_accepts_is_what_a_run_accepts(ada: ApiUser, agent: str) -> None:
     schema = agents_of(ada)[agent]["image_schema"]

@@ -143,6 +143,7 @@ def test_the_commands_of_the_readme_are_recipes() -> None:
     assert received <= recipes
 
 
+@pytest.mark.slow
 def test_a_commit_with_a_typo_a_key_or_a_merge_marker_is_refused(tmp_path: Path) -> None:
     """In a repository of its own: the hooks of this one belong to whoever works in it."""
     git = {"GIT_CONFIG_GLOBAL": os.devnull, "PRE_COMMIT_HOME": str(tmp_path / "cache")}

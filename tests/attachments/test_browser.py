@@ -101,6 +101,7 @@ def elsewhere() -> Generator[Elsewhere]:
         yield elsewhere
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 async def test_no_stored_script_runs_in_a_browser(
     server: AppServer, ada: ApiUser, chromium: Browser, elsewhere: Elsewhere, results: Results
@@ -152,6 +153,7 @@ async def test_a_link_shows_its_image_on_another_site_without_credentials(
             await page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 async def test_what_a_model_says_asks_nobody_for_anything(
     server: AppServer, ada: ApiUser, stranger: ApiUser, chromium: Browser, elsewhere: Elsewhere, results: Results

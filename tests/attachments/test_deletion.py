@@ -16,6 +16,7 @@ def server(own_server: AppServer) -> AppServer:
     return own_server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deleted", ["attachment", "conversation"])
 def test_a_deleted_image_loses_its_previews_at_once(server: AppServer, ada: ApiUser, deleted: str) -> None:
     store: Store = server.uvicorn.app.state.store

@@ -171,6 +171,7 @@ async def test_after_a_delete_no_link_works(either: AppServer) -> None:
     assert [ada.http.request(method, content).status_code for method in ("GET", "HEAD")] == [404, 404]
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.parametrize("storage", ["own", "s3"])
 def test_a_conversation_read_a_day_later_shows_every_image_though_no_link_was_kept(

@@ -432,6 +432,7 @@ async def test_the_owner_reads_that_an_image_is_gone(server: AppServer, ada: Api
     assert ada.http.get(f"/v1/attachments/{drawn['object_id']}/content").status_code == 409
 
 
+@pytest.mark.slow
 async def test_the_command_tells_what_it_found(world: World, database_url: str, s3: S3Server, tmp_path: Path) -> None:
     chosen = s3_settings(s3)
     store = open_store(Settings.model_validate(chosen))

@@ -166,6 +166,7 @@ def test_a_key_without_the_scope_may_not_send(ada: ApiUser) -> None:
     assert answer.status_code == 403
 
 
+@pytest.mark.slow
 def test_slow_senders_hold_no_connection_of_the_database(database_url: str, provider_url: str, tmp_path: Path) -> None:
     with running_server(database_url, provider_url, tmp_path, database_pool_size=2, tenant_uploads_mb=400) as server:
         ada = server.sign_up()
@@ -216,6 +217,7 @@ def test_a_sender_who_leaves_leaves_nothing_behind(server: AppServer, ada: ApiUs
     nothing_is_left(server, ada)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["refuse", "hang", "reset_mid"])
 def test_where_the_store_fails_nothing_is_kept_and_trying_again_works(
     database_url: str, provider_url: str, tmp_path: Path, mode: ProxyMode

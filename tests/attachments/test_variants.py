@@ -73,6 +73,7 @@ def test_every_place_shows_the_copies_and_no_row_holds_a_link(ada: ApiUser, data
     assert "http" not in kept
 
 
+@pytest.mark.slow
 def test_the_copies_go_with_the_image_and_with_its_conversation(server: AppServer, ada: ApiUser) -> None:
     first, second = ada.draw(), ada.draw()
     for events, path in (

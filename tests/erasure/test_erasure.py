@@ -38,6 +38,7 @@ def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Ap
         yield server
 
 
+@pytest.mark.slow
 def test_nothing_of_an_erased_tenant_is_left_and_its_neighbour_is_as_before(
     server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str, provider_url: str
 ) -> None:
@@ -81,6 +82,7 @@ def test_nothing_of_an_erased_tenant_is_left_and_its_neighbour_is_as_before(
     assert (counts(database_url, neighbours), objects(server, neighbours)) == before
 
 
+@pytest.mark.slow
 def test_the_books_and_the_receipt_are_kept_by_ids_alone(server: AppServer, ada: ApiUser, database_url: str) -> None:
     ada.ask("Hello, this is a secret")
     used = rows(database_url, "SELECT id, tenant_id, user_id, run_id, kind, quantity FROM usage_entries ORDER BY id")
@@ -98,6 +100,7 @@ def test_the_books_and_the_receipt_are_kept_by_ids_alone(server: AppServer, ada:
     assert left["erasures.receipt_hash"]
 
 
+@pytest.mark.slow
 def test_a_member_is_removed_with_all_that_they_made(
     server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str, provider_url: str
 ) -> None:
@@ -139,6 +142,7 @@ def test_without_data_a_member_is_removed_and_what_they_made_stays(server: AppSe
     assert ada.http.delete(f"/v1/members/{member.id}", params={"data": "keep"}).status_code == 422
 
 
+@pytest.mark.slow
 def test_what_a_member_made_who_went_is_erased_later(
     server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str
 ) -> None:
@@ -157,6 +161,7 @@ def test_what_a_member_made_who_went_is_erased_later(
     assert audited(ada)[0] == ("system", None, "erasure.completed", member.id)
 
 
+@pytest.mark.slow
 def test_who_is_erased_leaves_every_tenant_and_the_one_that_was_theirs_alone_goes_with_them(
     server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str
 ) -> None:
@@ -257,6 +262,7 @@ def test_an_unknown_receipt_is_not_found(server: AppServer) -> None:
         assert server.anyone().get(f"/v1/erasures/{receipt}").status_code == 404
 
 
+@pytest.mark.slow
 def test_of_twenty_erasures_of_a_tenant_one_is_taken(server: AppServer, ada: ApiUser, database_url: str) -> None:
     ada.draw()
     answers = at_once(20, ada, "/v1/tenants/current", {"confirm": "Ada's"})
@@ -274,6 +280,7 @@ def test_of_ten_erasures_of_oneself_one_is_taken(server: AppServer, ada: ApiUser
     assert rows(database_url, "SELECT count(*) FROM erasures WHERE kind = 'account'") == [(1,)]
 
 
+@pytest.mark.slow
 def test_running_runs_are_stopped_and_what_they_bought_is_deleted_there(
     server: AppServer, ada: ApiUser, database_url: str, provider_url: str
 ) -> None:
@@ -291,6 +298,7 @@ def test_running_runs_are_stopped_and_what_they_bought_is_deleted_there(
     assert objects(server, tenant_of(ada)) == {}
 
 
+@pytest.mark.slow
 def test_a_run_that_its_worker_holds_is_waited_for(server: AppServer, ada: ApiUser, database_url: str) -> None:
     """It tells what the provider has of it as it ends; a lost worker's is taken over, and ends as well."""
     ada.ask("Hello")

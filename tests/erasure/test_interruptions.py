@@ -111,6 +111,7 @@ def test_objects_are_removed_several_at_a_time(cluster: Cluster, objects: int, r
     owner.http.close()
 
 
+@pytest.mark.slow
 def test_while_the_provider_is_away_the_receipt_waits_and_all_else_is_gone(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_while_the_provider_is_away_the_receipt_waits_and_all_else_is_gone(
         assert counts_of(database_url, ada) == {}
 
 
+@pytest.mark.slow
 def test_an_upload_that_lands_after_its_tenant_is_gone_goes_too(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def fresh_journal(provider_url: str) -> None:
     httpx.delete(f"{provider_url.removesuffix('/v1')}/offline/requests")
 
 
+@pytest.mark.slow
 def test_a_deleted_conversation_takes_what_the_provider_has_of_it(
     server: AppServer, ada: ApiUser, database_url: str, provider_url: str
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_deleted_conversation_takes_what_the_provider_has_of_it(
     assert actions(ada)[0] == ("user", "conversation.deleted", talk)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_deleted_while_it_draws_leaves_nothing(
     server: AppServer, ada: ApiUser, database_url: str, provider_url: str
 ) -> None:

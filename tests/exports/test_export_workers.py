@@ -135,6 +135,7 @@ def hashes(found: Archive) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 @pytest.mark.timeout(180)
 def test_what_a_lost_worker_began_another_finishes(cluster: Cluster, database_url: str, number: signal.Signals) -> None:
@@ -169,6 +170,7 @@ def test_what_a_lost_worker_began_another_finishes(cluster: Cluster, database_ur
     ada.http.close()
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_delays_an_archive(cluster: Cluster, database_url: str) -> None:
     ada = ApiUser(cluster.url)
     stored = asyncio.run(store_images(cluster, ada, [1_000]))

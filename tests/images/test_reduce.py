@@ -54,6 +54,7 @@ async def test_what_cannot_be_made_small_enough_is_none(data: bytes | None) -> N
     assert await fit(await examine(data or encoded("PNG", noise())), 20) is None
 
 
+@pytest.mark.slow
 async def test_the_event_loop_does_not_wait_for_it() -> None:
     image = await examine(encoded("PNG", noise((1024, 1024))))
     reducing = asyncio.create_task(fit(image, len(image.data) // 3))

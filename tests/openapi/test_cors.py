@@ -112,6 +112,7 @@ def call(http: httpx.Client, method: str, path: str, **headers: str) -> httpx.Re
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 def test_only_listed_origins_may_read_answers_and_no_cookie_signs_in(
     server: AppServer, ada: ApiUser, results: Results

@@ -35,6 +35,7 @@ def pages_project(project: Path, server: AppServer) -> Path:
     return project
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 def test_the_pages_code_compiles_and_a_whole_chat_is_short(pages_project: Path, results: Results) -> None:
     compiled = compile_with("tsconfig.front-end.json", pages_project)
@@ -47,6 +48,7 @@ def test_the_pages_code_compiles_and_a_whole_chat_is_short(pages_project: Path, 
     results(15, "a chat of docs/front-end.md", tried=f"{lines} lines, {fences} modules", kept="0 errors of tsc")
 
 
+@pytest.mark.slow
 def test_the_pages_code_does_what_the_page_says(
     server: AppServer, ada: ApiUser, stranger: ApiUser, pages_project: Path
 ) -> None:

@@ -45,6 +45,7 @@ def elsewhere() -> Generator[Elsewhere]:
         yield elsewhere
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 async def test_a_second_look_at_a_conversation_loads_no_image_again(
     server: AppServer, ada: ApiUser, project: Path, chromium: Browser, elsewhere: Elsewhere, results: Results

@@ -70,6 +70,7 @@ def install(postgres: "Postgres", migrated_template: str) -> Generator[Install]:
     postgres.execute("DROP DATABASE kept WITH (FORCE)", f"DROP ROLE {SERVING}", "DROP ROLE keeper")
 
 
+@pytest.mark.slow
 def test_a_lost_server_comes_back_with_every_row_and_image(
     install: Install, new_postgres: "Postgres", provider_url: str, tmp_path: Path, results: Results
 ) -> None:
@@ -153,6 +154,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1", **variables}
 
 
+@pytest.mark.slow
 def test_a_backup_that_ends_early_fails_and_leaves_no_file(install: Install, tmp_path: Path) -> None:
     with locked(install, "alembic_version"):
         backups = [start_backup(install, tmp_path / name) for name in ("dump killed", "terminated", "killed", "cut")]

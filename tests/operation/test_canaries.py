@@ -99,6 +99,7 @@ class User:
         self.send("POST", "/v1/runs", json=body, headers=headers)
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 def test_no_secret_is_found_where_it_does_not_belong(
     database_url: str, provider_url: str, tmp_path: Path, results: Results

@@ -52,6 +52,7 @@ def home() -> Generator[Path]:
         yield Path(directory)
 
 
+@pytest.mark.slow
 def test_demo_saves_an_image_and_leaves_no_process(home: Path) -> None:
     done = _easel(home, "demo", "a", "gray", "tabby cat", "hugging an otter")
     assert done.returncode == 0, done.stderr
@@ -64,6 +65,7 @@ def test_demo_saves_an_image_and_leaves_no_process(home: Path) -> None:
     assert _processes_of(home) == []
 
 
+@pytest.mark.slow
 def test_sigterm_to_just_dev_leaves_no_process(home: Path) -> None:
     port = free_port()
     with (home / "log").open("wb") as log:
@@ -80,6 +82,7 @@ def test_sigterm_to_just_dev_leaves_no_process(home: Path) -> None:
     assert _processes_of(home) == []
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_next_serve_ends_the_database_with_itself(home: Path) -> None:
     killed = _serving(home)
     killed.kill()
@@ -136,6 +139,7 @@ def test_production_lists_every_missing_setting_at_once(tmp_path: Path, monkeypa
         assert name in refused
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_behind(
     tmp_path: Path, empty_database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,7 @@ async def test_connections_that_the_server_closed_are_replaced_without_an_error(
     assert not set(before) & set(after)
 
 
+@pytest.mark.slow
 async def test_a_connection_that_was_idle_for_long_and_does_not_answer_is_replaced(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

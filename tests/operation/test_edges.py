@@ -53,6 +53,7 @@ def test_every_answer_has_the_guards(ada: ApiUser) -> None:
     assert "frame-ancestors 'none'" in answers[2].headers["Content-Security-Policy"]
 
 
+@pytest.mark.slow
 async def test_the_page_of_the_api_works_offline_and_keeps_its_policy(server: AppServer, chromium: Browser) -> None:
     page = await chromium.new_page()
     asked: list[str] = []

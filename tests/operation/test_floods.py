@@ -55,6 +55,7 @@ def service(database_url: str, provider_url: str, tmp_path: Path) -> Generator[t
         user.http.close()
 
 
+@pytest.mark.slow
 async def test_all_floods_at_once(service: tuple[ApiUser, psutil.Process]) -> None:
     await withstand(*service, [*FLOODS], seconds=3)
 

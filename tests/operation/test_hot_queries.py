@@ -66,6 +66,7 @@ def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Ap
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("volume", DEPTH)
 def test_no_hot_query_reads_a_whole_table(
     server: AppServer, ada: ApiUser, stranger: ApiUser, database_url: str, volume: Volume
@@ -82,6 +83,7 @@ def test_no_hot_query_reads_a_whole_table(
     assert [(found, sql) for sql, plan in plans.items() if (found := faults(plan))] == []
 
 
+@pytest.mark.slow
 def test_a_start_reads_neither_the_queues_of_others_nor_all_runs_of_its_tenant(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def estate(provider_url: str, tmp_path_factory: pytest.TempPathFactory) -> Gener
             storage.mode = provider.mode = "refuse"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "rounds"),
     [("postgres", 1), ("redis", 1), *(pytest.param(part, 5, marks=prove) for part in PARTS)],

@@ -22,6 +22,7 @@ create_app(settings, Parts("postgresql://127.0.0.1:1/none", None, "key"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "absent", "present"),
     [

@@ -60,6 +60,7 @@ def four(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         yield FourProcesses(directory, database_url, started, [started[name].api()[1] for name in NAMES[:2]])
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 def test_one_search_finds_a_run_in_four_processes_also_after_a_takeover(four: FourProcesses, results: Results) -> None:
     ada = ApiUser(four.apis[0])

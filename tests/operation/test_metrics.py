@@ -370,6 +370,7 @@ async def explain_backlog(url: str) -> tuple[Any, float]:
     return plan, taken
 
 
+@pytest.mark.slow
 def test_a_worker_alone_tells_its_health_and_its_metrics(database_url: str, provider_url: str, tmp_path: Path) -> None:
     port = free_port()
     with redis_server(tmp_path / "redis") as redis:

@@ -45,6 +45,7 @@ async def test_migrating_twice_changes_nothing(empty_database_url: str) -> None:
     assert await migrate(empty_database_url) == head_revision()
 
 
+@pytest.mark.slow
 async def test_four_migrations_at_once_all_succeed(empty_database_url: str) -> None:
     assert await in_processes([empty_database_url] * 4) == [0] * 4
 

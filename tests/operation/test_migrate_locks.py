@@ -161,6 +161,7 @@ async def watch_database(url: str) -> None:
         await connection.commit()
 
 
+@pytest.mark.slow
 async def test_no_migration_locks_a_table_for_long(empty_database_url: str, tmp_path: Path) -> None:
     url = empty_database_url
     first, *others = migrations.revisions()

@@ -142,6 +142,7 @@ async def easel_migrate(tree: Path, url: str, directory: Path) -> None:
     assert await process.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.timeout(300)
 async def test_the_release_before_serves_on_the_newest_schema(

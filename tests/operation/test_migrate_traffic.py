@@ -149,6 +149,7 @@ async def flowing(url: str, tenant: UUID, connections: int = CONNECTIONS) -> Asy
         traffic.ended = True
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 @pytest.mark.timeout(900 if FULL else 120)
 async def test_no_migration_keeps_a_request_waiting(empty_database_url: str, results: Results) -> None:
@@ -191,6 +192,7 @@ async def migrate_beside(traffic: Traffic, revisions: list[str]) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 async def test_who_comes_after_a_migration_does_not_wait_for_its_lock(empty_database_url: str) -> None:
     url = empty_database_url
     tenant = await asyncio.to_thread(filled_at, url, "0007")
@@ -204,6 +206,7 @@ async def test_who_comes_after_a_migration_does_not_wait_for_its_lock(empty_data
     assert max(traffic.longest.values()) < WAIT_BEHIND_A_LOCK
 
 
+@pytest.mark.slow
 async def test_a_lock_that_is_never_free_ends_the_migration_with_a_sentence(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,7 @@ def test_it_is_installed_by_hand_as_written(tmp_path: Path) -> None:
     assert said == f"easel {__version__}\n"
 
 
+@pytest.mark.slow
 def test_its_unit_of_systemd_serves_in_production_and_ends_in_time(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def _is_ready(port: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_signing_key_is_rotated_as_written_without_a_link_or_a_sign_in_lost(
     postgres: Postgres, migrated_template: str, provider_url: str, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_the_file_is_printed_with_the_users_of_the_settings(
     assert "secret" not in printed
 
 
+@pytest.mark.slow
 def test_two_installs_share_a_server_and_no_row(new_postgres: "Postgres", provider_url: str, tmp_path: Path) -> None:
     urls = [make_database(new_postgres, name) for name in NAMES]
     logins = [as_login(url, f"{name}_service") for name, url in zip(NAMES, urls, strict=True)]
@@ -148,6 +149,7 @@ def asking_for_passwords() -> Generator[PostgresServer]:
         yield postgres
 
 
+@pytest.mark.slow
 def test_a_changed_password_is_answered_with_503_until_it_is_back(provider_url: str, tmp_path: Path) -> None:
     with asking_for_passwords() as postgres:
         serving_url = as_login(postgres.url, "easel").replace("//easel@", "//easel:before@")

@@ -179,6 +179,7 @@ def folder_of_commands(folder: Path, python: Path | None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 def test_each_fault_is_said_in_a_sentence(places: Variables, tmp_path: Path, results: Results) -> None:
     chosen = {name: fault for name, fault in FAULTS.items() if name != "just: no useradd" or may_hide()}
@@ -235,6 +236,7 @@ def test_an_interrupt_ends_a_command_without_a_word(database_url: str, tmp_path:
     assert (process.returncode, said) == (130, "")
 
 
+@pytest.mark.slow
 def test_loopback_is_reached_past_the_proxies_of_the_environment(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:

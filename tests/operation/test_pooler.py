@@ -52,6 +52,7 @@ def cluster(pooler_url: str, provider_url: str, tmp_path_factory: pytest.TempPat
         yield cluster
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("requests", "runs"), SIZES)
 def test_a_pooler_in_between_makes_no_request_fail(
     cluster: Cluster, requests: int, runs: int, results: Results

@@ -50,6 +50,7 @@ def restarting(own_postgres: PostgresServer, provider_url: str, tmp_path: Path) 
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rounds", "mode"), RESTARTS)
 def test_a_restart_loses_nothing_that_was_acknowledged(
     restarting: AppServer,

@@ -48,6 +48,7 @@ def serving(
             process.wait()
 
 
+@pytest.mark.slow
 def test_two_processes_serve_one_port_one_that_is_lost_is_replaced_and_they_end_together(
     serving: subprocess.Popen[bytes], ports: tuple[int, int]
 ) -> None:
@@ -71,6 +72,7 @@ def test_they_end_with_their_parent_however_that_ends(serving: subprocess.Popen[
     assert psutil.wait_procs(children, timeout=15)[1] == []
 
 
+@pytest.mark.slow
 def test_one_that_could_not_start_ends_them_all_with_its_sentence(
     ports: tuple[int, int], database_url: str, tmp_path: Path
 ) -> None:

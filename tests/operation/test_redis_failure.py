@@ -20,6 +20,7 @@ TERMINAL = ("run.completed", "run.failed", "run.cancelled")
 FULL = [pytest.mark.prove, pytest.mark.timeout(300)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "away_seconds", "persistent"),
     [

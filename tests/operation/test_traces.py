@@ -198,6 +198,7 @@ def test_an_unforeseen_fault_goes_to_sentry_without_its_words(observed: Observed
     assert span["PATCH /v1/conversations/{conversation_id}"].facts["error.type"] == "500"
 
 
+@pytest.mark.slow
 def test_a_collector_that_does_not_answer_holds_up_nothing(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ def test_a_text_s_deltas_cost_no_span(own_server: AppServer) -> None:
     assert 0 < calls_of_many < calls + 10 < many
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_loaded_unless_asked_for() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True, timeout=60, env={}

@@ -35,6 +35,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "venv" / "bin"
 
 
+@pytest.mark.slow
 def test_it_migrates_serves_and_draws_from_an_empty_directory(
     clean: Path, tmp_path: Path, empty_database_url: str, provider_url: str
 ) -> None:
@@ -64,6 +65,7 @@ def test_it_migrates_serves_and_draws_from_an_empty_directory(
     assert (attachment["status"], attachment["agent_key"]) == ("stored", "designer")
 
 
+@pytest.mark.slow
 def test_it_explains_itself_and_what_is_missing(clean: Path, tmp_path: Path) -> None:
     assert "migrate" in _run(clean / "easel", "--help", cwd=tmp_path).stdout
     assert _run(clean / "easel", "settings", cwd=tmp_path).stdout == (ROOT / ".env.example").read_text()

@@ -17,6 +17,7 @@ print(*(name for name in sys.argv[1:] if not _EVENT_TYPES[name].__pydantic_compl
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["partials", "no-partials", "unrequested-partial"])
 def test_every_type_of_a_turn_with_an_image_is_built_before_it(name: str) -> None:
     lines = (ROOT / "tests" / "streams" / f"{name}.sse").read_text().splitlines()

@@ -51,6 +51,7 @@ def test_a_busy_conversation_is_refused_with_the_run_that_keeps_it_busy(ada: Api
     stop(ada, running)
 
 
+@pytest.mark.slow
 def test_queued_runs_follow_one_another_and_each_goes_on_from_the_last(ada: ApiUser, provider_url: str) -> None:
     word = f"w{uuid.uuid4().hex}"
     first = ada.start(f"Draw a house called {word}", agent_key="designer")
@@ -88,6 +89,7 @@ def unswept_server(
         yield server
 
 
+@pytest.mark.slow
 async def test_a_run_that_is_being_queued_as_the_other_ends_is_not_forgotten(
     unswept_server: AppServer, database_url: str
 ) -> None:
@@ -144,6 +146,7 @@ def insert_queued(database_url: str, like: dict[str, Any], *, with_message: bool
     return str(run_id)
 
 
+@pytest.mark.slow
 def test_runs_beyond_the_limit_of_their_tenant_follow_as_others_end(unswept_server: AppServer) -> None:
     ada = unswept_server.sign_up("Ada's")
     runs = [ada.start("Hello", agent_key="assistant") for _ in range(3 * LIMIT)]
@@ -167,6 +170,7 @@ def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: A
     assert kinds(ada.events(first["id"]))[-1] == "run.completed"
 
 
+@pytest.mark.slow
 def test_a_run_that_interrupts_takes_the_place_of_the_running_one_and_its_finished_images_stay(ada: ApiUser) -> None:
     first = ada.start("Draw a house [offline: two] [offline: slow=1.5]", agent_key="designer")
     wait_for(ada, first, "attachment.created")

@@ -111,6 +111,7 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", [True, False], ids=["background", "plain"])
 def test_a_cancellation_at_another_process_stops_the_provider_and_keeps_what_is_finished(
     database_url: str, provider_url: str, tmp_path: Path, background: bool

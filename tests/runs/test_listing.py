@@ -13,6 +13,7 @@ def listed(user: ApiUser, **query: Any) -> list[str]:
     return [run["id"] for run in answer.json()["data"]]
 
 
+@pytest.mark.slow
 def test_runs_are_listed_newest_first_and_by_conversation_and_status(ada: ApiUser, stranger: ApiUser) -> None:
     first = ada.ask("One", agent_key="assistant")[-1]["run"]
     second = ada.ask("Two", conversation_id=first["conversation_id"])[-1]["run"]

@@ -44,6 +44,7 @@ def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Ap
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent_key", "text", "most"),
     [("talker", "Hello", TEXT), ("designer", "Hello", TEXT_OF_ONE_THAT_DRAWS), ("designer", "Draw a house", IMAGE)],

@@ -32,6 +32,7 @@ def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[Ap
         yield server
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_others_are_answered_while_more_streams_are_open_than_the_pool_has_connections(
     server: AppServer, ada: ApiUser

@@ -69,6 +69,7 @@ class Shelf(BlockingStore):
 """
 
 
+@pytest.mark.slow
 def test_the_clients_of_other_stores_are_not_loaded() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADED], cwd=ROOT, env={}, capture_output=True, text=True, timeout=60, check=False

@@ -278,6 +278,7 @@ async def test_a_missing_bucket_is_named_with_the_fix_and_made_only_when_asked(r
 
 
 # 30 calls are three times as many as there are threads: those that wait for one must fail in time as well.
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "times", "within"), [("hang", 6, 10.0), ("refuse", 1, 2.5)])
 async def test_a_dead_server_is_reported_in_time(remote: Backend, mode: ProxyMode, times: int, within: float) -> None:
     with Proxy(remote.endpoint, mode=mode) as proxy:

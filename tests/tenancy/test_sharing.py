@@ -128,6 +128,7 @@ def take_back(ada: ApiUser, member: ApiUser, conversation: str) -> None:
     share(ada, conversation, "private")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("take_away", [revoke_key, remove_member, take_back])
 def test_the_open_stream_of_who_loses_access_ends(
     ada: ApiUser, member: ApiUser, take_away: Callable[[ApiUser, ApiUser, str], None], monkeypatch: pytest.MonkeyPatch

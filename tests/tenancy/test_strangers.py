@@ -157,6 +157,7 @@ def other_tenant(ada: ApiUser, other: ApiUser) -> bool:
     return other.signed_up["tenant"] != ada.signed_up["tenant"]
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_never_was(
     request: pytest.FixtureRequest, ada: ApiUser, other: ApiUser, other_tenant: bool, results: Results
@@ -179,6 +180,7 @@ def test_another_users_call_with_adas_id_is_answered_like_one_with_an_id_that_ne
     results(3, suite, tried=f"{len(MATRIX)} operations, {tried} pairs of ids", kept=f"{tried} answered alike")
 
 
+@pytest.mark.slow
 def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other: ApiUser, other_tenant: bool) -> None:
     own, theirs = belongings_of(ada), belongings_of(other)
     if not other_tenant:

@@ -89,6 +89,7 @@ def test_every_operation_that_needs_a_credential_has_its_line(server: AppServer)
     assert needing == PERMISSIONS.keys()
 
 
+@pytest.mark.slow
 def test_each_role_may_do_what_the_table_says_and_no_more(members: dict[str, ApiUser], results: Results) -> None:
     tried = 0
     for operation, (least, _) in PERMISSIONS.items():

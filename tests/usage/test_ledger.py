@@ -285,6 +285,7 @@ def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ad
     assert [state for _, state, _ in calls(database, run["id"])] == ["settled"]
 
 
+@pytest.mark.slow
 def test_what_nobody_has_settled_is_settled_by_a_sweep(
     server: AppServer, ada: ApiUser, database: str, provider_url: str
 ) -> None:
@@ -318,6 +319,7 @@ def test_what_nobody_has_settled_is_settled_by_a_sweep(
     until(lambda: response(provider_url, response_id).get("error"))
 
 
+@pytest.mark.slow
 def test_a_sweep_stops_what_nobody_waits_for(database_url: str, provider_url: str, tmp_path: Path) -> None:
     """The provider would go on drawing, and charge for it."""
     with running_server(database_url, provider_url, tmp_path / "first", run_lease_seconds=2) as server:

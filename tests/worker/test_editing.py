@@ -113,6 +113,7 @@ def test_a_provider_that_wants_more_than_an_id_is_sent_the_bytes(remembering: Ap
     assert [part["type"] for part in images_in(last_request(own_provider))] == ["input_image"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", TURNS)
 def test_requests_stay_small_however_many_images_came_before(
     forgetful: AppServer, own_provider: str, turns: int
@@ -122,6 +123,7 @@ def test_requests_stay_small_however_many_images_came_before(
     assert max(sizes) < BODY_LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", TURNS)
 def test_requests_stay_tiny_on_stored_responses(remembering: AppServer, own_provider: str, turns: int) -> None:
     sizes = bodies_of(remembering.sign_up(), own_provider, turns)

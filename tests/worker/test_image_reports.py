@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import pytest
 
 from app.attachments.file_tokens import Grant
 from app.attachments.links import Link, Links
@@ -34,6 +35,7 @@ def places(events: list[Event], kind: str) -> list[int]:
     return [number for number, event in enumerate(events) if event["type"] == kind]
 
 
+@pytest.mark.slow
 def test_small_copies_are_told_while_the_run_goes_on(ada: ApiUser) -> None:
     events = ada.draw("Draw two [offline: two] [offline: slow=1.5]")
     created, updated = places(events, "attachment.created"), places(events, "attachment.updated")
@@ -54,6 +56,7 @@ def test_small_copies_are_told_while_the_run_goes_on(ada: ApiUser) -> None:
     assert kinds(ada.events(events[0]["run_id"])) == kinds(events)
 
 
+@pytest.mark.slow
 async def test_small_copies_are_left_out_before_images_where_the_event_would_be_too_large(ada: ApiUser) -> None:
     events = await asyncio.to_thread(ada.draw, "Draw two [offline: two] [offline: slow=1.5]")
     told = one(events, "message.completed")

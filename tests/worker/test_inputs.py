@@ -90,6 +90,7 @@ def test_more_than_sixteen_images_are_refused(ada: ApiUser, provider: str, count
     assert_refused(ada, provider, 422, "attachments", attachments=[NEVER] * count, **beside)
 
 
+@pytest.mark.slow
 def test_what_is_more_than_a_request_carries_goes_as_files(ada: ApiUser, provider: str) -> None:
     large = [upload(ada, noise(1140, 1140, seed=seed)) for seed in range(3)]
     small = upload(ada, noise(40, 40))

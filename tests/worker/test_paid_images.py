@@ -70,6 +70,7 @@ def test_two_images_under_one_tool_call_are_two_attachments(database_url: str, t
     assert len(one(events, "message.completed")["message"]["attachments"]) == len(made) == 2
 
 
+@pytest.mark.slow
 def test_an_image_whose_row_could_not_be_written_is_fetched_again(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_an_image_that_is_found_again_takes_the_place_of_its_failure_unless_that
     assert rows(database_url, "SELECT count(*) FROM attachments") == [(1,)]
 
 
+@pytest.mark.slow
 def test_images_that_the_database_refuses_are_tried_again_ever_later(
     database_url: str,
     provider_url: str,

@@ -101,6 +101,7 @@ class Outage:
         self.proxy.mode = "pass"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode", ["refuse", "hang", *(pytest.param(mode, marks=prove) for mode in ("503", "reset_mid"))]
 )
@@ -129,6 +130,7 @@ def test_a_store_that_is_away_delays_the_image_and_nothing_else(
     assert posts_with(provider_url, word) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "count"),
     [("hang", 4), *(pytest.param(mode, 15, marks=prove) for mode in ("refuse", "hang", "503", "reset_mid"))],
@@ -164,6 +166,7 @@ def test_a_full_disk_loses_no_image(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, pytest.param(20, marks=prove)])
 def test_a_worker_that_dies_with_its_spool_loses_no_image(
     database_url: str, provider_url: str, tmp_path: Path, count: int, results: Results
@@ -208,6 +211,7 @@ def test_an_image_that_the_provider_has_forgotten_stays_pending(
     assert pending.read()["status"] == "pending"
 
 
+@pytest.mark.slow
 def test_an_image_that_was_made_smaller_comes_again_from_the_provider(
     depot: Depot, provider_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
