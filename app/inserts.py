@@ -1,9 +1,10 @@
 """Several rows in one statement: a round trip for all of them, where the ORM's flush takes one for each table."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import CTE, Insert, insert, literal, select
+from sqlalchemy import CTE, Insert, Table, bindparam, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Base
@@ -13,8 +14,25 @@ RowT = TypeVar("RowT", bound=Base)
 
 async def insert_together(session: AsyncSession, *rows: Base) -> None:
     """Insert the rows, which stay outside the session; foreign keys among them hold at the statement's end."""
-    *others, last = (insert(type(row)).values(_complete(row)) for row in rows)
-    await session.execute(last.add_cte(*(other.cte(f"row_{number}") for number, other in enumerate(others))))
+    given = [_complete(row) for row in rows]
+    shape = tuple((type(row), tuple(values)) for row, values in zip(rows, given, strict=True))
+    values = {f"{name}_{number}": value for number, row in enumerate(given) for name, value in row.items()}
+    await session.execute(_insert_together(shape), values)
+
+
+@cache
+def _insert_together(shape: tuple[tuple[type[Base], tuple[str, ...]], ...]) -> Insert:
+    """Tables, and which of their columns; composed once, as that takes longer than to execute it."""
+    *others, last = (_insert(kind, names, number) for number, (kind, names) in enumerate(shape))
+    return last.add_cte(*(other.cte(f"row_{number}") for number, other in enumerate(others)))
+
+
+def _insert(kind: type[Base], names: Sequence[str], number: int) -> Insert:
+    columns = kind.__table__.columns
+    # Not the class: for the ORM, values that are given as the statement is executed are rows to insert.
+    return insert(cast(Table, kind.__table__)).values(
+        {name: bindparam(f"{name}_{number}", type_=columns[name].type) for name in names}
+    )
 
 
 def insert_where(row: Base, condition: CTE) -> Insert:

@@ -45,7 +45,6 @@ class Server(uvicorn.Server):
                 host=host,
                 port=port,
                 http=http_protocol(settings),
-                ws="none",
                 log_config=None,
                 access_log=False,
                 proxy_headers=bool(settings.trusted_proxies),

@@ -39,6 +39,48 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a start that is refused before the plan is read tells how many runs may start",
+        "app/middleware.py",
+        "                    await self._tell_rate_of(scope)",
+        "                    pass",
+        "tests/usage/test_limits.py::test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_is",
+    ),
+    Mutant(
+        "a call knows how many entries were booked with it",
+        "app/usage/ledger.py",
+        "                booked_entries=len(self.entries),\n",
+        "",
+        "tests/usage/test_operator.py::test_wrong_books_are_named",
+    ),
+    Mutant(
+        "what is to be done is looked for",
+        "app/worker/housekeeping.py",
+        "                job.found.set()",
+        "                pass",
+        "tests/runs/test_idempotency.py::test_a_run_whose_launch_was_lost_is_swept_up_and_launched_once",
+    ),
+    Mutant(
+        "an idle worker looks with one statement",
+        "app/worker/housekeeping.py",
+        "            await job.found.wait()\n",
+        "",
+        "tests/worker/test_idle.py",
+    ),
+    Mutant(
+        "nobody asks whether a task is cancelled",
+        "app/worker/quiet_worker.py",
+        "async def _cancellation_listener(self)",
+        "async def _unused(self)",
+        "tests/worker/test_idle.py",
+    ),
+    Mutant(
+        "a mail that is refused for good is not sent again",
+        "app/worker/mail_tasks.py",
+        " or isinstance(error, MailRefused)",
+        "",
+        "tests/accounts/test_mail_attempts.py::test_a_mail_that_is_refused_for_good_is_tried_once",
+    ),
+    Mutant(
         "a run keeps the id of the request that started it",
         "app/runs/service.py",
         '"request_id": origin.request_id',

@@ -1,10 +1,11 @@
 """Starting, finding and cancelling runs: what the API does with them."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Integer, Select, Uuid, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.broker import Broker
@@ -84,17 +85,24 @@ async def _prepare(starting: Starting, request: NewRun) -> tuple[list[Base], Run
     return [*rows, message, run], run
 
 
+def _queues() -> Select[Plan, datetime | None, datetime | None, datetime, int, Run]:
+    tenant, conversation = bindparam("tenant", type_=Uuid), bindparam("conversation", type_=Uuid)
+    # The tenant as a value, though row security names it as well: Postgres then knows how few runs it has.
+    queued = select(Run.id).where(Run.tenant_id == tenant, Run.status == RunStatus.QUEUED)
+    # In the order of their index, so that Postgres takes it: few of all queued runs may be this tenant's.
+    limited = queued.order_by(Run.id).limit(bindparam("most", type_=Integer)).subquery()
+    waiting = select(func.count()).select_from(limited).scalar_subquery()
+    of_conversation = (Run.tenant_id == tenant) & (Run.conversation_id == conversation) & Run.status.in_(OPEN)
+    return counters.PLAN_AND_RATE.add_columns(waiting, Run).outerjoin(Run, of_conversation).order_by(Run.id)
+
+
+_QUEUES = _queues()
+
+
 async def _look_at_queues(starting: Starting, conversation_id: UUID | None) -> tuple[Plan, int, list[Run]]:
     """The plan, how many runs of the tenant wait, counted to the limit, and the conversation's open runs: at once."""
-    tenant_id = starting.actor.tenant_id
-    # The tenant as a value, though row security names it as well: Postgres then knows how few runs it has.
-    queued = select(Run.id).where(Run.tenant_id == tenant_id, Run.status == RunStatus.QUEUED)
-    # In the order of their index, so that Postgres takes it: few of all queued runs may be this tenant's.
-    limited = queued.order_by(Run.id).limit(starting.settings.tenant_queued_runs).subquery()
-    waiting = select(func.count()).select_from(limited).scalar_subquery()
-    of_conversation = (Run.tenant_id == tenant_id) & (Run.conversation_id == conversation_id) & Run.status.in_(OPEN)
-    statement = counters.plan_and_rate(starting.actor).add_columns(waiting, Run).outerjoin(Run, of_conversation)
-    rows = (await starting.session.execute(statement.order_by(Run.id))).all()
+    given = {**counters.of_actor(starting.actor), "conversation": conversation_id}
+    rows = (await starting.session.execute(_QUEUES, {**given, "most": starting.settings.tenant_queued_runs})).all()
     plan, of_tenant, of_user, at, count, _ = rows[0]
     counters.tell_rate(plan, of_tenant, of_user, at)
     return plan, count, [row.Run for row in rows if row.Run is not None]

@@ -87,16 +87,26 @@ async def read_plan(session: AsyncSession, actor: Actor) -> Plan:
     return (await session.scalars(select(Plan).join(Tenant).where(Tenant.id == actor.tenant_id))).one()
 
 
-def plan_and_rate(actor: Actor) -> Select[Plan, datetime | None, datetime | None, datetime]:
-    """A row with what `tell_rate` takes: the plan, when the tenant's and the person's bucket is full, and the time."""
+def _plan_and_rate() -> Select[Plan, datetime | None, datetime | None, datetime]:
     tenant, user = aliased(UsageCounter), aliased(UsageCounter)
     return (
         select(Plan, tenant.full_at, user.full_at, func.clock_timestamp())
         .join(Tenant)
         .outerjoin(tenant, (tenant.tenant_id == Tenant.id) & (tenant.user_id == TENANT))
-        .outerjoin(user, (user.tenant_id == Tenant.id) & (user.user_id == actor.user_id))
-        .where(Tenant.id == actor.tenant_id)
+        .outerjoin(user, (user.tenant_id == Tenant.id) & (user.user_id == _USER))
+        .where(Tenant.id == _TENANT)
     )
+
+
+PLAN_AND_RATE = _plan_and_rate()
+"""A row with what `tell_rate` takes: the plan, when the tenant's and the person's bucket is full, and the time.
+
+Composed once, as that takes longer than to execute it; `of_actor` is what it is given.
+"""
+
+
+def of_actor(actor: Actor) -> dict[str, UUID]:
+    return {"tenant": actor.tenant_id, "user": actor.user_id}
 
 
 def tell_rate(plan: Plan, of_tenant: datetime | None, of_user: datetime | None, at: datetime) -> None:
@@ -106,7 +116,7 @@ def tell_rate(plan: Plan, of_tenant: datetime | None, of_user: datetime | None, 
 
 async def read_rate(session: AsyncSession, actor: Actor) -> None:
     """For an answer that was given before the plan was read."""
-    tell_rate(*(await session.execute(plan_and_rate(actor))).one())
+    tell_rate(*(await session.execute(PLAN_AND_RATE, of_actor(actor))).one())
 
 
 async def look(session: AsyncSession, plan: Plan, tenant_id: UUID, user_id: UUID) -> Standing:
