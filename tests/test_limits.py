@@ -53,6 +53,7 @@ def server(limited: AppServer) -> AppServer:
     return limited
 
 
+@pytest.mark.slow
 def test_each_refusal_names_what_is_limited_for_whom_and_when_to_come_again(server: AppServer) -> None:
     assert REFUSALS.keys() == set(get_args(FloorName))
     for limit, (scope, allowed, reach) in REFUSALS.items():

@@ -94,6 +94,7 @@ def test_all_faults_are_reported_at_once_with_agent_field_value_and_what_is_allo
         assert words in message
 
 
+@pytest.mark.slow
 def test_the_example_pasted_beside_the_shipped_agents_replaces_the_designer_and_draws(
     database_url: str, own_provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

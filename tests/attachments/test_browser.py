@@ -136,6 +136,7 @@ async def test_no_stored_script_runs_in_a_browser(
     await asyncio.gather(nobodys.close(), adas.close())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["own", "s3"])
 async def test_a_link_shows_its_image_on_another_site_without_credentials(
     storage: str, database_url: str, provider_url: str, tmp_path: Path, chromium: Browser, elsewhere: Elsewhere

@@ -78,6 +78,7 @@ async def test_a_link_that_iam_refuses_is_unavailable(iam_server: str) -> None:
     await store.close()
 
 
+@pytest.mark.slow
 async def test_a_link_of_the_same_moment_is_the_same_link_whoever_makes_it(tmp_path: Path) -> None:
     links: list[str] = []
     for _ in range(2):

@@ -68,6 +68,7 @@ def either(request: pytest.FixtureRequest) -> AppServer:
     return cast(AppServer, request.getfixturevalue("server" if request.param == "own" else "s3_app"))
 
 
+@pytest.mark.slow
 @pytest.mark.proof
 async def test_every_object_is_served_under_guard_as_a_type_we_know(
     server: AppServer, ada: ApiUser, results: Results
@@ -365,6 +366,7 @@ def test_links_are_forgotten_before_they_are_too_many(
     assert len(server.uvicorn.app.state.link_cache.links) <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "seconds", "window"),
     [("own", 1, 0.5), ("own", 3, 1.5), ("own", 10, 5.0), ("s3", 1, 0.5), ("s3", 3, 1.0), ("s3", 10, 5.0)],

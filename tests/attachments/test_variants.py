@@ -99,6 +99,7 @@ def test_a_stranger_is_not_shown_the_copies(ada: ApiUser, stranger: ApiUser) -> 
     assert stranger.http.get("/v1/attachments").json()["data"] == []
 
 
+@pytest.mark.slow
 def test_what_a_lost_task_left_is_made_good_by_the_sweep(
     database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from app.db import uuid7
@@ -138,6 +139,7 @@ def test_a_stopped_run_keeps_what_was_said(ada: ApiUser) -> None:
     assert message["text"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_while_it_waited_has_an_empty_message(ada: ApiUser) -> None:
     first = ada.start("Draw a house [offline: slow=2]", agent_key="designer")
     waiting = ada.start("And now a boat", conversation_id=first["conversation_id"], if_busy="queue")

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.app_server import ApiUser
 
 SLOW = "Draw a house [offline: slow=2]"
@@ -62,6 +64,7 @@ def test_a_cursor_shows_nothing_of_others_and_a_bad_one_is_refused(
         assert "next_cursor" in answer.json()["errors"][0]["message"]
 
 
+@pytest.mark.slow
 def test_a_conversation_tells_which_run_it_is_at(ada: ApiUser, colleague: ApiUser) -> None:
     run = ada.start(SLOW, agent_key="designer")
     waiting = ada.start("Then a boat", conversation_id=run["conversation_id"], if_busy="queue")

@@ -114,6 +114,7 @@ async def retain_nothing(*_: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_worker_applies_the_retention_by_itself(database_url: str, provider_url: str, tmp_path: Path) -> None:
     with running_server(database_url, provider_url, tmp_path / "first") as server:
         ada = server.sign_up()

@@ -187,6 +187,7 @@ def test_a_store_that_is_away_delays_an_archive(cluster: Cluster, database_url: 
     ada.http.close()
 
 
+@pytest.mark.slow
 def test_an_export_that_was_tried_too_often_has_failed(own_server: AppServer, database_url: str) -> None:
     ada = own_server.sign_up()
     done, _ = export(ada, "me")

@@ -43,6 +43,7 @@ def upload(user: ApiUser, color: int = 0) -> str:
     return str(answer.json()["object_id"])
 
 
+@pytest.mark.slow
 def test_a_tenants_archive_has_every_row_and_every_original(
     server: AppServer, ada: ApiUser, colleague: ApiUser, stranger: ApiUser
 ) -> None:
@@ -101,6 +102,7 @@ def test_ones_own_archive_has_ones_own_conversations_and_what_belongs_to_them(ad
     assert not [word for word in ("red house", ada.id, ada.email, "grace@") if word in archive.text()]
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_an_archive(own_server: AppServer, database_url: str) -> None:
     ada = own_server.sign_up()
     key = ada.http.post("/v1/api-keys", json={"name": "A key"}).json()["key"]
@@ -175,6 +177,7 @@ def test_one_export_of_a_scope_is_open_at_a_time_and_a_new_one_replaces_the_old(
     assert [entry["target"]["id"] for entry in created] == [other["id"], second.json()["id"], first["id"]]
 
 
+@pytest.mark.slow
 def test_members_see_their_own_exports_and_owners_those_of_the_tenant(
     server: AppServer, ada: ApiUser, stranger: ApiUser
 ) -> None:

@@ -33,6 +33,7 @@ class Bought:
     requests: int
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", SIZES)
 def test_a_client_with_a_key_gets_one_run_through_any_cut(
     server: AppServer, ada: ApiUser, provider_url: str, project: Path, cuts: int, results: Results
@@ -51,6 +52,7 @@ def test_a_client_with_a_key_gets_one_run_through_any_cut(
     results(5, "a generated client retries", tried=tried, kept=f"{cuts} with 1 run and all events", seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuts", SIZES)
 def test_a_client_without_a_key_is_refused_a_second_run(
     server: AppServer, ada: ApiUser, provider_url: str, project: Path, cuts: int, results: Results

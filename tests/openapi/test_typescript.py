@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.openapi.clients import compile_with
 from tests.replies import DOCUMENT
 
@@ -11,6 +13,7 @@ PROGRAMS = ("client.ts", "heyapi.ts")
 CASE = re.compile(r'    case "image\.partial":\n      return .*\n')
 
 
+@pytest.mark.slow
 def test_a_client_compiles_where_it_handles_every_event_and_spells_error_codes_right(project: Path) -> None:
     for program in PROGRAMS:
         whole = (project / program).read_text()

@@ -94,6 +94,7 @@ def test_after_a_kill_the_next_serve_ends_the_database_with_itself(home: Path) -
     assert _postgres_of(home) == []
 
 
+@pytest.mark.slow
 def test_the_simulator_runs_on_its_own_until_sigterm(tmp_path: Path) -> None:
     port = free_port()
     process = subprocess.Popen(
@@ -117,6 +118,7 @@ def test_help_loads_none_of_the_commands() -> None:
     assert loaded & {"fastapi", "sqlalchemy", "openai", "agents", "pydantic", "httpx", "uvicorn", "offline"} == set()
 
 
+@pytest.mark.slow
 def test_migrate_works_through_hatch(tmp_path: Path, empty_database_url: str) -> None:
     environment = _environment(tmp_path, DATABASE_URL=empty_database_url)
     for _ in range(2):

@@ -76,6 +76,7 @@ async def backend_of(database: Database, *, seconds: float = 0) -> int:
         return await session.scalar(text("SELECT pg_backend_pid() FROM pg_sleep(:seconds)"), {"seconds": seconds}) or 0
 
 
+@pytest.mark.slow
 def test_no_request_needs_two_connections(
     database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,6 +285,7 @@ def test_a_planted_fault_is_the_only_one_and_is_named(
     assert not any(secret in said for secret in (PASSWORD, ENCODED, "wrong-secret", "sk-bad"))
 
 
+@pytest.mark.slow
 def test_migrate_refuses_a_server_that_is_too_old(
     estate: Estate, kept_log: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def data() -> Generator[Path]:
         yield Path(folder) / "data"
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_space_is_one_like_any_other() -> None:
     with tempfile.TemporaryDirectory(prefix="easel space's ") as folder, running_postgres(Path(folder) / "data") as url:
         assert rows(url, "SELECT 1") == [(1,)]
@@ -62,6 +63,7 @@ def test_a_process_that_is_killed_does_not_keep_the_server_running(data: Path) -
     assert not _is_running(data)
 
 
+@pytest.mark.slow
 def test_nor_does_one_that_was_killed_as_it_wrote(data: Path) -> None:
     _start(data)
     (data / embedded_postgres.HOLDERS).write_text("")

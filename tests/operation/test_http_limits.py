@@ -252,6 +252,7 @@ def test_pipelined_and_chunked_requests_are_served(ada: ApiUser, server: AppServ
     assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"200", b"201", b"201", b"200"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 def test_a_stream_outlives_all_deadlines_even_with_half_a_request_behind_it(ada: ApiUser, server: AppServer) -> None:
     run = ada.start("Draw a slow house [offline: slow=2]", agent_key="designer")

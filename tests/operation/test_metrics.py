@@ -184,6 +184,7 @@ def test_an_image_that_fails_is_counted_by_its_code(monitored: Monitored, ada: A
     assert grown("easel_images_stored_total") == 0
 
 
+@pytest.mark.slow
 def test_images_that_wait_for_the_storage_are_seen_until_they_are_stored(monitored: Monitored, ada: ApiUser) -> None:
     def draw_during_an_outage() -> None:
         monitored.storage.mode = "refuse"
@@ -401,6 +402,7 @@ def test_a_worker_is_not_ready_while_the_schema_is_behind(
         assert "easel_runs_open" not in families
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_told_in_a_sentence(database_url: str, provider_url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -70,6 +70,7 @@ def found(url: str) -> dict[str, Any]:
     return {name: rows(url, query) for name, query in FOUND.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["after a step is recorded", "before it is recorded"])
 def test_a_killed_migration_goes_on_where_it_was(
     postgres: "Postgres",
@@ -216,6 +217,7 @@ async def run_as(url: str, *steps: schema_steps.Step) -> None:
         await connection.run_sync(run)
 
 
+@pytest.mark.slow
 async def test_a_generated_column_becomes_one_that_a_trigger_sets(
     empty_database_url: str, straight: tuple[list[str], dict[str, Any]]
 ) -> None:

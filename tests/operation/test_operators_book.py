@@ -265,6 +265,7 @@ def browser(proxied: Proxied) -> Generator[httpx.Client]:
     user.http.close()
 
 
+@pytest.mark.slow
 def test_behind_nginx_events_arrive_as_they_are_sent(browser: httpx.Client) -> None:
     body = {"input": "Draw something slow [offline: slow=2]", "agent_key": "designer"}
     times: dict[str, float] = {}

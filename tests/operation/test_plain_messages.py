@@ -218,6 +218,7 @@ def run(fault: Fault, places: Variables, directory: Path) -> str | None:
     return None if fine and "Traceback" not in said and SECRET not in said else f"{done.returncode}: {said}"
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_command_without_a_word(database_url: str, tmp_path: Path) -> None:
     # It never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:

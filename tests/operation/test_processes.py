@@ -66,6 +66,7 @@ def test_two_processes_serve_one_port_one_that_is_lost_is_replaced_and_they_end_
     assert [child for child in children if child.is_running()] == []
 
 
+@pytest.mark.slow
 def test_they_end_with_their_parent_however_that_ends(serving: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(serving.pid).children()
     serving.kill()

@@ -130,6 +130,7 @@ def test_without_a_caller_s_trace_one_begins_and_the_log_names_it(observed: Obse
         assert line["trace_id"] == request.trace_id == executed.trace_id
 
 
+@pytest.mark.slow
 def test_a_trace_that_its_caller_does_not_sample_is_not_sent(observed: Observed) -> None:
     ada, trace_id = ApiUser(observed.api.base_url), secrets.token_hex(16)
     ada.http.headers["traceparent"] = f"00-{trace_id}-{PARENT_ID}-00"

@@ -57,6 +57,7 @@ def test_a_recorded_answer_reads_as_it_was_sent(recording: Stream, database_url:
         assert (len(provider.posts) == 1) == (code != "max_turns_exceeded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recording", _recordings(with_images=True))
 def test_a_recorded_image_is_stored_once(recording: Stream, database_url: str, tmp_path: Path) -> None:
     with s3_server(tmp_path / "s3") as s3, serving(recording.data) as provider:

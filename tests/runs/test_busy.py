@@ -155,6 +155,7 @@ def test_runs_beyond_the_limit_of_their_tenant_follow_as_others_end(unswept_serv
     assert time.monotonic() - began < housekeeping.TURN_EVERY.total_seconds() / 2
 
 
+@pytest.mark.slow
 def test_a_queued_run_that_is_cancelled_ends_at_once_and_the_next_goes_on(ada: ApiUser) -> None:
     first = ada.start(SLOW, agent_key="designer")
     second, third = queue(ada, first, "Draw a boat"), queue(ada, first, "Draw a tree")
@@ -194,6 +195,7 @@ def test_a_run_that_interrupts_ends_those_that_are_queued_as_well(ada: ApiUser) 
         assert kinds(ada.events(run["id"])) == ["run.created", "message.started", "message.completed", "run.cancelled"]
 
 
+@pytest.mark.slow
 def test_a_queued_stream_waits_and_then_delivers(ada: ApiUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "HEARTBEAT_SECONDS", 0.1)
     first = ada.start(SLOW, agent_key="designer")

@@ -186,6 +186,7 @@ def test_a_busy_conversation_is_not_remembered(ada: ApiUser) -> None:
     assert "idempotent-replayed" not in accepted.headers
 
 
+@pytest.mark.slow
 async def test_a_fault_of_the_database_is_not_remembered(
     new_database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_key_is_forgotten_after_24_hours(ada: ApiUser, database_url: str, monk
     assert (runs_of(ada, database_url), keys_of(ada, database_url)) == (2, 1)
 
 
+@pytest.mark.slow
 def test_expired_keys_are_deleted_by_a_task_and_others_stay(
     new_database_url: str, provider_url: str, tmp_path: Path
 ) -> None:

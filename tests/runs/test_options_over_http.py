@@ -57,6 +57,7 @@ def test_agents_are_listed_with_their_image_options(ada: ApiUser) -> None:
     assert "image_generation" in listed["designer"]["tools"]
 
 
+@pytest.mark.slow
 def test_a_deleted_conversation_takes_its_images_along(ada: ApiUser) -> None:
     events = ada.draw()
     attachment = one(events, "attachment.created")["attachment"]

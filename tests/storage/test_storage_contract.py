@@ -240,6 +240,7 @@ async def test_a_link_reads_one_object_and_nothing_else(minio: Backend) -> None:
     await store.close()
 
 
+@pytest.mark.slow
 async def test_a_link_ends_in_time(minio: Backend) -> None:
     store, key = await _store_with_object(minio)
     link = await _link(store, key, expires_in=1)

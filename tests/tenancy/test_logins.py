@@ -151,6 +151,7 @@ async def test_production_starts_with_no_login_that_may_do_more(
             pass
 
 
+@pytest.mark.slow
 def test_the_embedded_database_serves_with_a_login_that_owns_nothing(tmp_path: Path) -> None:
     settings = Settings(_env_file=None, data_dir=tmp_path, openai_api_key="sk-test")  # pyright: ignore[reportCallIssue]
     with running_parts(settings) as parts:

@@ -201,6 +201,7 @@ def test_what_takes_no_id_shows_another_user_nothing_of_adas(ada: ApiUser, other
             assert not [name for name, value in own.items() if value in text], f"{method} {path}"
 
 
+@pytest.mark.slow
 def test_ada_herself_is_not_refused(ada: ApiUser) -> None:
     own = belongings_of(ada)
     for (method, path), call in MATRIX.items():
@@ -211,6 +212,7 @@ def test_ada_herself_is_not_refused(ada: ApiUser) -> None:
             assert answer.is_success or answer.is_redirect, f"{method} {path}: {answer.status_code} {answer.text}"
 
 
+@pytest.mark.slow
 def test_nobody_is_let_in_but_where_the_door_is_public(server: AppServer, ada: ApiUser) -> None:
     own = belongings_of(ada)
     nobody = server.anyone()
@@ -225,6 +227,7 @@ def test_nobody_is_let_in_but_where_the_door_is_public(server: AppServer, ada: A
     assert_untouched(ada, own)
 
 
+@pytest.mark.slow
 def test_another_tenants_name_in_the_header_opens_nothing(server: AppServer, ada: ApiUser, stranger: ApiUser) -> None:
     own, schema = belongings_of(ada), server.uvicorn.app.openapi()
     key = stranger.http.post("/v1/api-keys", json={"name": "Mine"}).json()["key"]

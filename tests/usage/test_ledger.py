@@ -337,6 +337,7 @@ def test_a_sweep_stops_what_nobody_waits_for(database_url: str, provider_url: st
     assert response(provider_url, response_id)["status"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
     server: AppServer, ada: ApiUser, database: str
 ) -> None:

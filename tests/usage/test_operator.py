@@ -59,6 +59,7 @@ def test_entries_go_to_a_billing_system_once(easel: Easel, ada: ApiUser, strange
     assert {event["event_name"] for event in events} == {"input_tokens", "output_tokens"}
 
 
+@pytest.mark.slow
 def test_the_last_line_of_an_export_is_where_the_next_begins(
     easel: Easel, ada: ApiUser, stranger: ApiUser, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_new_tenants_get_the_default_plan(database_url: str, provider_url: str, 
         assert made["plan"] == "trial"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "doctor"])
 def test_a_default_plan_that_is_not_there_is_told_before_anybody_gets_it(
     easel: Easel, monkeypatch: pytest.MonkeyPatch, command: str

@@ -71,6 +71,7 @@ def test_a_new_image_descends_from_none(ada: ApiUser) -> None:
     assert (first["parent_object_id"], second["parent_object_id"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_an_earlier_image_of_any_branch_is_edited_by_its_id(remembering: AppServer, own_provider: str) -> None:
     ada = remembering.sign_up()
     first = drawn(ada, "Draw a green house")
@@ -90,6 +91,7 @@ def test_an_earlier_image_of_any_branch_is_edited_by_its_id(remembering: AppServ
     assert elsewhere["conversation_id"] != first["conversation_id"]
 
 
+@pytest.mark.slow
 def test_a_provider_that_has_forgotten_is_sent_the_bytes(
     remembering: AppServer, own_provider: str, tmp_path: Path
 ) -> None:

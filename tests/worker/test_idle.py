@@ -21,6 +21,7 @@ def server(own_server: AppServer) -> AppServer:
     return own_server
 
 
+@pytest.mark.slow
 def test_it_looks_for_work_with_one_statement(server: AppServer) -> None:
     database: Database = server.uvicorn.app.state.database
     began: list[object] = []

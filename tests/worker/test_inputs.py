@@ -66,6 +66,7 @@ def test_images_reach_the_provider_as_bytes_in_the_order_given(ada: ApiUser, pro
     assert "http" not in str(last_request(provider)["input"])
 
 
+@pytest.mark.slow
 def test_a_request_that_is_too_large_is_sent_once_more_with_less(ada: ApiUser, provider: str) -> None:
     sent = [upload(ada, noise(300, 300)) for _ in range(3)]
     events = ada.draw("Make one image of these [offline: max_body=400000]", attachments=ids_of(sent))
@@ -120,6 +121,7 @@ def test_the_persons_message_shows_what_was_sent_with_it(ada: ApiUser) -> None:
     assert ids_of(message["attachments"]) == ids_of(sent[1:])
 
 
+@pytest.mark.slow
 def test_it_means_the_first_image_that_was_sent(ada: ApiUser, provider: str) -> None:
     first, second = upload(ada, noise(64, 64)), upload(ada, noise(65, 65))
     edited = drawn(ada, "Make it red", attachments=ids_of([first, second]))
@@ -130,6 +132,7 @@ def test_it_means_the_first_image_that_was_sent(ada: ApiUser, provider: str) -> 
     assert last_request(provider)["previous_response_id"]
 
 
+@pytest.mark.slow
 def test_it_means_an_image_whose_run_failed(ada: ApiUser, provider: str) -> None:
     first = drawn(ada, "Draw a green house")
     sent = upload(ada, noise(64, 64))
@@ -145,6 +148,7 @@ def test_it_means_an_image_whose_run_failed(ada: ApiUser, provider: str) -> None
     assert images_in(last_request(provider)) == []
 
 
+@pytest.mark.slow
 def test_once_the_sent_image_is_deleted_it_means_the_one_before(ada: ApiUser) -> None:
     first = drawn(ada, "Draw a green house")
     talk = {"conversation_id": first["conversation_id"]}
@@ -161,6 +165,7 @@ def test_a_narrow_image_that_has_no_smaller_copy_is_recalled_as_it_is(ada: ApiUs
     assert [part["image_url"] for part in images_in(last_request(provider))] == [data_url_of(sent)]
 
 
+@pytest.mark.slow
 def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider: str, tmp_path: Path) -> None:
     folder = tmp_path / "agents" / "designer"
     shutil.copytree(AGENTS_DIRECTORY / "designer", folder)
@@ -176,6 +181,7 @@ def test_an_agent_that_stores_nothing_sends_them_too(database_url: str, provider
     assert [part["image_url"] for part in parts] == [data_url_of(second), data_url_of(first)]
 
 
+@pytest.mark.slow
 @pytest.mark.proof(9, "masks")
 @pytest.mark.parametrize(("kind", "covers"), [("alpha", "edit"), ("black and white", "attachments")])
 def test_only_what_the_mask_leaves_open_is_changed(ada: ApiUser, provider: str, kind: str, covers: str) -> None:
@@ -203,6 +209,7 @@ def test_an_image_may_be_its_own_mask(ada: ApiUser, provider: str) -> None:
     assert tool["input_image_mask"]["image_url"] != data_url_of(both)
 
 
+@pytest.mark.slow
 @pytest.mark.proof(9, "masks")
 def test_a_mask_that_does_not_fit_is_refused_before_anything_is_paid(ada: ApiUser, provider: str) -> None:
     server = drawn(ada, "Draw a green house")["object_id"]
@@ -266,6 +273,7 @@ def test_a_strangers_image_is_like_one_that_never_was(ada: ApiUser, stranger: Ap
     assert stranger.http.get("/v1/conversations").json()["data"] == []
 
 
+@pytest.mark.slow
 def test_an_image_deleted_before_its_run_began_ends_the_run(ada: ApiUser, provider: str) -> None:
     sent = upload(ada, noise(64, 64))
     first = ada.start("Draw a green house [offline: slow=1]", agent_key="designer")

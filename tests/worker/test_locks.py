@@ -27,6 +27,7 @@ def server(own_server: AppServer) -> AppServer:
     return own_server
 
 
+@pytest.mark.slow
 def test_images_are_charged_while_their_conversation_is_deleted(server: AppServer, ada: ApiUser) -> None:
     events = ada.draw()
     run_id = UUID(events[0]["run"]["id"])
