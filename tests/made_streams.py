@@ -11,9 +11,9 @@ from PIL import Image
 Json = dict[str, Any]
 
 
-def stream_of(*parts: tuple[Json, list[Json]]) -> bytes:
+def stream_of(*parts: tuple[Json, list[Json]], response_id: str = "resp_made_0001") -> bytes:
     """A response's stream; each part is an output item and the events before it is done."""
-    response = {"id": "resp_made_0001", "object": "response", "created_at": 1795500000, "model": "gpt-6.1-sol"}
+    response = {"id": response_id, "object": "response", "created_at": 1795500000, "model": "gpt-6.1-sol"}
     response |= {"tools": [], "parallel_tool_calls": True, "tool_choice": "auto"}
     events = [_about(response, "created", "in_progress", [])]
     for index, (item, before) in enumerate(parts):

@@ -83,6 +83,13 @@ async def settle(session: AsyncSession, settlement: "Settlement") -> bool:
     return await session.scalar(statement) is not None
 
 
+async def cost_without_image(session: AsyncSession, run_id: UUID, tool_call_id: str) -> Cost:
+    """What was booked for a picture when it had no row."""
+    entry = (UsageEntry.run_id == run_id) & (UsageEntry.tool_call_id == tool_call_id) & UsageEntry.object_id.is_(None)
+    found = await session.execute(select(UsageEntry.cost_nano, UsageEntry.basis).where(entry))
+    return sum((Cost(nano, basis) for nano, basis in found), Cost())
+
+
 @dataclass(frozen=True)
 class Settlement:
     """The end of a call, and what it used; without entries nothing was bought. `object_ids` are by tool call."""

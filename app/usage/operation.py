@@ -69,6 +69,12 @@ INVARIANTS = {
         " WHERE e.tenant_id = c.tenant_id AND c.user_id IN (e.user_id, '00000000-0000-0000-0000-000000000000')"
         " AND e.created_at >= c.month::timestamp AT TIME ZONE 'UTC')"
     ),
+    "a day's counter is not the number of its pictures": (
+        "SELECT NULL::uuid, 0 FROM usage_counters c WHERE c.day = timezone('UTC', now())::date"
+        " AND c.images <> (SELECT count(DISTINCT (e.run_id, e.tool_call_id)) FROM usage_entries e"
+        " WHERE e.tenant_id = c.tenant_id AND c.user_id IN (e.user_id, '00000000-0000-0000-0000-000000000000')"
+        " AND e.tool_call_id IS NOT NULL AND e.created_at >= c.day::timestamp AT TIME ZONE 'UTC')"
+    ),
     "an ended run has a call that was not settled": (
         "SELECT c.run_id, c.number FROM provider_calls c JOIN runs r ON r.tenant_id = c.tenant_id AND r.id = c.run_id"
         " WHERE c.state <> 'settled' AND r.status NOT IN ('queued', 'running')"

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -41,7 +40,10 @@ class LongContext(_Strict):
 
 
 class _Dated(_Strict):
+    """From `since` on; `source` says where the prices were read."""
+
     since: date
+    source: Annotated[str, Field(min_length=1)] | None = None
 
 
 class _OfModels(_Dated):
@@ -127,13 +129,9 @@ class Prices(_Strict):
     image: list[ImagePrices]
     tools: Annotated[list[ToolPrices], Field(min_length=1)]
 
-    @cached_property
-    def _rows(self) -> Sequence[_OfModels]:
-        return [*self.text, *self.image]
-
-    def has(self, model: str, at: datetime) -> bool:
-        """Whether the model has a price then."""
-        return _best(self._rows, model, at) is not None
+    def has(self, kind: Kind, model: str, at: datetime) -> bool:
+        """Whether the model has a price then for what it makes."""
+        return self._nano_each(Quantity(kind, model, 1), at, None, 0) is not None
 
     def price(self, quantities: Iterable[Quantity], *, at: datetime, tier: str | None = None) -> list[Priced]:
         """The quantities of one call that was sent `at` that time and answered by that service tier."""

@@ -10,16 +10,18 @@ from app.agents._shared.registry import LoadedAgent
 from app.agents._shared.tools import IMAGE_TOOL
 from app.attachments.models import Attachment
 from app.db import Database, now
+from app.event_log import Record
 from app.provider.observers import GeneratedImage, PartialImage
 from app.provider.usage import ResponseReport
 from app.runs.models import Run
 from app.usage.estimates import CallEstimate
 from app.usage.ledger import Cost, Settlement
-from app.usage.models import CallState, ProviderCall
+from app.usage.models import CallState, ProviderCall, UsageEntry
 from app.usage.prices import Prices
 from app.worker.image_options import ImageOptions
 from app.worker.image_rows import ImageRows
 from app.worker.open_call import OpenCall, usage_of
+from app.worker.received import recall
 from app.worker.reservation import Need, is_reserved
 
 
@@ -98,13 +100,6 @@ class CallBook:
             return self.usage, self.cost
         return self.usage + Counter(usage_of(self.call.report)), self.cost + settlement.cost
 
-    def recall(self, text: str, rows: Sequence[Attachment]) -> None:
-        """What an earlier attempt has received of the call that it left: the events and rows that it wrote."""
-        if self.call is not None:
-            self.call.characters = len(text)
-            for row in rows:
-                self.call.add_picture(row.tool_call_id or "", row.options)
-
     def on_delta(self, characters: int) -> None:
         if self.call is not None:
             self.call.characters += characters
@@ -127,12 +122,22 @@ class CallBook:
             self.call.count_tokens()
 
 
-async def unsettled_call(database: Database, run: Run, rows: ImageRows) -> OpenCall | None:
-    """The call that an earlier attempt at the run has left; `rows` get to know the images that it has brought."""
+async def unsettled_call(database: Database, run: Run, rows: ImageRows, written: Sequence[Record]) -> OpenCall | None:
+    """The call that an earlier attempt at the run has left, with what came of it; `rows` get to know its images.
+
+    `written` are the events of earlier attempts.
+    """
     if run.attempt == 1 or not run.calling_turn:
         return None
     async with database.tenant(run.tenant_id) as session:
-        row = await session.get(ProviderCall, (run.tenant_id, run.id, run.calling_turn))
         images = select(Attachment).where(Attachment.run_id == run.id).order_by(Attachment.id)
-        rows.know(await session.scalars(images))
-    return None if row is None or row.state == CallState.SETTLED else OpenCall.of(row)
+        known = rows.know(await session.scalars(images))
+        calls = (await session.scalars(select(ProviderCall).where(ProviderCall.run_id == run.id))).all()
+        booked = set(await session.scalars(select(UsageEntry.tool_call_id).where(UsageEntry.run_id == run.id)))
+    left = next((row for row in calls if row.number == run.calling_turn and row.state != CallState.SETTLED), None)
+    if left is None:
+        return None
+    call = OpenCall.of(left)
+    settled = {row.response_id for row in calls if row.state == CallState.SETTLED}
+    recall(call, written, known, settled=settled, booked=booked)
+    return call

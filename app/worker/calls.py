@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -9,18 +11,19 @@ from app.errors import OverLimit
 from app.provider.errors import ProviderError
 from app.runs.models import Run
 from app.runs.provider_objects import ProviderObjectKind
-from app.usage.ledger import settle
+from app.usage.ledger import Cost, settle
 from app.worker import lease
 from app.worker.booking import Booking
 from app.worker.call_book import CallBook
 from app.worker.context import WorkerContext
 from app.worker.image_rows import ImageRows
+from app.worker.open_call import OpenCall
 from app.worker.reservation import without_settled
 
 log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 5.0
-# How long the next call may wait for the rows of the images that the last one brought.
+# How long the next call may wait for the rows of the images that the last one brought, and the end for the call's.
 ROWS_SECONDS = 5.0
 
 
@@ -43,6 +46,7 @@ class ProviderCalls:
         self._run = run
         self._rows = rows
         self._resumed = resumed
+        self._opening: asyncio.Task[None] | None = None
 
     def take_resumed(self) -> str | None:
         response_id, self._resumed = self._resumed, None
@@ -60,25 +64,43 @@ class ProviderCalls:
         call = book.open(self.turn + 1, self._ctx.registry.specs[agent_key], characters)
         need = book.need_of(call)
         row = book.row_of(call, need, background=background)
+        booking = Booking(call=row, settlement=settlement, need=need if self.turn else None)
         self.no_request_in_flight.clear()
+        self._opening = asyncio.create_task(self._open(booking, call, usage, cost, background=background))
         try:
-            await self._write(
-                Booking(call=row, settlement=settlement, need=need if self.turn else None),
-                calling_turn=call.number,
-                calling_agent=agent_key,
-                background=background,
-                response_id=None,
-                usage=dict(usage) or None,
-                booked_nano=cost.nano,
-                booked_basis=cost.basis,
-                **without_settled(self._run, settlement),
-            )
+            # Who is stopped meanwhile sends nothing, though the call may be written down.
+            await asyncio.shield(self._opening)
         except OverLimit:
             self.no_request_in_flight.set()
             raise
+        call.refused = False
+
+    async def _open(
+        self, booking: Booking, call: OpenCall, usage: Counter[str], cost: Cost, *, background: bool
+    ) -> None:
+        """Nothing was accepted of it until it is sent."""
+        await self._write(
+            booking,
+            calling_turn=call.number,
+            calling_agent=call.agent_key,
+            background=background,
+            response_id=None,
+            usage=dict(usage) or None,
+            booked_nano=cost.nano,
+            booked_basis=cost.basis,
+            **without_settled(self._run, booking.settlement),
+        )
         self.turn, self.response_id, self._run.background = call.number, None, background
-        self._run.calling_agent = agent_key
-        book.call, book.usage, book.cost = call, usage, cost
+        self._run.calling_agent = call.agent_key
+        call.refused = True
+        self.book.call, self.book.usage, self.book.cost = call, usage, cost
+
+    async def until_opened(self) -> None:
+        """Until the call that was being written down is, or is not; but not for long."""
+        if self._opening is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ROWS_SECONDS):
+                    await asyncio.gather(asyncio.shield(self._opening), return_exceptions=True)
 
     async def on_response_created(self, response_id: str) -> None:
         self.already_sent = True
@@ -86,7 +108,7 @@ class ProviderCalls:
         self.kept[response_id] = ProviderObjectKind.RESPONSE
         if (call := self.book.call) is not None:
             call.response_id = response_id
-            if call.estimate.image_model:
+            if self._run.background or call.estimate.image_model:
                 # What was paid for is resumed, and its images are recovered, by this id alone.
                 await self._write(Booking(named=(call.number, response_id)), response_id=response_id)
         self.no_request_in_flight.set()

@@ -57,8 +57,7 @@ def _meaning_of(error: BaseException) -> RunError | None:  # noqa: PLR0911 - a t
         case ProviderError():
             return _run_error(error.code, error.message, retryable=error.retryable)
         case OverLimit():
-            code = error.code if error.code == ErrorCode.UNPRICED_MODEL else ErrorCode.BUDGET_EXCEEDED
-            return _run_error(code, error.detail, retryable=False)
+            return _run_error(ErrorCode.BUDGET_EXCEEDED, error.detail, retryable=False)
         case TimeoutError():
             return to_run_error(provider.timed_out())
         case ObjectMissing() | NotFound():

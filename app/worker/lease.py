@@ -26,17 +26,14 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.attachments.models import Attachment
 from app.conversations.models import Conversation, ImagePlaces, Message
 from app.conversations.service import new_answer
 from app.db import Database, now, retry_while_unavailable
-from app.errors import is_connection_error
-from app.inserts import insert_many, insert_where
+from app.inserts import insert_where
 from app.runs.models import OPEN, Run, RunError, RunStatus
 from app.usage.ledger import Cost
 from app.worker.booking import Booking
@@ -164,7 +161,7 @@ async def is_deleted(database: Database, run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended, and its message: the text, where its images come in it, and rows of those that failed.
+    """How a run ended, and its message: the text, and where its images come in it.
 
     `response_id` is the provider's last response, None where it named none; `cost` is that of all calls.
     """
@@ -172,7 +169,6 @@ class Ending:
     status: RunStatus
     text: str
     image_places: ImagePlaces
-    failed_images: Sequence[Attachment]
     last_seq: int
     usage: dict[str, int]
     cost: Cost
@@ -184,11 +180,10 @@ class Ending:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run as it is now, its message, the images of it that failed, and whether runs of its tenant wait."""
+    """The run as it is now, its message, and whether runs of its tenant wait."""
 
     run: Run
     message: Message
-    failed_images: Sequence[Attachment]
     waiting: bool
 
 
@@ -197,24 +192,9 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
     ended = await session.scalar(_ending_statement(run, ending, now()))
     if ended is None:
         return None
-    failed = await _record_failed(session, ending.failed_images)
     # A statement of its own, so that it sees the run that an API process added before this one got the lock.
     waiting = await session.scalar(select(exists().where(Run.tenant_id == run.tenant_id, _is_queued(Run))))
-    return Ended(ended, new_answer(ended, ending.text, ending.image_places), failed, bool(waiting))
-
-
-async def _record_failed(session: AsyncSession, images: Sequence[Attachment]) -> Sequence[Attachment]:
-    """What kept an image's row from being written may keep this one from it, too: the run ends all the same."""
-    if images:
-        try:
-            async with session.begin_nested():
-                await insert_many(session, images)
-        except DBAPIError as error:
-            if is_connection_error(error):
-                raise
-            log.exception("image.failure_not_recorded")
-            return []
-    return images
+    return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting))
 
 
 def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:

@@ -23,11 +23,14 @@ class OpenCall:
     estimate: CallEstimate
     asked_at: datetime
     response_id: str | None = None
+    # Nothing was accepted: it cost nothing.
     refused: bool = False
     # The provider has sent the last event; `report` is what that said.
     ended: bool = False
     report: ResponseReport | None = None
     characters: int = 0
+    # Of an earlier attempt, which may be the same text.
+    recalled_characters: int = 0
     pictures: dict[str, Picture] = field(default_factory=dict[str, Picture])
     partials: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
 
@@ -65,13 +68,15 @@ class OpenCall:
             return []
         if self.report is not None and self.report.usage is not None:
             return self._reported(prices, self.report).quantities()
+        characters = max(self.characters, self.recalled_characters)
         came = self._with_partials(self.pictures.values())
         early = sum(tool_call_id not in self.pictures for tool_call_id, _ in self.partials)
-        if self.ended and not (self.characters or came or early):
+        if self.ended and not (characters or came or early):
             return []
-        return self.estimate.received(self.characters, came, early)
+        return self.estimate.received(characters, came, early)
 
     def _reported(self, prices: Prices, report: ResponseReport) -> Report:
+        named = {one.tool_call_id: self._known(one) for one in report.pictures}
         return Report(
             model=report.model or self.estimate.model,
             image_model=report.image_model or self.estimate.image_model or prices.default_image_model,
@@ -79,7 +84,8 @@ class OpenCall:
             tool_usage=report.tool_usage,
             svg_usage=report.svg_usage,
             containers=report.containers,
-            pictures=self._with_partials(self._known(one) for one in report.pictures),
+            # One that was stopped may not name what had come.
+            pictures=self._with_partials({**self.pictures, **named}.values()),
             given_tokens=self.estimate.given_tokens,
         )
 

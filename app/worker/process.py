@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from app import metrics, metrics_server
 from app.agents._shared.registry import Registry, image_options, load_registry
@@ -17,6 +18,7 @@ from app.loading import freeze
 from app.provider.client import Provider
 from app.provider.warm_up import warm_up
 from app.settings import Settings
+from app.usage.kinds import Kind
 from app.usage.prices import Prices, load_prices
 from app.worker import dispatcher, housekeeping, tasks
 from app.worker.context import WorkerContext
@@ -31,20 +33,25 @@ def load_agents(settings: Settings) -> Registry:
     return load_registry(settings, make_tool=make_function_tool)
 
 
-def models_of(settings: Settings, registry: Registry, prices: Prices) -> list[str]:
-    """What the agents use, image models included."""
-    models = {agent.model for agent in registry.specs.values()}
-    drawing = [agent for agent in registry.specs.values() if IMAGE_TOOL in agent.spec.tool_keys]
-    models |= {image_options(settings, agent, {}).get("model") or prices.default_image_model for agent in drawing}
-    return sorted(models)
+def sold_to(settings: Settings, registry: Registry, prices: Prices) -> list[tuple[str, Kind]]:
+    """The models that the agents use, and what each makes."""
+    found = {(agent.model, Kind.OUTPUT) for agent in registry.specs.values()}
+    for agent in registry.specs.values():
+        if IMAGE_TOOL in agent.spec.tool_keys:
+            options = image_options(settings, agent, {})
+            found.add((options.get("model") or prices.default_image_model, Kind.IMAGE_OUTPUT))
+            svg: Mapping[str, Any] = options.get("svg") or {}
+            if svg.get("model"):
+                found.add((svg["model"], Kind.SVG_OUTPUT))
+    return sorted(found)
 
 
 def price_warnings(settings: Settings, registry: Registry, prices: Prices) -> list[str]:
     """A sentence for each model of an agent that has no price."""
     return [
         f"The model {model!r} has no price: what it does is booked as unpriced. Name a PRICES_FILE that has one."
-        for model in models_of(settings, registry, prices)
-        if not prices.has(model, now())
+        for model, kind in sold_to(settings, registry, prices)
+        if not prices.has(kind, model, now())
     ]
 
 
@@ -75,7 +82,7 @@ async def working(
         )
         stack.push_async_callback(provider.close)
         prices = load_prices(settings.prices_file)
-        metrics.know(registry.specs, models_of(settings, registry, prices))
+        metrics.know(registry.specs, dict(sold_to(settings, registry, prices)))
         for sentence in price_warnings(settings, registry, prices):
             log.warning("price.missing", extra={"detail": sentence})
         intake = ImageIntake(settings.data_dir)

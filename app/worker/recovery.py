@@ -23,8 +23,7 @@ from app.provider.observers import GeneratedImage
 from app.runs.models import Run
 from app.runs.run_log import tags_of
 from app.settings import Settings
-from app.usage.ledger import Cost
-from app.usage.models import UsageEntry
+from app.usage.ledger import cost_without_image
 from app.worker import model_input
 from app.worker.context import WorkerContext
 from app.worker.event_writer import EventWriter
@@ -211,10 +210,10 @@ async def _record(ctx: WorkerContext, images: RunImages, image: GeneratedImage, 
 
 async def _charge(ctx: WorkerContext, row: Attachment) -> None:
     """With what was booked for the picture when it had no row."""
-    entry = (UsageEntry.run_id == row.run_id) & (UsageEntry.tool_call_id == row.tool_call_id)
+    if row.run_id is None or row.tool_call_id is None:
+        return
     async with ctx.database.tenant(row.tenant_id) as session:
-        booked = select(UsageEntry.cost_nano, UsageEntry.basis).where(entry, UsageEntry.object_id.is_(None))
-        cost = sum((Cost(*found) for found in await session.execute(booked)), Cost())
+        cost = await cost_without_image(session, row.run_id, row.tool_call_id)
         if cost.basis is not None:
             charged = update(Attachment).where(Attachment.id == row.id, Attachment.cost_basis.is_(None))
             await session.execute(charged.values(cost_nano=cost.nano, cost_basis=cost.basis))

@@ -1,18 +1,23 @@
 """The end of a run: its message, its images and what it used, committed at once, then told."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import metrics
 from app.attachments import service as attachments
 from app.attachments.models import Attachment
 from app.db import retry_while_unavailable
+from app.errors import is_connection_error
+from app.inserts import insert_many
 from app.runs.events import MessageCompleted, run_ended
 from app.runs.models import Run, RunError, RunStatus
 from app.runs.run_log import log_end
 from app.runs.schemas import RunView
+from app.usage.ledger import cost_without_image
 from app.worker import lease
 from app.worker.booking import Booking
 from app.worker.calls import ProviderCalls
@@ -22,6 +27,8 @@ from app.worker.event_writer import EventWriter
 from app.worker.images import RunImages
 from app.worker.lease import Ended, Ending, LeaseLost
 from app.worker.translator import Translator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class RunEnd:
 
     async def write(self, outcome: Outcome) -> Ended:
         """Raises LeaseLost."""
+        await self.calls.until_opened()
         ended, rows = await self._commit(outcome)
         if ended is None:
             raise LeaseLost
@@ -70,14 +78,13 @@ class RunEnd:
     async def _commit(self, outcome: Outcome) -> tuple[Ended | None, list[Attachment]]:
         async with self.ctx.database.tenant(self.run.tenant_id) as session:
             rows = self.images.rows.know(await self._images(session))
-            if self.calls.is_lost:
-                self.calls.book.recall(str(self.translator.message), rows)
             self.images.reports.tell_copies(rows)
             failed = self.images.reports.failed_rows()
-            ending = self._ending(outcome, [*rows, *failed], failed)
+            ending = self._ending(outcome, [*rows, *failed])
             ended = await lease.end(session, self.run, ending)
             ending.booking.show_costs(rows)
-            return ended, sorted([*rows, *(ended.failed_images if ended else [])], key=lambda row: row.id)
+            recorded = await _record_failed(session, failed) if ended else ()
+            return ended, sorted([*rows, *recorded], key=lambda row: row.id)
 
     async def _images(self, session: AsyncSession) -> list[Attachment]:
         """None are looked for where no attempt can have stored one."""
@@ -86,7 +93,7 @@ class RunEnd:
         found = await attachments.of_messages(session, [self.run.output_message_id])
         return found.get(self.run.output_message_id, [])
 
-    def _ending(self, outcome: Outcome, rows: Sequence[Attachment], failed: Sequence[Attachment]) -> Ending:
+    def _ending(self, outcome: Outcome, rows: Sequence[Attachment]) -> Ending:
         self.translator.finish_text()
         self.translator.start_message()
         settlement = self.calls.book.settlement()
@@ -95,7 +102,6 @@ class RunEnd:
             status=outcome.status,
             text=str(self.translator.message),
             image_places=self.translator.message.image_places(rows),
-            failed_images=failed,
             last_seq=self.events.seq + 2,
             usage=dict(usage),
             cost=cost,
@@ -104,3 +110,26 @@ class RunEnd:
             unrecorded_images=sorted(self.images.unrecorded),
             booking=Booking(self.calls.kept, settlement=settlement),
         )
+
+
+async def _record_failed(session: AsyncSession, images: Sequence[Attachment]) -> Sequence[Attachment]:
+    """What kept an image's row from being written may keep this one from it, too: the run ends all the same."""
+    if images:
+        try:
+            async with session.begin_nested():
+                for image in images:
+                    await _charge(session, image)
+                await insert_many(session, images)
+        except DBAPIError as error:
+            if is_connection_error(error):
+                raise
+            log.exception("image.failure_not_recorded")
+            return ()
+    return images
+
+
+async def _charge(session: AsyncSession, image: Attachment) -> None:
+    """The provider may have drawn and reported it, though no bytes of it are here."""
+    if image.run_id is not None and image.tool_call_id is not None:
+        cost = await cost_without_image(session, image.run_id, image.tool_call_id)
+        image.cost_nano, image.cost_basis = cost.nano, cost.basis

@@ -78,6 +78,11 @@ def assert_books_right(database_url: str, provider_url: str) -> int:
     return len(estimated)
 
 
+def faults(database_url: str, run_id: str) -> list[Any]:
+    """What is wrong with the books of a run."""
+    return [one["fault"] for one in asyncio.run(_verify(database_url)).faults if str(one["run_id"]) == run_id]
+
+
 async def _verify(database_url: str) -> Verified:
     database = Database(database_url, pool_size=1)
     try:

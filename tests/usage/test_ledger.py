@@ -17,7 +17,7 @@ from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, Event, kinds, one, running_server
 from tests.tables import rows
 from tests.usage import hand
-from tests.usage.books import Json, entries, nano
+from tests.usage.books import Json, entries, faults, nano
 
 KEY = {"Authorization": "Bearer sk-test"}
 
@@ -155,6 +155,7 @@ def test_what_has_no_price_is_told_as_unpriced_everywhere(server: AppServer, ada
 
 Ending = tuple[str, Json, set[str], set[str]]
 IMAGE = {"agent_key": "designer", "image": {"quality": "low", "size": "1024x1024"}}
+DRAWN = {"image_text_input_tokens", "image_output_tokens"}
 ENDINGS: dict[str, Ending] = {
     # What is said, with what options; the bases of its entries, and their kinds.
     "incomplete": ("Hello [offline: incomplete]", {}, {"reported"}, {"input_tokens", "output_tokens"}),
@@ -170,6 +171,18 @@ ENDINGS: dict[str, Ending] = {
     "quota": ("Hello [offline: quota]", {}, set(), set()),
     "error event": ("Hello [offline: error_event]", {}, set(), set()),
     "image moderated": ("Draw a house [offline: moderation]", IMAGE, {"reported"}, {"input_tokens", "output_tokens"}),
+    "image that is none": (
+        "Draw a house [offline: not_an_image]",
+        IMAGE,
+        {"reported"},
+        {"input_tokens", "output_tokens"} | DRAWN,
+    ),
+    "half an image": (
+        "Draw a house [offline: truncated]",
+        IMAGE,
+        {"reported"},
+        {"input_tokens", "output_tokens"} | DRAWN,
+    ),
     "no tool usage": (
         "Draw a house [offline: no_usage]",
         IMAGE,
@@ -237,6 +250,10 @@ def assert_booked(
     assert nano(run["cost_usd"]) == sum(nano(entry["cost_usd"]) for entry in found)
     assert run["cost_basis"] == ("estimated" if "estimated" in bases else "reported")
     assert all(entry["quantity"] for entry in found)
+    shown = ada.messages(run["conversation_id"])[-1]["attachments"]
+    of_images = [nano(entry["cost_usd"]) for entry in found if entry["kind"].startswith("image_")]
+    assert sum(nano(image["cost_usd"]) for image in shown) == sum(of_images)
+    assert faults(database_url, run["id"]) == []
 
 
 def test_a_provider_that_is_not_there_costs_nothing(database_url: str, tmp_path: Path) -> None:
@@ -362,18 +379,31 @@ def test_a_run_whose_worker_was_lost_is_booked_by_the_one_that_takes_it_over(
     assert failed["cost_basis"] == "estimated"
 
 
+@pytest.mark.parametrize("model", ["gpt-9-nova", "gpt-image-2"], ids=["of no price", "that has the price of a picture"])
 def test_a_model_without_a_price_is_warned_of_at_the_start(
-    database_url: str, provider_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    database_url: str, provider_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, model: str
 ) -> None:
     with (
         caplog.at_level(logging.WARNING),
-        running_server(database_url, provider_url, tmp_path, agent_default_model="gpt-9-nova"),
+        running_server(database_url, provider_url, tmp_path, agent_default_model=model),
     ):
         pass
     told = [record.__dict__["detail"] for record in caplog.records if record.message == "price.missing"]
     assert told == [
-        "The model 'gpt-9-nova' has no price: what it does is booked as unpriced. Name a PRICES_FILE that has one."
+        f"The model {model!r} has no price: what it does is booked as unpriced. Name a PRICES_FILE that has one."
     ]
+
+
+def test_the_writer_of_drawings_is_warned_of_as_well(
+    database_url: str, provider_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    svg = {"output_format": "svg", "svg": {"model": "gpt-9-nova"}}
+    specs = {"artist": {"tool_keys": ("image_generation",), "tool_configs": {"image_generation": svg}}}
+    agents = write_agents(tmp_path / "agents", specs)
+    with caplog.at_level(logging.WARNING), running_server(database_url, provider_url, tmp_path, agents=agents):
+        pass
+    (told,) = [record.__dict__["detail"] for record in caplog.records if record.message == "price.missing"]
+    assert "'gpt-9-nova'" in told
 
 
 def test_an_operators_prices_are_those_that_are_booked(database_url: str, provider_url: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ AGENTS: dict[str, dict[str, Any]] = {
     "designer": {"tool_keys": ("image_generation",)},
     "assistant": {"tool_keys": ("image_generation",), "handoff_keys": ("designer", "talker")},
     "forced": {"tool_keys": ("image_generation", "web_search"), "tool_choice": "image_generation"},
-    "front": {"handoff_keys": ("designer",)},
+    "front": {"handoff_keys": ("designer", "unpriced")},
     "unpriced": {"model_key": "unpriced"},
 }
 PLAN_KEYS = ("runs_per_minute", "runs_at_once", "streams_at_once", "images_per_day", "spend_per_month_usd")
@@ -312,6 +312,8 @@ def test_a_further_call_enlarges_what_is_held_or_ends_the_run(ada: ApiUser, data
     assert used(ada, "images_per_day") == (1, 0)
     exhausted = one(ada.ask(text=said["input"], agent_key="front"), "run.failed")["run"]
     assert exhausted["error"]["code"] == "budget_exceeded"
+    unpriced = ada.ask("Say something [offline: call=transfer_to_unpriced]", agent_key="front")
+    assert one(unpriced, "run.failed")["run"]["error"]["code"] == "budget_exceeded"
 
 
 def test_a_call_of_a_deleted_run_is_held_until_it_is_settled(ada: ApiUser, database: str) -> None:

@@ -133,6 +133,7 @@ def test_books_without_an_estimate_are_told_in_a_sentence(easel: Easel, ada: Api
         ("DELETE FROM provider_calls", "a call that was never made has entries"),
         ("UPDATE provider_calls SET state = 'asked'", "an ended run has a call that was not settled"),
         ("UPDATE usage_counters SET spent_nano = 0", "a month's counter is not the sum of its entries"),
+        ("UPDATE usage_counters SET images = 2", "a day's counter is not the number of its pictures"),
     ],
 )
 def test_wrong_books_are_named(easel: Easel, ada: ApiUser, database_url: str, harm: str, fault: str) -> None:

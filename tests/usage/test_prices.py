@@ -55,7 +55,7 @@ def test_searches_and_sessions_cost_the_same_whatever_the_model_and_the_tier(pri
     "name", ["gpt-6", "gpt-6.1", "gpt-6.1-sol-pro", "gpt-5-mini", "gpt-5-codex", "gpt-image-3", "gpt-4"]
 )
 def test_another_name_finds_no_price(prices: Prices, name: str) -> None:
-    assert not prices.has(name, NOW)
+    assert not any(prices.has(kind, name, NOW) for kind in (Kind.OUTPUT, Kind.IMAGE_OUTPUT))
     (found,) = prices.price([Quantity(Kind.INPUT, name, 10)], at=NOW)
     assert (found.cost_nano, found.nano_each, found.basis) == (None, None, Basis.UNPRICED)
 
@@ -144,6 +144,10 @@ def test_a_prices_file_with_a_hole_is_refused_in_one_sentence(tmp_path: Path, ol
     assert str(refused.value).startswith(f"PRICES_FILE: {path}")
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_every_price_names_its_source(prices: Prices) -> None:
+    assert all(row.source for row in (*prices.text, *prices.image, *prices.tools))
 
 
 def test_a_prices_file_that_is_not_there_is_told(tmp_path: Path) -> None:

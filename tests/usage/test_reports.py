@@ -8,11 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
+from app.provider.usage import ResponseReport
 from app.usage import pictures
 from app.usage.estimates import CallEstimate
 from app.usage.kinds import Basis, Kind
 from app.usage.prices import Priced, load_prices
 from app.usage.reports import Picture, Report, image_counts
+from app.worker.open_call import OpenCall
 from tests.usage import hand
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -231,3 +233,16 @@ def test_a_call_whose_end_was_lost_is_estimated_by_what_came() -> None:
     ]
     assert {one.basis for one in found} == {Basis.ESTIMATED}
     assert [one.kind for one in call.received(0, [], 0)] == [Kind.INPUT]
+
+
+def test_a_stopped_call_that_reports_its_use_and_not_its_picture_is_booked_with_both() -> None:
+    call = OpenCall(1, "designer", CallEstimate("gpt-5", "gpt-image-2", characters=300), NOW)
+    call.add_picture("ig_1", {"size": "1024x1024", "quality": "low"})
+    call.partials.add(("ig_1", 0))
+    usage = {"input_tokens": 10, "output_tokens": 2}
+    call.report = ResponseReport("cancelled", "gpt-5", None, usage, None, {}, None, 0, [])
+    assert [(one.of.kind, one.of.quantity, one.basis, one.of.tool_call_id) for one in call.entries(PRICES)] == [
+        (Kind.INPUT, 10, Basis.REPORTED, None),
+        (Kind.OUTPUT, 2, Basis.REPORTED, None),
+        (Kind.IMAGE_OUTPUT, 296, Basis.ESTIMATED, "ig_1"),
+    ]

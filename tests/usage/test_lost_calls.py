@@ -1,0 +1,166 @@
+"""What an earlier attempt has left of a call is booked by the next one: that call's alone, and all of it."""
+
+import logging
+from collections.abc import Generator
+from math import ceil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import made_streams, timeouts
+from tests.agent_folders import write_agents
+from tests.app_server import ApiUser, AppServer, one, running_server
+from tests.stream_server import serving
+from tests.tables import rows
+from tests.usage.books import Json, entries, faults
+from tests.usage.plans import give_plan
+
+KEY = {"Authorization": "Bearer sk-test"}
+# As a worker left it that was killed while the last call of its run was answered.
+LOST_CALL = """
+UPDATE provider_calls SET state = :state, response_id = CASE WHEN :state = 'named' THEN response_id END,
+booked_entries = NULL, characters = 300, model = 'gpt-5', image_model = :image_model
+WHERE run_id = :run AND number = (SELECT calling_turn FROM runs WHERE id = :run)
+"""
+LOST_RUN = """
+UPDATE runs SET status = 'running', finished_at = NULL, lease_until = now(), booked_basis = 'estimated', booked_nano =
+(SELECT sum(cost_nano) FROM usage_entries WHERE run_id = :run AND call < calling_turn),
+response_id = CASE WHEN :state = 'named' THEN response_id END WHERE id = :run
+"""
+LOST_ENTRIES = """
+DELETE FROM usage_entries WHERE run_id = :run AND call = (SELECT calling_turn FROM runs WHERE id = :run)
+"""
+DRAWING = {"agent_key": "designer", "image": {"quality": "low", "size": "1024x1024", "partial_images": 2}}
+# Of instructions and request; the image tool has its own.
+GIVEN, TOOL = 100, 1_500
+LOW_SQUARE = 196
+
+Booked = tuple[int, str, int]
+
+
+def lose_last_call(database_url: str, run_id: str, *, state: str, image_model: str | None) -> None:
+    values = {"run": run_id, "state": state, "image_model": image_model}
+    for statement in (
+        LOST_ENTRIES,
+        "DELETE FROM messages WHERE role = 'assistant' AND run_id = :run",
+        LOST_CALL,
+        LOST_RUN,
+    ):
+        rows(database_url, statement, {name: value for name, value in values.items() if f":{name}" in statement})
+
+
+def taken_over(user: ApiUser, run_id: str) -> Json:
+    timeouts.wait_until(lambda: user.http.get(f"/v1/runs/{run_id}").json()["finished_at"] is not None)
+    return user.http.get(f"/v1/runs/{run_id}").json()
+
+
+def booked(user: ApiUser, run_id: str) -> list[Booked]:
+    return sorted((entry["call"], entry["kind"], entry["quantity"]) for entry in entries(user, run_id=run_id))
+
+
+def text_of(events: list[Json]) -> str:
+    return "".join(event["delta"] for event in events if event["type"] == "text.delta")
+
+
+def test_what_earlier_calls_have_brought_is_not_booked_again(database_url: str, tmp_path: Path) -> None:
+    agents = {"first": {"tool_keys": ("image_generation",), "handoff_keys": ("second",)}, "second": {}}
+    said = "That is enough of it."
+    drawn = made_streams.stream_of(
+        made_streams.text(["A long text before the picture."]),
+        made_streams.image(made_streams.png("red")),
+        made_streams.call("transfer_to_second"),
+        response_id="resp_first",
+    )
+    answered = made_streams.stream_of(made_streams.text([said], "msg_second"), response_id="resp_second")
+    with (
+        serving(drawn, answered) as provider,
+        running_server(
+            database_url, provider.url, tmp_path / "data", agents=write_agents(tmp_path / "agents", agents)
+        ) as server,
+    ):
+        ada = server.sign_up()
+        run_id = one(ada.ask("Draw a house", agent_key="first"), "run.completed")["run"]["id"]
+        before = [entry for entry in booked(ada, run_id) if entry[0] == 1]
+        lose_last_call(database_url, run_id, state="asked", image_model=None)
+        assert taken_over(ada, run_id)["error"]["code"] == "upstream_outcome_unknown"
+        assert "image_output_tokens" in {kind for _, kind, _ in before}
+        assert booked(ada, run_id) == [*before, (2, "input_tokens", GIVEN), (2, "output_tokens", ceil(len(said) / 3))]
+        assert len(provider.posts) == 2
+        assert faults(database_url, run_id) == []
+
+
+@pytest.fixture
+def server(database_url: str, provider_url: str, tmp_path: Path) -> Generator[AppServer]:
+    with running_server(database_url, provider_url, tmp_path) as server:
+        yield server
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["the picture came", "only its previews came"])
+def test_a_response_that_cannot_be_resumed_is_booked_by_what_came(
+    database_url: str, provider_url: str, server: AppServer, stored: bool
+) -> None:
+    ada = server.sign_up()
+    events = ada.ask("Draw a house", **DRAWING)
+    run_id = one(events, "run.completed")["run"]["id"]
+    previews = sum(event["type"] == "image.partial" for event in events)
+    assert previews == 2
+    response_id = rows(database_url, "SELECT response_id FROM runs WHERE id = :run", {"run": run_id})[0][0]
+    assert httpx.delete(f"{provider_url}/responses/{response_id}", headers=KEY).status_code == 200
+    if not stored:
+        rows(database_url, "DELETE FROM attachments WHERE run_id = :run", {"run": run_id})
+    lose_last_call(database_url, run_id, state="named", image_model="gpt-image-2")
+    assert taken_over(ada, run_id)["error"]["code"] == "upstream_outcome_unknown"
+    assert booked(ada, run_id) == [
+        (1, "image_output_tokens", (LOW_SQUARE if stored else 0) + 100 * previews),
+        (1, "input_tokens", GIVEN + TOOL),
+        (1, "output_tokens", ceil(len(text_of(events)) / 3)),
+    ]
+    assert faults(database_url, run_id) == []
+
+
+def test_a_run_that_goes_without_images_is_named_to_be_resumed_nonetheless(
+    database_url: str, server: AppServer
+) -> None:
+    ada = server.sign_up()
+    give_plan(database_url, ada, images_per_day=0)
+    run = ada.start("Draw a house [offline: stall]", agent_key="assistant")
+    assert run["without"] == ["image_generation"]
+    found = "SELECT r.response_id IS NOT NULL AND c.response_id = r.response_id FROM runs r JOIN provider_calls c"
+    found += " ON c.run_id = r.id WHERE r.background AND r.id = :run"
+    timeouts.wait_until(lambda: rows(database_url, found, {"run": run["id"]}) == [(True,)])
+    ada.http.put(f"/v1/runs/{run['id']}/cancellation")
+
+
+# A commit that takes two seconds, and that nobody can stop.
+SLOW_COMMIT = """
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  BEGIN PERFORM pg_sleep(2); EXCEPTION WHEN query_canceled THEN PERFORM pg_sleep(2); END;
+  RETURN NULL;
+END $$
+"""
+AT_COMMIT = """
+CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON provider_calls DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION hold()
+"""
+
+
+def test_a_call_that_was_written_down_and_not_sent_costs_nothing(
+    database_url: str, provider_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows(database_url, SLOW_COMMIT)
+    rows(database_url, AT_COMMIT)
+    with (
+        caplog.at_level(logging.ERROR),
+        running_server(database_url, provider_url, tmp_path, run_timeout_seconds=1) as server,
+    ):
+        ada = server.sign_up()
+        run = ada.ask("Say something nobody has said")[-1]["run"]
+        assert (run["error"]["code"], run["cost_usd"]) == ("upstream_timeout", "0")
+        states = rows(database_url, "SELECT state FROM provider_calls WHERE run_id = :run", {"run": run["id"]})
+        assert states == [("settled",)]
+        assert (entries(ada, run_id=run["id"]), faults(database_url, run["id"])) == ([], [])
+    seen = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    assert not any("nobody has said" in str(request.get("body")) for request in seen)
+    assert [record.message for record in caplog.records] == []
