@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from offline.wire import Json, as_object, encode
 
-_MAX_REQUESTS = 1000
+_MAX_REQUESTS = 10_000
 _MAX_BYTES = 32 * 1024 * 1024
 _SHOWN_LETTERS = 200
 _BASE64 = re.compile(r"(data:[\w/+.-]+;base64,)?[A-Za-z0-9+/=_-]+")

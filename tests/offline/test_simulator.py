@@ -646,10 +646,10 @@ async def test_requests_are_counted_with_their_base64_abbreviated(call: Caller, 
 
 def test_the_record_of_requests_keeps_the_newest_in_bounded_memory() -> None:
     log = RequestLog()
-    for number in range(1500):
+    for number in range(10_500):
         log.add("POST", "/v1/responses", number, None)
     kept = [entry["body_bytes"] for entry in json.loads(log.listed())]
-    assert kept == list(range(500, 1500))
+    assert kept == list(range(500, 10_500))
     for number in range(50):
         log.add("POST", "/v1/responses", number, {"input": "words " * 200_000})
     assert len(log.listed()) < 33_000_000

@@ -3,29 +3,22 @@
 import asyncio
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import Database
 from app.runs import idempotency
 from tests.app_server import ApiUser, AppServer, kinds, running_server
-from tests.round_trips import called_from
+from tests.explained import Plan, Recorded, explain, recording
 from tests.servers import redis_server
 from tests.tables import rows
 from tests.volume import MESSAGES_OF_A_CONVERSATION, Volume, insert_volume
 
-Plan = dict[str, Any]
 # What a statement may read from one table or index, or sort: as much as one conversation or search may hold.
 MOST_ROWS = 600
 TABLES = ("messages", "attachments", "attachment_words", "runs", "conversations", "idempotency_keys")
-# Compares all rows with all objects.
-ONCE_A_DAY = "app.attachments.reconcile"
 # The sweeps look every 5 seconds.
 SWEEPS_RAN_SECONDS = 2.0
 FOREIGN_KEYS_WITHOUT_INDEX = """
@@ -43,21 +36,6 @@ DEPTH = [
     pytest.param(Volume(messages=10_000, users=10), id="small"),
     pytest.param(Volume(messages=100_000), id="full", marks=[pytest.mark.prove, pytest.mark.timeout(300)]),
 ]
-
-
-class Recorded:
-    """Each statement once, with its values, and the role and tenant it ran with."""
-
-    def __init__(self) -> None:
-        self.statements: dict[str, tuple[Any, tuple[Any, ...]]] = {}
-        self._rights: dict[int, Any] = {}
-
-    def __call__(self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-        key = id(connection.connection.dbapi_connection)
-        if "set_config('role'" in statement:
-            self._rights[key] = parameters
-        elif not called_from(ONCE_A_DAY):
-            self.statements[statement] = (self._rights.get(key), parameters)
 
 
 @pytest.fixture
@@ -127,14 +105,6 @@ def test_what_is_deleted_with_another_row_is_found_by_an_index(database_url: str
     assert rows(database_url, FOREIGN_KEYS_WITHOUT_INDEX) == []
 
 
-@contextmanager
-def recording(database: Database, recorded: Recorded) -> Generator[None]:
-    engine = database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", recorded)
-    yield
-    event.remove(engine, "before_cursor_execute", recorded)
-
-
 async def delete_expired_keys(url: str, recorded: Recorded) -> None:
     database = Database(url, pool_size=1)
     with recording(database, recorded):
@@ -170,28 +140,6 @@ def use(ada: ApiUser) -> None:
     ada.ask("Look", agent_key="assistant", attachments=[image["object_id"]])
     assert ada.http.delete(f"/v1/attachments/{image['object_id']}").is_success
     assert ada.http.delete(f"/v1/conversations/{talk}").is_success
-
-
-async def explain(url: str, recorded: Recorded) -> dict[str, Plan]:
-    """What each statement did, done again and rolled back; an insert of given values reads nothing."""
-    database = Database(url, pool_size=1)
-    plans: dict[str, Plan] = {}
-    async with database.engine.connect() as connection:
-        for statement, (rights, values) in recorded.statements.items():
-            if statement.startswith(("SELECT", "UPDATE", "DELETE", "WITH locked")):
-                plans[" ".join(statement.split())] = await _plan(connection, statement, rights, values)
-    await database.close()
-    return plans
-
-
-async def _plan(connection: AsyncConnection, statement: str, rights: Any, values: tuple[Any, ...]) -> Plan:
-    if rights is not None:
-        sets = "SELECT set_config('role', $1, true), set_config('app.tenant_id', $2, true)"
-        await connection.exec_driver_sql(sets, rights)
-    found = await connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", values)
-    plan = cast(Plan, found.scalar_one()[0]["Plan"])
-    await connection.rollback()
-    return plan
 
 
 def faults(plan: Plan) -> list[str]:

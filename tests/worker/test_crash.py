@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -89,17 +89,18 @@ def test_no_image_is_lost_or_bought_twice_whoever_dies(
         stop.set()
         for client in clients:
             client.result()
-    posts = posts_by_word(cluster.provider_url)
+    firsts, further = requests_of(cluster.provider_url)
     unknown = [mine for mine in received if outcome(mine) == "upstream_outcome_unknown"]
     saved = [mine for mine in received if mine not in unknown]
     estimated = assert_books_right(cluster.database_url, cluster.provider_url)
-    bought_twice = [mine.word for mine in received if posts[mine.word] > mine.wish.calls]
+    never_sent = sum(booked_beyond_sent(cluster, mine, firsts, further) for mine in received)
+    bought_twice = [mine.word for mine in received if firsts[mine.word] > 1]
     results(
         4,
         "SIGKILL of APIs and workers",
         tried=f"{kills} kills, {len(received)} runs",
         kept=f"{len(saved)} completed, {len(unknown)} of unknown outcome, {len(bought_twice)} bought twice; "
-        f"the ledger is right, {estimated} calls estimated",
+        f"the ledger is right, {estimated} calls estimated, {never_sent} of them written down and not sent any more",
         seed=seed,
     )
     assert {outcome(mine) for mine in saved} == {"run.completed"}
@@ -174,6 +175,20 @@ def outcome(received: ClientRun) -> str:
     return str(last["error"]["code"]) if last["type"] == "run.failed" else str(last["type"])
 
 
+def booked_beyond_sent(cluster: Cluster, mine: ClientRun, firsts: Mapping[str, int], further: Mapping[str, int]) -> int:
+    """Each request is booked as one call; whose worker died before it was sent, as the estimate of its input."""
+    calls = rows(
+        cluster.database_url,
+        "SELECT c.response_id, array_agg(e.kind), array_agg(e.basis) FROM provider_calls c JOIN usage_entries e"
+        " ON e.run_id = c.run_id AND e.call = c.number WHERE c.run_id = :run GROUP BY c.number, 1 ORDER BY c.number",
+        {"run": mine.run_id},
+    )
+    sent = firsts[mine.word] + sum(further[response_id] for response_id, _, _ in calls if response_id)
+    assert len(calls) - sent in (0, 1)
+    assert [found[1:] for found in calls[sent:]] == [(["input_tokens"], ["estimated"])] * (len(calls) - sent)
+    return len(calls) - sent
+
+
 def assert_received_once(received: ClientRun) -> None:
     """No gap, no double, one end, and the pieces of text are the text."""
     assert [event["seq"] for event in received.events] == list(range(1, len(received.events) + 1))
@@ -199,11 +214,13 @@ def assert_stored_once(cluster: Cluster, completed: list[ClientRun]) -> None:
     assert {key for key in objects if "/images/" in key} == {key for _, _, _, key in found}
 
 
-def posts_by_word(provider_url: str) -> Counter[str]:
+def requests_of(provider_url: str) -> tuple[Counter[str], Counter[str]]:
+    """How many were sent: the first ones by the word in them, further ones by the response that they follow."""
     seen: list[Json] = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
-    counted: Counter[str] = Counter()
+    firsts, further = Counter[str](), Counter[str]()
     for request in seen:
         if (request["method"], request["path"]) == ("POST", "/v1/responses"):
             text = json.dumps(request["body"]["input"])
-            counted.update({word.strip('",.]}') for word in text.split() if word.startswith("w") and len(word) > 32})
-    return counted
+            firsts.update({word.strip('",.]}') for word in text.split() if word.startswith("w") and len(word) > 32})
+            further.update(filter(None, [request["body"].get("previous_response_id")]))
+    return firsts, further
