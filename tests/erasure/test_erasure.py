@@ -296,6 +296,27 @@ def test_running_runs_are_stopped_and_what_they_bought_is_deleted_there(
     assert deleted_responses(provider_url) >= set(asked)
     assert counts(database_url, tenant_of(ada)) == {}
     assert objects(server, tenant_of(ada)) == {}
+    assert booked(database_url) == [("settled", ["input_tokens"])] * 2
+
+
+@pytest.mark.slow
+def test_what_was_drawn_for_a_member_who_is_erased_is_booked(
+    server: AppServer, ada: ApiUser, database_url: str
+) -> None:
+    member = server.sign_up_invited(ada, "member")
+    member.start("Draw a house [offline: slow=1000]", agent_key="designer")
+    timeouts.wait_until(lambda: len(at_provider(database_url, tenant_of(ada))) == 1)
+    answer = ada.http.delete(f"/v1/members/{member.id}", params={"data": "erase"})
+    wait_for(server, answer.json()["receipt"])
+    assert rows(database_url, "SELECT id FROM runs") == []
+    assert booked(database_url) == [("settled", ["input_tokens"])]
+
+
+def booked(database_url: str) -> list[tuple[str, list[str]]]:
+    """Of each call its state, and the kinds of its entries."""
+    calls = "SELECT c.state, array_remove(array_agg(e.kind), NULL) FROM provider_calls c LEFT JOIN usage_entries e"
+    found = rows(database_url, f"{calls} ON e.run_id = c.run_id AND e.call = c.number GROUP BY c.run_id, c.state")
+    return [(state, kinds) for state, kinds in found]
 
 
 @pytest.mark.slow

@@ -119,6 +119,27 @@ def test_a_response_that_cannot_be_resumed_is_booked_by_what_came(
     assert faults(database_url, run_id) == []
 
 
+def test_a_run_that_is_given_up_is_booked_by_what_came(database_url: str, server: AppServer) -> None:
+    ada = server.sign_up()
+    events = ada.ask("Draw a house", **DRAWING)
+    run_id = one(events, "run.completed")["run"]["id"]
+    lose_last_call(database_url, run_id, state="named", image_model="gpt-image-2")
+    rows(database_url, "UPDATE runs SET attempt = 20 WHERE id = :run", {"run": run_id})
+    assert taken_over(ada, run_id)["error"]["code"] == "upstream_outcome_unknown"
+    reported = {entry["basis"] for entry in entries(ada, run_id=run_id)}
+    # The provider still has the response, and says what it used.
+    assert (reported, faults(database_url, run_id)) == ({"reported"}, [])
+
+
+def test_what_was_asked_when_its_time_ran_out_is_booked(database_url: str, provider_url: str, tmp_path: Path) -> None:
+    with running_server(database_url, provider_url, tmp_path, run_timeout_seconds=1) as server:
+        ada = server.sign_up()
+        run = ada.ask("Draw a house [offline: slow=1000]", **DRAWING)[-1]["run"]
+        assert (run["error"]["code"], run["cost_basis"]) == ("upstream_timeout", "estimated")
+        assert [kind for _, kind, _ in booked(ada, run["id"])] == ["input_tokens"]
+        assert faults(database_url, run["id"]) == []
+
+
 def test_a_run_that_goes_without_images_is_named_to_be_resumed_nonetheless(
     database_url: str, server: AppServer
 ) -> None:
@@ -146,6 +167,7 @@ FOR EACH ROW EXECUTE FUNCTION hold()
 """
 
 
+@pytest.mark.slow
 def test_a_call_that_was_written_down_and_not_sent_costs_nothing(
     database_url: str, provider_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
