@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CTE, Insert, Table, bindparam, insert, literal, select
+from sqlalchemy import CTE, Insert, Table, bindparam, insert, select
+from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import Base
@@ -35,11 +36,21 @@ def _insert(kind: type[Base], names: Sequence[str], number: int) -> Insert:
     )
 
 
-def insert_where(row: Base, condition: CTE) -> Insert:
-    """An insert, to stand beside others in one statement, that happens where the CTE has a row."""
-    columns = type(row).__table__.columns
-    values = [literal(value, columns[name].type) for name, value in _complete(row).items()]
-    return insert(type(row)).from_select(list(_complete(row)), select(*values).select_from(condition), False)
+def insert_where(kind: type[Base], names: Sequence[str], condition: CTE) -> pg.Insert:
+    """An insert of `values_of` a row, to stand beside others in one statement; it happens where the CTE has a row."""
+    columns = kind.__table__.columns
+    values = [bindparam(f"{kind.__tablename__}_{name}", type_=columns[name].type) for name in names]
+    return pg.insert(kind).from_select(list(names), select(*values).select_from(condition), False)
+
+
+def values_of(row: Base) -> dict[str, Any]:
+    """By the names that `insert_where` gives them."""
+    return {f"{row.__tablename__}_{name}": value for name, value in _complete(row).items()}
+
+
+def names_of(row: Base) -> tuple[str, ...]:
+    """The columns that are inserted of it."""
+    return tuple(_complete(row))
 
 
 async def insert_many(session: AsyncSession, rows: Sequence[Base]) -> None:

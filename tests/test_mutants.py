@@ -48,7 +48,7 @@ MUTANTS = [
     Mutant(
         "a call knows how many entries were booked with it",
         "app/usage/ledger.py",
-        "                booked_entries=len(self.entries),\n",
+        '            booked_entries=_given("count", Integer),\n',
         "",
         "tests/usage/test_operator.py::test_wrong_books_are_named",
     ),
@@ -425,8 +425,8 @@ MUTANTS = [
     ),
     Mutant(
         "images are charged after their conversation is locked",
-        "app/worker/lease.py",
-        "locks_conversation=bool(booking and booking.charges_images)",
+        "app/worker/held_run.py",
+        "locks_conversation=parts.charges_images",
         "locks_conversation=False",
         "tests/worker/test_locks.py",
     ),

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, ForeignKeyConstraint, Index, Text, Uuid, column, func, literal, select, text
+from sqlalchemy import CTE, ForeignKeyConstraint, Index, Text, Uuid, bindparam, column, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -39,15 +40,19 @@ class ProviderObject(Base):
     due_at: Mapped[datetime] = mapped_column(server_default=text("now()"))
 
 
-def insert_kept(tenant_id: UUID, kept: Kept, held: CTE) -> Insert:
-    """To stand in one statement with `held`, which has the run's id where the worker holds it.
+def insert_kept(held: CTE) -> Insert:
+    """To stand in one statement with `held`, which has the run's id where the worker holds it; takes `values_of_kept`.
 
     Where it does not, what nobody will use is to be deleted at the provider.
     """
     columns = (column("id", Text), column("kind", Text))
-    ids, kinds = literal(list(kept), ARRAY(Text)), literal(list(kept.values()), ARRAY(Text))
-    given = func.unnest(ids, kinds).table_valued(*columns, name="given").render_derived()
+    lists = (bindparam("kept_ids", type_=ARRAY(Text)), bindparam("kept_kinds", type_=ARRAY(Text)))
+    given = func.unnest(*lists).table_valued(*columns, name="kept_given").render_derived()
     run_id = select(held.c.id).scalar_subquery()
-    source = select(literal(tenant_id, Uuid), run_id, given.c.id, given.c.kind)
+    source = select(bindparam("kept_tenant", type_=Uuid), run_id, given.c.id, given.c.kind)
     filled = ["tenant_id", "run_id", "provider_id", "kind"]
     return insert(ProviderObject).from_select(filled, source, include_defaults=False).on_conflict_do_nothing()
+
+
+def values_of_kept(tenant_id: UUID, kept: Kept) -> dict[str, Any]:
+    return {"kept_tenant": tenant_id, "kept_ids": list(kept), "kept_kinds": list(kept.values())}

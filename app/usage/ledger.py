@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     CTE,
     BigInteger,
+    BindParameter,
     Insert,
     Integer,
     Numeric,
     Select,
     Text,
     Uuid,
+    bindparam,
     cast,
     column,
     exists,
@@ -23,13 +27,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.types import TypeEngine
 
 from app.db import uuid7
+from app.inserts import insert_where
 from app.usage.kinds import WORSE, Basis
 from app.usage.models import CallState, ProviderCall, UsageEntry
 from app.usage.prices import Priced
 
-_GIVEN = (
+_ENTRY = (
     column("id", Uuid),
     column("model", Text),
     column("kind", Text),
@@ -61,26 +67,83 @@ class Cost:
         return Cost(sum(nanos) if nanos else None, max(bases, key=WORSE.__getitem__, default=None))
 
 
-def open_call(call: ProviderCall, held: CTE) -> CTE:
+def open_call(held: CTE, names: Sequence[str]) -> CTE:
     """Writes down a call that is about to be sent, to stand in one statement with `held`; twice is as good as once."""
-    columns = ProviderCall.__table__.columns
-    values = {name: value for name, value in vars(call).items() if name in columns}
-    row = select(*(literal(value, columns[name].type) for name, value in values.items())).select_from(held)
-    return insert(ProviderCall).from_select(list(values), row, False).on_conflict_do_nothing().cte("call")
+    return insert_where(ProviderCall, names, held).on_conflict_do_nothing().cte("call")
 
 
-def name_call(run_id: UUID, number: int, response_id: str, held: CTE) -> CTE:
-    """Writes down which response the provider has named for it."""
-    call = (ProviderCall.run_id == run_id) & (ProviderCall.number == number)
+def name_call(held: CTE) -> CTE:
+    """Writes down which response the provider has named for it; takes `values_of_name`."""
+    call = (ProviderCall.run_id == bindparam("named_run", type_=Uuid)) & (
+        ProviderCall.number == bindparam("named_number", type_=Integer)
+    )
     is_asked = call & (ProviderCall.state == CallState.ASKED) & exists(select(held.c.id))
-    return update(ProviderCall).where(is_asked).values(state=CallState.NAMED, response_id=response_id).cte("named")
+    named = {"state": CallState.NAMED, "response_id": bindparam("named_response", type_=Text)}
+    return update(ProviderCall).where(is_asked).values(named).cte("named")
+
+
+def values_of_name(run_id: UUID, number: int, response_id: str) -> dict[str, Any]:
+    return {"named_run": run_id, "named_number": number, "named_response": response_id}
 
 
 async def settle(session: AsyncSession, settlement: "Settlement") -> bool:
     """Of a run that nobody holds any more; False where it was settled before."""
-    settled, *others = settlement.statements(None)
-    statement = select(settled.c.number).add_cte(*others)
-    return await session.scalar(statement) is not None
+    statement = _settling(with_entries=bool(settlement.entries))
+    return await session.scalar(statement, settlement.values) is not None
+
+
+@cache
+def _settling(*, with_entries: bool) -> Select[int]:
+    settled, *others = settle_call(None, with_entries=with_entries)
+    return select(settled.c.number).add_cte(*others)
+
+
+def settle_call(held: CTE | None, *, with_entries: bool) -> list[CTE]:
+    """To stand in one statement with `held`, which has a row where the worker holds the run; None needs no run.
+
+    Takes a settlement's `values`. Once: a call that is settled already is left as it is.
+    """
+    call = (ProviderCall.run_id == _given("run", Uuid)) & (ProviderCall.number == _given("number", Integer))
+    is_open = call & (ProviderCall.tenant_id == _given("tenant", Uuid)) & (ProviderCall.state != CallState.SETTLED)
+    settled = (
+        update(ProviderCall)
+        .where(is_open if held is None else is_open & exists(select(held.c.id)))
+        .values(
+            state=CallState.SETTLED,
+            settled_at=func.now(),
+            booked_entries=_given("count", Integer),
+            response_id=func.coalesce(cast(_given("response", Text), Text), ProviderCall.response_id),
+        )
+        .returning(ProviderCall.number)
+        .cte("settled")
+    )
+    return [settled, _insert_entries(settled).cte("entries")] if with_entries else [settled]
+
+
+def _given(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]]) -> BindParameter[Any]:
+    return bindparam(f"settled_{name}", type_=kind)
+
+
+def _insert_entries(settled: CTE) -> Insert:
+    lists = (_given(f"entry_{one.name}", ARRAY(one.type)) for one in _ENTRY)
+    given = func.unnest(*lists).table_valued(*_ENTRY, name="given").render_derived()
+    same = {
+        "tenant_id": _given("tenant", Uuid),
+        "user_id": _given("user", Uuid),
+        "run_id": _given("run", Uuid),
+        "call": _given("number", Integer),
+        "agent_key": _given("agent", Text),
+        # By the database's clock: its day and month are those of the counters.
+        "created_at": func.now(),
+    }
+    source: Select[tuple[object, ...]] = (
+        select(*same.values(), *given.c).select_from(settled).join(given, literal(True))
+    )
+    return (
+        insert(UsageEntry)
+        .from_select([*same, *(one.name for one in _ENTRY)], source, include_defaults=False)
+        .on_conflict_do_nothing()
+    )
 
 
 async def cost_without_image(session: AsyncSession, run_id: UUID, tool_call_id: str) -> Cost:
@@ -121,55 +184,28 @@ class Settlement:
                 found[object_id] = found.get(object_id, Cost()) + Cost.of([entry])
         return found
 
-    def statements(self, held: CTE | None) -> list[CTE]:
-        """To stand in one statement with `held`, which has a row where the worker holds the run; None needs no run.
-
-        Once: a call that is settled already is left as it is.
-        """
-        call = (ProviderCall.run_id == self.run_id) & (ProviderCall.number == self.number)
-        is_open = call & (ProviderCall.tenant_id == self.tenant_id) & (ProviderCall.state != CallState.SETTLED)
-        settled = (
-            update(ProviderCall)
-            .where(is_open if held is None else is_open & exists(select(held.c.id)))
-            .values(
-                state=CallState.SETTLED,
-                settled_at=func.now(),
-                booked_entries=len(self.entries),
-                response_id=func.coalesce(cast(self.response_id, Text), ProviderCall.response_id),
-            )
-            .returning(ProviderCall.number)
-            .cte(f"settled_{self.number}")
-        )
-        return [settled, self._insert(settled).cte(f"entries_{self.number}")] if self.entries else [settled]
-
-    def _insert(self, settled: CTE) -> Insert:
+    @property
+    def values(self) -> dict[str, Any]:
+        """What `settle_call` takes."""
         entries = self.entries
-        lists = (
-            literal([uuid7() for _ in entries], ARRAY(Uuid)),
-            literal([entry.of.model for entry in entries], ARRAY(Text)),
-            literal([entry.of.kind.value for entry in entries], ARRAY(Text)),
-            literal([entry.of.quantity for entry in entries], ARRAY(BigInteger)),
-            literal([entry.basis.value for entry in entries], ARRAY(Text)),
-            literal([entry.nano_each for entry in entries], ARRAY(Numeric)),
-            literal([entry.cost_nano for entry in entries], ARRAY(BigInteger)),
-            literal([entry.of.tool_call_id for entry in entries], ARRAY(Text)),
-            literal([self.object_ids.get(entry.of.tool_call_id or "") for entry in entries], ARRAY(Uuid)),
-        )
-        given = func.unnest(*lists).table_valued(*_GIVEN, name="given").render_derived()
-        same = {
-            "tenant_id": literal(self.tenant_id, Uuid),
-            "user_id": literal(self.user_id, Uuid),
-            "run_id": literal(self.run_id, Uuid),
-            "call": literal(self.number, Integer),
-            "agent_key": literal(self.agent_key, Text),
-            # By the database's clock: its day and month are those of the counters.
-            "created_at": func.now(),
+        lists: dict[str, list[Any]] = {
+            "id": [uuid7() for _ in entries],
+            "model": [entry.of.model for entry in entries],
+            "kind": [entry.of.kind.value for entry in entries],
+            "quantity": [entry.of.quantity for entry in entries],
+            "basis": [entry.basis.value for entry in entries],
+            "nano_each": [entry.nano_each for entry in entries],
+            "cost_nano": [entry.cost_nano for entry in entries],
+            "tool_call_id": [entry.of.tool_call_id for entry in entries],
+            "object_id": [self.object_ids.get(entry.of.tool_call_id or "") for entry in entries],
         }
-        source: Select[tuple[object, ...]] = (
-            select(*same.values(), *given.c).select_from(settled).join(given, literal(True))
-        )
-        return (
-            insert(UsageEntry)
-            .from_select([*same, *(one.name for one in _GIVEN)], source, include_defaults=False)
-            .on_conflict_do_nothing()
-        )
+        return {
+            "settled_tenant": self.tenant_id,
+            "settled_user": self.user_id,
+            "settled_run": self.run_id,
+            "settled_number": self.number,
+            "settled_agent": self.agent_key,
+            "settled_response": self.response_id,
+            "settled_count": len(entries),
+            **{f"settled_entry_{name}": found for name, found in lists.items()},
+        }

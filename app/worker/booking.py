@@ -2,16 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, BigInteger, Text, Uuid, column, exists, func, literal, select, update
+from sqlalchemy import CTE, BigInteger, Text, Uuid, bindparam, column, exists, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm.attributes import set_committed_value
 
 from app.attachments.models import Attachment
+from app.inserts import names_of, values_of
 from app.runs.models import Run
-from app.runs.provider_objects import ProviderObjectKind, insert_kept
-from app.usage.ledger import Cost, Settlement, name_call, open_call
+from app.runs.provider_objects import ProviderObjectKind, insert_kept, values_of_kept
+from app.usage.ledger import Cost, Settlement, name_call, open_call, settle_call, values_of_name
 from app.usage.models import ProviderCall
 from app.worker.reservation import Need
 
@@ -31,21 +33,28 @@ class Booking:
     need: Need | None = None
 
     @property
-    def charges_images(self) -> bool:
-        return self.settlement is not None and bool(self.settlement.costs_of_images())
+    def parts(self) -> "Parts":
+        settlement = self.settlement
+        return Parts(
+            bool(self.kept),
+            names_of(self.call) if self.call is not None else (),
+            self.named is not None,
+            settlement is not None,
+            bool(settlement and settlement.entries),
+            bool(settlement and settlement.costs_of_images()),
+        )
 
-    def statements(self, run: Run, held: CTE) -> list[CTE]:
-        found: list[CTE] = []
-        if self.kept:
-            found.append(insert_kept(run.tenant_id, self.kept, held).cte("kept"))
+    def values(self, run: Run) -> dict[str, Any]:
+        """What the statements of its parts take."""
+        found: dict[str, Any] = values_of_kept(run.tenant_id, self.kept) if self.kept else {}
         if self.call is not None:
-            found.append(open_call(self.call, held))
+            found |= values_of(self.call)
         if self.named is not None:
-            found.append(name_call(run.id, *self.named, held))
+            found |= values_of_name(run.id, *self.named)
         if self.settlement is not None:
-            found += self.settlement.statements(held)
+            found |= self.settlement.values
             if costs := self.settlement.costs_of_images():
-                found.append(_charge_images(costs, held))
+                found |= _values_of_charge(costs)
         return found
 
     def show_costs(self, rows: Sequence[Attachment]) -> None:
@@ -57,13 +66,46 @@ class Booking:
                 set_committed_value(row, "cost_basis", cost.basis)
 
 
-def _charge_images(costs: Mapping[UUID, Cost], held: CTE) -> CTE:
-    lists = (
-        literal(list(costs), ARRAY(Uuid)),
-        literal([cost.nano for cost in costs.values()], ARRAY(BigInteger)),
-        literal([cost.basis.value if cost.basis else None for cost in costs.values()], ARRAY(Text)),
-    )
-    columns = (column("object_id", Uuid), column("nano", BigInteger), column("basis", Text))
-    given = func.unnest(*lists).table_valued(*columns, name="charged").render_derived()
+@dataclass(frozen=True)
+class Parts:
+    """What a booking consists of: which statements it takes. `call` names the columns of the call's row."""
+
+    kept: bool = False
+    call: tuple[str, ...] = ()
+    named: bool = False
+    settlement: bool = False
+    entries: bool = False
+    charges_images: bool = False
+
+    def statements(self, held: CTE) -> list[CTE]:
+        """To stand in one statement with `held`, which has a row where the worker holds the run."""
+        found: list[CTE] = []
+        if self.kept:
+            found.append(insert_kept(held).cte("kept"))
+        if self.call:
+            found.append(open_call(held, self.call))
+        if self.named:
+            found.append(name_call(held))
+        if self.settlement:
+            found += settle_call(held, with_entries=self.entries)
+        if self.charges_images:
+            found.append(_charge_images(held))
+        return found
+
+
+_CHARGE = (column("object_id", Uuid), column("nano", BigInteger), column("basis", Text))
+
+
+def _charge_images(held: CTE) -> CTE:
+    lists = (bindparam(f"charged_{one.name}", type_=ARRAY(one.type)) for one in _CHARGE)
+    given = func.unnest(*lists).table_valued(*_CHARGE, name="charged").render_derived()
     charged = update(Attachment).where(Attachment.id == given.c.object_id, exists(select(held.c.id)))
     return charged.values(cost_nano=given.c.nano, cost_basis=given.c.basis).cte("charged_images")
+
+
+def _values_of_charge(costs: Mapping[UUID, Cost]) -> dict[str, Any]:
+    return {
+        "charged_object_id": list(costs),
+        "charged_nano": [cost.nano for cost in costs.values()],
+        "charged_basis": [cost.basis.value if cost.basis else None for cost in costs.values()],
+    }

@@ -12,7 +12,7 @@ from app.provider.errors import ProviderError
 from app.runs.models import Run
 from app.runs.provider_objects import ProviderObjectKind
 from app.usage.ledger import Cost, settle
-from app.worker import lease
+from app.worker import held_run, lease
 from app.worker.booking import Booking
 from app.worker.call_book import CallBook
 from app.worker.context import WorkerContext
@@ -132,7 +132,7 @@ class ProviderCalls:
         """This worker holds the run no more: what it knows alone is recorded, to be deleted at the provider."""
         database, run = self._ctx.database, self._run
         if self.kept:
-            await lease.write(database, run, Booking(self.kept), lease_until=Run.lease_until)
+            await held_run.write(database, run, Booking(self.kept), attempt=run.attempt)
         if await lease.is_deleted(database, run):
             await self.cancel()
             # No other attempt will.
@@ -154,7 +154,7 @@ class ProviderCalls:
 
     async def _write(self, booking: Booking, **values: Any) -> None:
         kept = dict(self.kept)
-        is_held = await lease.write(self._ctx.database, self._run, replace(booking, kept=kept), **values)
+        is_held = await held_run.write(self._ctx.database, self._run, replace(booking, kept=kept), **values)
         self.kept = {provider_id: kind for provider_id, kind in self.kept.items() if provider_id not in kept}
         if not is_held:
             raise lease.LeaseLost

@@ -22,9 +22,10 @@ from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
 from app.worker.errors import AGENT_GONE, EMPTY_ANSWER, PROVIDER_MAY_CONTINUE
 from app.worker.event_writer import EventWriter
+from app.worker.held_run import Ended
 from app.worker.image_options import image_options_of
 from app.worker.images import RunImages
-from app.worker.lease import Ended, LeaseLost
+from app.worker.lease import LeaseLost
 from app.worker.model_input import RunInput
 from app.worker.run_end import Outcome, RunEnd
 from app.worker.translator import Translator

@@ -5,10 +5,8 @@ Leases go by Postgres' clock: a worker whose own is wrong neither loses its runs
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import (
@@ -16,8 +14,6 @@ from sqlalchemy import (
     DateTime,
     Integer,
     Interval,
-    Select,
-    Update,
     Uuid,
     bindparam,
     exists,
@@ -30,14 +26,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.conversations.models import Conversation, ImagePlaces, Message
-from app.conversations.service import new_answer
-from app.db import Database, now, retry_while_unavailable
-from app.inserts import insert_where
-from app.runs.models import OPEN, Run, RunError, RunStatus
-from app.usage.ledger import Cost
+from app.db import Database, now
+from app.runs.models import OPEN, Run, RunStatus
+from app.worker import held_run
 from app.worker.booking import Booking
-from app.worker.reservation import enlarge
 
 log = logging.getLogger(__name__)
 
@@ -110,16 +102,12 @@ def _claim_statement() -> ReturningUpdate[Run, bool]:
 _CLAIM = _claim_statement()
 
 
-def _lease_end(lease_seconds: float) -> ColumnElement[datetime]:
-    return func.clock_timestamp() + timedelta(seconds=lease_seconds)
-
-
 async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> None:
     """Return once another attempt holds the run."""
     while True:
         await asyncio.sleep(lease_seconds / 3)
         try:
-            if not await write(database, run, lease_until=_lease_end(lease_seconds)):
+            if not await held_run.write(database, run, lease_until=held_run.FromNow(timedelta(seconds=lease_seconds))):
                 return
         except Exception:
             log.warning("run.renewal_failed", exc_info=True)
@@ -127,96 +115,9 @@ async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> N
 
 async def release(database: Database, run: Run, booking: Booking | None = None) -> None:
     """Let another worker claim the run at once."""
-    await write(database, run, booking, lease_until=func.now())
-
-
-@retry_while_unavailable
-async def write(database: Database, run: Run, booking: Booking | None = None, **values: Any) -> bool:
-    """Change a run that this worker holds; False where another attempt holds it, or the run is gone.
-
-    What the provider has kept for it is recorded in any case. Raises OverLimit where the plan refuses what it needs.
-    """
-    # Whoever deletes a conversation locks it, its images, its runs in this order.
-    updated = _update_held(run, locks_conversation=bool(booking and booking.charges_images))
-    held = updated.values(**values).returning(Run.id).cte("held")
-    statement = select(held.c.id).add_cte(*booking.statements(run, held) if booking else ())
-    async with database.tenant(run.tenant_id) as session:
-        is_held = await session.scalar(statement) is not None
-        if is_held and booking is not None and booking.need is not None:
-            await enlarge(session, run, booking.need)
-        return is_held
-
-
-def _update_held(run: Run, *, locks_conversation: bool = False) -> Update:
-    """Changes nothing where another attempt holds the run."""
-    held = update(Run).where(Run.id == run.id, Run.attempt == run.attempt, Run.status == RunStatus.RUNNING)
-    locked = select(Conversation.id).where(Conversation.id == run.conversation_id).with_for_update(key_share=True)
-    return held.where(Run.conversation_id == locked.cte("locked").c.id) if locks_conversation else held
+    await held_run.write(database, run, booking, lease_until=held_run.FromNow(timedelta()))
 
 
 async def is_deleted(database: Database, run: Run) -> bool:
     async with database.tenant(run.tenant_id) as session:
         return await session.get(Run, run.id) is None
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a run ended, and its message: the text, and where its images come in it.
-
-    `response_id` is the provider's last response, None where it named none; `cost` is that of all calls.
-    """
-
-    status: RunStatus
-    text: str
-    image_places: ImagePlaces
-    last_seq: int
-    usage: dict[str, int]
-    cost: Cost
-    response_id: str | None
-    booking: Booking
-    error: RunError | None = None
-    unrecorded_images: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The run as it is now, its message, and whether runs of its tenant wait."""
-
-    run: Run
-    message: Message
-    waiting: bool
-
-
-async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
-    """Message, usage and status; None where another attempt holds the run."""
-    ended = await session.scalar(_ending_statement(run, ending, now()))
-    if ended is None:
-        return None
-    # A statement of its own, so that it sees the run that an API process added before this one got the lock.
-    waiting = await session.scalar(select(exists().where(Run.tenant_id == run.tenant_id, _is_queued(Run))))
-    return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting))
-
-
-def _ending_statement(run: Run, ending: Ending, finished_at: datetime) -> Select[Run]:
-    """All writes in one round trip; those of message and usage happen only where the run is still held.
-
-    The lock on the conversation keeps a new run from being added, and from finding this one open, between the look for
-    waiting runs and the commit.
-    """
-    values = {
-        "status": ending.status,
-        "finished_at": finished_at,
-        "last_seq": ending.last_seq,
-        "usage": ending.usage,
-        "booked_nano": ending.cost.nano,
-        "booked_basis": ending.cost.basis,
-        "response_id": ending.response_id,
-        "error": ending.error,
-        "unrecorded_images": list(ending.unrecorded_images),
-        "lease_until": None,
-    }
-    ended = _update_held(run, locks_conversation=True).values(values).returning(Run).cte("ended")
-    message = new_answer(run, ending.text, ending.image_places)
-    message.created_at = finished_at
-    inserted = insert_where(message, ended).cte("message")
-    return select(aliased(Run, ended)).add_cte(inserted, *ending.booking.statements(run, ended))

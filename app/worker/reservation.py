@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import now
@@ -37,13 +37,20 @@ def is_reserved(run: Run) -> bool:
     return run.reserved_images is not None or run.reserved_nano is not None
 
 
+@dataclass(frozen=True)
+class Less:
+    """Of a column: what it has less so much, 0 at least."""
+
+    amount: int
+
+
 def without_settled(run: Run, settlement: Settlement | None) -> dict[str, Any]:
     """The columns of the run once what is settled is counted as used: it is held no more."""
     values: dict[str, Any] = {}
     if settlement is not None and run.reserved_images is not None:
-        values["reserved_images"] = func.greatest(Run.reserved_images - settlement.images, 0)
+        values["reserved_images"] = Less(settlement.images)
     if settlement is not None and run.reserved_nano is not None:
-        values["reserved_nano"] = func.greatest(Run.reserved_nano - (settlement.cost.nano or 0), 0)
+        values["reserved_nano"] = Less(settlement.cost.nano or 0)
     return values
 
 

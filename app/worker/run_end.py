@@ -18,14 +18,15 @@ from app.runs.models import Run, RunError, RunStatus
 from app.runs.run_log import log_end
 from app.runs.schemas import RunView
 from app.usage.ledger import cost_without_image
-from app.worker import lease
+from app.worker import held_run
 from app.worker.booking import Booking
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
 from app.worker.errors import cause_of, to_run_error
 from app.worker.event_writer import EventWriter
+from app.worker.held_run import Ended, Ending
 from app.worker.images import RunImages
-from app.worker.lease import Ended, Ending, LeaseLost
+from app.worker.lease import LeaseLost
 from app.worker.translator import Translator
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class RunEnd:
             self.images.reports.tell_copies(rows)
             failed = self.images.reports.failed_rows()
             ending = self._ending(outcome, [*rows, *failed])
-            ended = await lease.end(session, self.run, ending)
+            ended = await held_run.end(session, self.run, ending)
             ending.booking.show_costs(rows)
             recorded = await _record_failed(session, failed) if ended else ()
             return ended, sorted([*rows, *recorded], key=lambda row: row.id)

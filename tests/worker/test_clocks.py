@@ -10,7 +10,8 @@ from app.conversations.models import Conversation
 from app.db import Database, now, uuid7
 from app.identity.models import Membership, Role, Tenant, User
 from app.runs.models import Run, RunOptions, RunStatus
-from app.worker.lease import claim, release, write
+from app.worker.held_run import write
+from app.worker.lease import claim, release
 
 LEASE_SECONDS = 20.0
 OFF = [timedelta(minutes=-1), timedelta(minutes=1)]

@@ -14,7 +14,7 @@ from app.runs.models import Run, RunStatus
 from app.usage.kinds import Kind, Quantity
 from app.usage.ledger import Settlement
 from app.usage.prices import Priced
-from app.worker import lease
+from app.worker import held_run
 from app.worker.booking import Booking
 from tests.app_server import ApiUser, AppServer, one
 
@@ -50,7 +50,7 @@ async def charge(url: str, ada: ApiUser, run_id: UUID, object_id: UUID) -> None:
             await deletion.execute(chosen.with_for_update())
             await deletion.execute(text("DELETE FROM attachments WHERE run_id = :run"), {"run": run_id})
             booking = Booking(settlement=settlement)
-            writing = asyncio.ensure_future(lease.write(database, run, booking, lease_until=Run.lease_until))
+            writing = asyncio.ensure_future(held_run.write(database, run, booking, attempt=run.attempt))
             await asyncio.sleep(NOTICED_SECONDS)
             assert not writing.done()
             await deletion.execute(text("DELETE FROM runs WHERE id = :run"), {"run": run_id})
