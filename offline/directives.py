@@ -18,6 +18,7 @@ DIRECTIVES: dict[str, str] = {
     "needs_reasoning": "an image named by nothing but its id is refused: its reasoning item is missing",
     "max_body": "=BYTES: answer 413 to a request with more",
     "reset": "the connection is aborted before any header",
+    "late": "=SECONDS: accepted, and not answered before (default 1)",
     # The stream breaks; a background response goes on behind it
     "cut": "=N: the connection is aborted after N events (default: after the third piece of text)",
     "cut_bytes": "=N: the connection is aborted after N bytes",
@@ -66,7 +67,20 @@ DIRECTIVES: dict[str, str] = {
 
 _DIRECTIVE = re.compile(r"\[\s*offline:\s*([a-z0-9_]+)\s*(?:=\s*([\w.-]+)\s*)?\]", re.IGNORECASE)
 _NUMBERS = (
-    *("http", "retry_after", "cut", "cut_bytes", "eof", "silence", "big", "slow", "words", "images", "max_body"),
+    *(
+        "http",
+        "retry_after",
+        "late",
+        "cut",
+        "cut_bytes",
+        "eof",
+        "silence",
+        "big",
+        "slow",
+        "words",
+        "images",
+        "max_body",
+    ),
     *("cached", "cache_write", "cache_12h", "input", "searches"),
 )
 _NUMBER = re.compile(r"\d{1,9}(\.\d+)?")

@@ -83,6 +83,8 @@ async def create(request: Request, root: Account) -> Response:
         return await abort(request)
     generation = Generation(root, parsed, server.speed)
     start_generation(server, generation)
+    if "late" in directives:
+        await asyncio.sleep(directives.number("late", 1))
     if body.get("stream"):
         frames = with_faults(request, generation, directives)
         return _EventStream(

@@ -180,7 +180,7 @@ def is_last_event(error: Exception) -> bool:
 
 def _was_unreachable(error: Exception) -> bool:
     """Whether there was no connection at all."""
-    never = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+    never = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
     return any(isinstance(cause, never) for cause in chain(error))
 
 

@@ -91,15 +91,18 @@ class ImageExtractingModel(OpenAIResponsesModel):
 
     async def _request(self, *args: Any, **kwargs: Any) -> AsyncGenerator[ResponseStreamEvent]:
         """A refusal because the provider is busy means that nothing was accepted: wait for a short while, once."""
+        self._use.meter.on_sent()
         try:
             async for event in super().stream_response(*args, **kwargs):
                 yield event
             return
         except openai.RateLimitError as error:
+            self._use.meter.on_refused()
             seconds = _retry_after(error)
             if seconds is None:
                 raise
         await asyncio.sleep(seconds)
+        self._use.meter.on_sent()
         async for event in super().stream_response(*args, **kwargs):
             yield event
 

@@ -51,12 +51,13 @@ class ImageSink(Protocol):
 
 
 class CallMeter(ImageSink, Protocol):
-    """Counts what came of the present call. `on_refused`: it cost nothing.
+    """Counts what came of the present call. It costs nothing before `on_sent`, nor after `on_refused`.
 
     `on_response_ended`: the provider has sent its last event, with what that reports, or None for an error.
     """
 
     def on_delta(self, characters: int) -> None: ...
+    def on_sent(self) -> None: ...
     def on_refused(self) -> None: ...
     def on_response_ended(self, report: ResponseReport | None) -> None: ...
 

@@ -55,7 +55,8 @@ INVARIANTS = {
     ),
     "a picture's cost is shown by no image": (
         "SELECT DISTINCT e.run_id, e.call FROM usage_entries e JOIN attachments a ON a.tenant_id = e.tenant_id"
-        " AND a.run_id = e.run_id AND a.tool_call_id = e.tool_call_id WHERE NOT EXISTS (SELECT FROM attachments b"
+        " AND a.run_id = e.run_id AND a.tool_call_id = e.tool_call_id AND a.id = coalesce(e.object_id, a.id)"
+        " WHERE NOT EXISTS (SELECT FROM attachments b"
         " WHERE b.tenant_id = e.tenant_id AND b.run_id = e.run_id AND b.tool_call_id = e.tool_call_id"
         " AND b.cost_basis IS NOT NULL)"
     ),

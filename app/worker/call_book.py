@@ -112,6 +112,10 @@ class CallBook:
         if self.call is not None:
             self.call.add_picture(image.tool_call_id, {**self._options(image.agent_key), **image.options})
 
+    def on_sent(self) -> None:
+        if self.call is not None:
+            self.call.refused = False
+
     def on_refused(self) -> None:
         if self.call is not None:
             self.call.refused = True

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections import Counter
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from app.worker.reservation import without_settled
 log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 5.0
-# How long the next call may wait for the rows of the images that the last one brought, and the end for the call's.
+# How long the next call may wait for the rows of the images that the last one brought.
 ROWS_SECONDS = 5.0
 
 
@@ -73,12 +72,10 @@ class ProviderCalls:
         except OverLimit:
             self.no_request_in_flight.set()
             raise
-        call.refused = False
 
     async def _open(
         self, booking: Booking, call: OpenCall, usage: Counter[str], cost: Cost, *, background: bool
     ) -> None:
-        """Nothing was accepted of it until it is sent."""
         await self._write(
             booking,
             calling_turn=call.number,
@@ -92,15 +89,14 @@ class ProviderCalls:
         )
         self.turn, self.response_id, self._run.background = call.number, None, background
         self._run.calling_agent = call.agent_key
+        # Until it is sent.
         call.refused = True
         self.book.call, self.book.usage, self.book.cost = call, usage, cost
 
     async def until_opened(self) -> None:
-        """Until the call that was being written down is, or is not; but not for long."""
+        """Until the call that was being written down is, or is not."""
         if self._opening is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ROWS_SECONDS):
-                    await asyncio.gather(asyncio.shield(self._opening), return_exceptions=True)
+            await asyncio.gather(self._opening, return_exceptions=True)
 
     async def on_response_created(self, response_id: str) -> None:
         self.already_sent = True
@@ -124,31 +120,51 @@ class ProviderCalls:
         return self._run.background and self.response_id is not None and self.no_request_in_flight.is_set()
 
     @property
+    def awaits_name(self) -> bool:
+        """Whether the provider goes on with a request that nobody could stop or resume, as it has not named it yet."""
+        call = self.book.call
+        return self._run.background and call is not None and not (call.refused or call.ended or call.response_id)
+
+    @property
     def is_lost(self) -> bool:
         """Whether an earlier attempt has sent a request that cannot be resumed, and this one has sent none."""
         return 0 < self.turn == self._run.calling_turn and not self.already_sent
 
+    async def release(self) -> None:
+        """Let another worker claim the run; what this one knows of its call is written down."""
+        await self.until_opened()
+        call, changes = self.book.call, dict[str, Any]()
+        settlement = self.book.settlement() if call is not None and (call.refused or call.ended) else None
+        named = (call.number, call.response_id) if call and call.response_id and settlement is None else None
+        if settlement is not None:
+            usage, cost = self.book.with_present(settlement)
+            changes = {"usage": dict(usage) or None, "booked_nano": cost.nano, "booked_basis": cost.basis}
+        booking = Booking(self.kept, named=named, settlement=settlement)
+        changes |= without_settled(self._run, settlement)
+        await lease.release(self._ctx.database, self._run, booking, response_id=self.response_id, **changes)
+
     async def lose(self) -> None:
         """This worker holds the run no more: what it knows alone is recorded, to be deleted at the provider."""
+        await self.until_opened()
         database, run = self._ctx.database, self._run
         if self.kept:
             await held_run.write(database, run, Booking(self.kept), attempt=run.attempt)
-        if await lease.is_deleted(database, run):
+        found = await lease.look(database, run)
+        if found is None or found.response_id != self.response_id:
             await self.cancel()
-            # No other attempt will.
-            if settlement := self.book.settlement():
-                async with database.tenant(run.tenant_id) as session:
-                    await settle(session, settlement)
+        # Of a run that is deleted no other attempt will.
+        if found is None and (settlement := self.book.settlement()):
+            async with database.tenant(run.tenant_id) as session:
+                await settle(session, settlement)
 
     async def cancel(self) -> None:
         """Stop a response that the provider would finish, and charge for, without a reader."""
         call = self.book.call
-        if call is None or call.ended or not (self._run.background and self.response_id):
+        if call is None or call.ended or call.report or not (self._run.background and self.response_id):
             return
         try:
             async with asyncio.timeout(CANCEL_SECONDS):
-                call.report = await self._ctx.provider.stored.stop(self.response_id)
-            call.count_tokens()
+                call.read(await self._ctx.provider.stored.stop(self.response_id))
         except (ProviderError, TimeoutError) as error:
             log.warning("run.provider_not_stopped", extra={"error": str(error)})
 

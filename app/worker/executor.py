@@ -16,7 +16,6 @@ from app.runs.run_log import log_start
 from app.runs.schemas import RunView
 from app.worker import lease, previews
 from app.worker.agent_loop import AgentLoop
-from app.worker.booking import Booking
 from app.worker.call_book import CallBook, unsettled_call
 from app.worker.calls import ProviderCalls
 from app.worker.context import WorkerContext
@@ -100,7 +99,7 @@ class Execution:
             outcome = await self._outcome()
             if outcome.status == RunStatus.CANCELLED or (outcome.error and outcome.error.code in PROVIDER_MAY_CONTINUE):
                 await self.calls.cancel()
-            await self._finish_storing()
+            await self._finish_writing()
             if outcome.status == RunStatus.COMPLETED:
                 self.translator.emit_missing(forced=_forced_tool(self.ctx, self.run) == IMAGE_TOOL)
                 if self.translator.is_empty:
@@ -147,7 +146,8 @@ class Execution:
             await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if drain.done():
                 await asyncio.wait({loop, stop, lost}, timeout=GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                # Without the id of its response no other worker could resume the run, so wait for the id as well.
+            if not lost.done() and self.calls.awaits_name:
+                # Without the id of its response no other worker could resume the run, and nobody could stop it.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(GRACE_SECONDS):
                         await self.calls.no_request_in_flight.wait()
@@ -177,11 +177,12 @@ class Execution:
                 await self.images.reports.look_for_copies(session)
                 seen = newest  # not before: a failed look is repeated
 
-    async def _finish_storing(self) -> None:
+    async def _finish_writing(self) -> None:
         """A store or database that hangs may take longer than the lease, so the lease is renewed here as well."""
         seconds = self.ctx.settings.run_lease_seconds
         renewing = asyncio.create_task(lease.keep_renewing(self.ctx.database, self.run, seconds))
         try:
+            await self.calls.until_opened()
             await self.images.finish_storing()
         finally:
             renewing.cancel()
@@ -196,7 +197,7 @@ class Execution:
                 async with asyncio.timeout(GRACE_SECONDS):
                     await self.images.finish_storing()
         await self.events.flush()
-        await lease.release(self.ctx.database, self.run, Booking(self.calls.kept))
+        await self.calls.release()
         log.info("run.released")
 
 

@@ -33,7 +33,7 @@ from app.storage.store import StorageError
 from app.worker import erasing, export_tasks
 from app.worker.context import WorkerContext
 from app.worker.recovery import Backoff, images_left, recover_images
-from app.worker.settling import left_open, settle_calls
+from app.worker.settling import LEFT_OPEN, Seen, settle_calls
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _jobs(ctx: WorkerContext) -> list[Job]:
         Job("sweep", sweep_every, partial(_sweep, ctx), due=STRANDED),
         # Each worker stores what waits on its own disk, and all of them recover what lost workers left.
         Job("store_spooled", REPAIR_EVERY, partial(_store_spooled, ctx)),
-        Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx), due=left_open(ctx.settings)),
+        Job("settle_calls", REPAIR_EVERY, partial(settle_calls, ctx, Seen()), due=LEFT_OPEN),
         Job("recover_images", REPAIR_EVERY, partial(recover_images, ctx, Backoff()), due=images_left(ctx.settings)),
         Job(
             "request_variants", VARIANTS_EVERY, partial(variants.request_missed, ctx.database, ctx.broker), shared=True

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -113,11 +114,12 @@ async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> N
             log.warning("run.renewal_failed", exc_info=True)
 
 
-async def release(database: Database, run: Run, booking: Booking | None = None) -> None:
+async def release(database: Database, run: Run, booking: Booking | None = None, **values: Any) -> None:
     """Let another worker claim the run at once."""
-    await held_run.write(database, run, booking, lease_until=held_run.FromNow(timedelta()))
+    await held_run.write(database, run, booking, lease_until=held_run.FromNow(timedelta()), **values)
 
 
-async def is_deleted(database: Database, run: Run) -> bool:
+async def look(database: Database, run: Run) -> Run | None:
+    """The run as it is now, whoever holds it; None where it was deleted."""
     async with database.tenant(run.tenant_id) as session:
-        return await session.get(Run, run.id) is None
+        return await session.get(Run, run.id)

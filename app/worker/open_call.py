@@ -13,6 +13,9 @@ from app.usage.models import ProviderCall
 from app.usage.prices import Priced, Prices
 from app.usage.reports import Picture, Report, count_of, json_of
 
+# As the provider calls responses that it has ended by itself.
+ENDED = ("completed", "failed", "incomplete")
+
 
 @dataclass
 class OpenCall:
@@ -44,6 +47,12 @@ class OpenCall:
         self.ended = True
         self.report = report or self.report
 
+    def read(self, report: ResponseReport) -> None:
+        """What the provider says of a response that nobody listens to any more."""
+        self.end(report)
+        self.ended = report.status in ENDED
+        self.count_tokens()
+
     def count_tokens(self) -> None:
         """As soon as they are reported, which is once for each call."""
         if self.report is not None:
@@ -57,7 +66,7 @@ class OpenCall:
     def entries(self, prices: Prices) -> list[Priced]:
         """What is booked: reported use wins; where none is reported though something was accepted, an estimate.
 
-        A refused call cost nothing, nor did one that the provider ended before anything came.
+        A refused call cost nothing, nor did one that the provider ended before anything came, unless it completed.
         """
         report = self.report
         tier = report.service_tier if report and report.usage else None
@@ -71,7 +80,8 @@ class OpenCall:
         characters = max(self.characters, self.recalled_characters)
         came = self._with_partials(self.pictures.values())
         early = sum(tool_call_id not in self.pictures for tool_call_id, _ in self.partials)
-        if self.ended and not (characters or came or early):
+        completed = self.report is not None and self.report.status == "completed"
+        if self.ended and not (completed or characters or came or early):
             return []
         return self.estimate.received(characters, came, early)
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import aliased
 
 from app.attachments import variants
 from app.attachments.ingest import mark_stored
@@ -212,10 +213,14 @@ async def _charge(ctx: WorkerContext, row: Attachment) -> None:
     """With what was booked for the picture when it had no row."""
     if row.run_id is None or row.tool_call_id is None:
         return
+    other = aliased(Attachment)
     async with ctx.database.tenant(row.tenant_id) as session:
         cost = await cost_without_image(session, row.run_id, row.tool_call_id)
         if cost.basis is not None:
-            charged = update(Attachment).where(Attachment.id == row.id, Attachment.cost_basis.is_(None))
+            # Another image of its tool call may show it already.
+            same = (other.run_id == row.run_id) & (other.tool_call_id == row.tool_call_id)
+            shown = exists().where(same, other.cost_basis.is_not(None))
+            charged = update(Attachment).where(Attachment.id == row.id, ~shown)
             await session.execute(charged.values(cost_nano=cost.nano, cost_basis=cost.basis))
 
 

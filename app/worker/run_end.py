@@ -4,8 +4,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm.attributes import set_committed_value
 
 from app import metrics
 from app.attachments import service as attachments
@@ -57,7 +59,6 @@ class RunEnd:
 
     async def write(self, outcome: Outcome) -> Ended:
         """Raises LeaseLost."""
-        await self.calls.until_opened()
         ended, rows = await self._commit(outcome)
         if ended is None:
             raise LeaseLost
@@ -85,6 +86,8 @@ class RunEnd:
             ended = await held_run.end(session, self.run, ending)
             ending.booking.show_costs(rows)
             recorded = await _record_failed(session, failed) if ended else ()
+            for row in rows if ended else ():
+                await _charge_late(session, row)
             return ended, sorted([*rows, *recorded], key=lambda row: row.id)
 
     async def _images(self, session: AsyncSession) -> list[Attachment]:
@@ -133,4 +136,14 @@ async def _charge(session: AsyncSession, image: Attachment) -> None:
     """The provider may have drawn and reported it, though no bytes of it are here."""
     if image.run_id is not None and image.tool_call_id is not None:
         cost = await cost_without_image(session, image.run_id, image.tool_call_id)
-        image.cost_nano, image.cost_basis = cost.nano, cost.basis
+        set_committed_value(image, "cost_nano", cost.nano)
+        set_committed_value(image, "cost_basis", cost.basis)
+
+
+async def _charge_late(session: AsyncSession, image: Attachment) -> None:
+    """Its row may have come after its call was settled."""
+    if image.cost_basis is None:
+        await _charge(session, image)
+        if image.cost_basis is not None:
+            costs = {"cost_nano": image.cost_nano, "cost_basis": image.cost_basis}
+            await session.execute(update(Attachment).where(Attachment.id == image.id).values(costs))

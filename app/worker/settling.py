@@ -1,18 +1,20 @@
-"""Books the calls that nobody will end: their run was deleted, and the worker that held it is lost."""
+"""Books the calls that nobody will end: their run was deleted, or has ended, and the worker that held it is lost."""
 
 import asyncio
 import logging
+import time
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy import exists, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.logs import tagged
 from app.provider.errors import ProviderError
 from app.provider.usage import ResponseReport
 from app.runs.models import OPEN, Run
-from app.settings import Settings
-from app.usage.ledger import Settlement, settle
+from app.usage.ledger import Cost, Settlement, settle
 from app.usage.models import CallState, ProviderCall
 from app.worker.context import WorkerContext
 from app.worker.errors import cause_of
@@ -21,25 +23,41 @@ from app.worker.open_call import OpenCall
 log = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 40
-# A worker that lives has settled the call of a deleted run by then.
+MOST_SEEN = 1_000
+# A worker that lives has settled the call of a run that was deleted, or ended, by then.
 SETTLED_SOON = timedelta(seconds=10)
 READ_SECONDS = 5.0
 
-
-def left_open(settings: Settings) -> ColumnElement[bool]:
-    """Of a call: nobody will settle it."""
-    given = timedelta(seconds=settings.run_lease_seconds) + SETTLED_SOON
-    # Of an open run its worker settles them, or the one that takes it over.
-    is_open = exists(select(Run.id).where(Run.id == ProviderCall.run_id, Run.status.in_(OPEN)))
-    return (ProviderCall.state != CallState.SETTLED) & (ProviderCall.asked_at < func.now() - given) & ~is_open
+# Of a call: no worker holds its run. Of an open run its worker settles them, or the one that takes it over.
+LEFT_OPEN = (ProviderCall.state != CallState.SETTLED) & ~exists(
+    select(Run.id).where(Run.id == ProviderCall.run_id, Run.status.in_(OPEN))
+)
 
 
-async def settle_calls(ctx: WorkerContext) -> None:
+Key = tuple[UUID, UUID, int]
+
+
+class Seen:
+    """When this process has first seen a call that no worker settles."""
+
+    def __init__(self) -> None:
+        self._since: dict[Key, float] = {}
+
+    def for_long(self, calls: Sequence[Key], seconds: float) -> list[Key]:
+        """Those that it saw so long ago, of all that it sees now."""
+        moment = time.monotonic()
+        self._since = {call: self._since.get(call, moment) for call in calls}
+        return [call for call, since in self._since.items() if moment - since >= seconds]
+
+
+async def settle_calls(ctx: WorkerContext, seen: Seen) -> None:
     """By what the provider has of them; where it has nothing, by what they were expected to use."""
-    left = select(ProviderCall.tenant_id, ProviderCall.run_id, ProviderCall.number).where(left_open(ctx.settings))
+    left = select(ProviderCall.tenant_id, ProviderCall.run_id, ProviderCall.number).where(LEFT_OPEN)
     async with ctx.database.identity() as session:
-        found = (await session.execute(left.order_by(ProviderCall.asked_at).limit(CALLS_AT_ONCE))).all()
-    for tenant_id, run_id, number in found:
+        found = (await session.execute(left.order_by(ProviderCall.asked_at).limit(MOST_SEEN))).all()
+    calls = [(row.tenant_id, row.run_id, row.number) for row in found]
+    due = seen.for_long(calls, ctx.settings.run_lease_seconds + SETTLED_SOON.total_seconds())
+    for tenant_id, run_id, number in due[:CALLS_AT_ONCE]:
         await _settle(ctx, tenant_id, run_id, number)
 
 
@@ -61,8 +79,17 @@ async def _settle_row(ctx: WorkerContext, row: ProviderCall) -> None:
     )
     async with ctx.database.tenant(row.tenant_id) as session:
         if await settle(session, settlement):
+            await _add(session, row.run_id, settlement.cost)
             call.count_tokens()
             log.info("call.settled", extra={"number": row.number})
+
+
+async def _add(session: AsyncSession, run_id: UUID, cost: Cost) -> None:
+    """The run may have ended without it."""
+    run = await session.get(Run, run_id, with_for_update=True)
+    if run is not None and cost.basis is not None:
+        whole = Cost(run.booked_nano, run.booked_basis) + cost
+        run.booked_nano, run.booked_basis = whole.nano, whole.basis
 
 
 async def _report(ctx: WorkerContext, row: ProviderCall) -> ResponseReport | None:

@@ -290,6 +290,9 @@ class _Received:
     def on_delta(self, characters: int) -> None:
         pass
 
+    def on_sent(self) -> None:
+        pass
+
     def on_refused(self) -> None:
         pass
 

@@ -1,5 +1,6 @@
 """What was bought is in the ledger once, for every way in which a run can end."""
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -292,6 +293,38 @@ def test_a_stopped_run_is_booked_as_far_as_it_came(
         assert nano(stopped["cost_usd"]) == nano(found[0]["cost_usd"]) > 0
 
 
+def test_what_is_stopped_before_the_provider_has_named_it_is_stopped_there(
+    server: AppServer, ada: ApiUser, database: str, provider_url: str
+) -> None:
+    run = ada.start("Draw a house [offline: late=1] [offline: slow=1000]", **IMAGE)
+    until(lambda: is_sent(provider_url, ada))
+    ada.http.put(f"/v1/runs/{run['id']}/cancellation")
+    assert ada.events(run["id"])[-1]["type"] == "run.cancelled"
+    ((_, state, response_id),) = calls(database, run["id"])
+    assert (state, response(provider_url, response_id)["status"]) == ("settled", "cancelled")
+
+
+def test_a_run_that_is_stopped_while_the_provider_is_busy_costs_nothing(
+    server: AppServer, ada: ApiUser, provider_url: str
+) -> None:
+    run = ada.start("Hello [offline: rate_limit] [offline: retry_after=15]")
+    until(lambda: is_sent(provider_url, ada))
+    time.sleep(0.5)
+    ada.http.put(f"/v1/runs/{run['id']}/cancellation")
+    stopped = ada.events(run["id"])[-1]["run"]
+    assert (stopped["status"], stopped["cost_usd"]) == ("cancelled", "0")
+    assert entries(ada, run_id=run["id"]) == []
+
+
+def is_sent(provider_url: str, user: ApiUser) -> bool:
+    """Whether a request of this user has reached the provider."""
+    seen: list[Json] = httpx.get(f"{provider_url.removesuffix('/v1')}/offline/requests").json()
+    tenant = user.signed_up["tenant"]["id"]
+    caller = hashlib.sha256(f"{tenant}:{user.id}".encode()).hexdigest()
+    bodies: list[Json] = [request["body"] for request in seen if request["body"]]
+    return any(body.get("safety_identifier") == caller for body in bodies)
+
+
 def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ada: ApiUser, database: str) -> None:
     run = ada.start("Draw a house [offline: slow=1000]", **IMAGE)
     until(lambda: [state for _, state, _ in calls(database, run["id"])] == ["named"])
@@ -303,37 +336,44 @@ def test_what_a_deleted_conversation_was_drawing_is_booked(server: AppServer, ad
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("left", "gone"),
+    [
+        ("DELETE FROM conversations USING runs WHERE conversations.id = conversation_id AND runs.id = :run", True),
+        ("UPDATE runs SET booked_nano = NULL, booked_basis = NULL WHERE id = :run", False),
+    ],
+    ids=["its conversation is deleted", "its run has ended without it"],
+)
 def test_what_nobody_has_settled_is_settled_by_a_sweep(
-    server: AppServer, ada: ApiUser, database: str, provider_url: str
+    database_url: str, provider_url: str, tmp_path: Path, left: str, gone: bool
 ) -> None:
-    """A worker that was killed as its conversation was deleted: no run is left for another worker to take over.
-
-    The provider keeps the response until then, which says what was used.
-    """
-    run_id = run_of(ada.draw())
-    booked = entries(ada, run_id=run_id)
-    ((_, _, response_id),) = calls(database, run_id)
-    for statement in (
-        "DELETE FROM usage_entries WHERE run_id = :run",
-        "UPDATE provider_calls SET state = 'named', asked_at = now() WHERE run_id = :run",
-        "DELETE FROM conversations USING runs WHERE conversations.id = conversation_id AND runs.id = :run",
-    ):
-        rows(database, statement, {"run": run_id})
-    # What is not waited for would be gone by now.
-    time.sleep(2 * LOOK_EVERY.total_seconds())
-    assert response(provider_url, response_id)["status"] == "completed"
-    rows(
-        database,
-        "UPDATE provider_calls SET asked_at = now() - interval '1 minute' WHERE run_id = :run",
-        {"run": run_id},
-    )
-    until(lambda: entries(ada, run_id=run_id))
-    again = entries(ada, run_id=run_id)
-    shown = ("call", "kind", "model", "quantity", "cost_usd", "basis")
-    assert sorted(tuple(entry[name] for name in shown) for entry in again) == sorted(
-        tuple(entry[name] for name in shown) for entry in booked
-    )
-    until(lambda: response(provider_url, response_id).get("error"))
+    """No run is left for another worker to take over. The provider keeps the response, which says what was used."""
+    with running_server(database_url, provider_url, tmp_path, run_lease_seconds=2) as server:
+        ada = server.sign_up()
+        run_id = run_of(ada.draw())
+        booked = entries(ada, run_id=run_id)
+        ((_, _, response_id),) = calls(database_url, run_id)
+        for statement in (
+            "DELETE FROM usage_entries WHERE run_id = :run",
+            "UPDATE provider_calls SET state = 'named', asked_at = now() - interval '1 hour' WHERE run_id = :run",
+            left,
+        ):
+            rows(database_url, statement, {"run": run_id})
+        # A worker that lives would be given the time to settle what it knows more of.
+        time.sleep(2 * LOOK_EVERY.total_seconds())
+        assert response(provider_url, response_id)["status"] == "completed"
+        assert entries(ada, run_id=run_id) == []
+        until(lambda: entries(ada, run_id=run_id))
+        again = entries(ada, run_id=run_id)
+        shown = ("call", "kind", "model", "quantity", "cost_usd", "basis")
+        assert sorted(tuple(entry[name] for name in shown) for entry in again) == sorted(
+            tuple(entry[name] for name in shown) for entry in booked
+        )
+        if gone:
+            until(lambda: response(provider_url, response_id).get("error"))
+        else:
+            run = ada.http.get(f"/v1/runs/{run_id}").json()
+            assert nano(run["cost_usd"]) == sum(nano(entry["cost_usd"]) for entry in again)
 
 
 @pytest.mark.slow
@@ -346,7 +386,6 @@ def test_a_sweep_stops_what_nobody_waits_for(database_url: str, provider_url: st
     ((_, _, response_id),) = calls(database_url, run["id"])
     assert response(provider_url, response_id)["status"] == "in_progress"
     rows(database_url, "DELETE FROM conversations")
-    rows(database_url, "UPDATE provider_calls SET asked_at = now() - interval '1 minute'")
     # It is to be deleted there as well, which must not hide whether it was stopped.
     rows(database_url, "DELETE FROM provider_objects")
     with running_server(database_url, provider_url, tmp_path / "second", run_lease_seconds=2):

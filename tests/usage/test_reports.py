@@ -246,3 +246,16 @@ def test_a_stopped_call_that_reports_its_use_and_not_its_picture_is_booked_with_
         (Kind.OUTPUT, 2, Basis.REPORTED, None),
         (Kind.IMAGE_OUTPUT, 296, Basis.ESTIMATED, "ig_1"),
     ]
+
+
+def test_what_came_twice_under_two_attempts_is_estimated_once() -> None:
+    call = OpenCall(1, "assistant", CallEstimate("gpt-5", None, characters=300), NOW)
+    call.characters, call.recalled_characters = 30, 90
+    assert [(one.of.kind, one.of.quantity) for one in call.entries(PRICES)] == [(Kind.INPUT, 100), (Kind.OUTPUT, 30)]
+
+
+@pytest.mark.parametrize(("status", "kinds"), [("failed", []), ("cancelled", [Kind.INPUT])])
+def test_a_response_that_is_read_at_last_costs_what_it_would_have_as_a_stream(status: str, kinds: list[Kind]) -> None:
+    call = OpenCall(1, "assistant", CallEstimate("gpt-5", None, characters=300), NOW)
+    call.read(ResponseReport(status, "gpt-5", None, None, None, {}, None, 0, []))
+    assert [one.of.kind for one in call.entries(PRICES)] == kinds
