@@ -326,6 +326,13 @@ MUTANTS = [
         "tests/attachments/test_links.py::test_a_link_lives_between_half_and_the_whole_of_its_time_however_short_that_is",
     ),
     Mutant(
+        "browsers keep what Google's links serve",
+        "app/storage/gcs.py",
+        "        blob.cache_control = self._cache_control\n",
+        "",
+        "tests/attachments/test_links.py::test_a_browser_may_keep_an_image_for_as_long_as_its_link_stays_the_same",
+    ),
+    Mutant(
         "in development none but local origins may read answers",
         "app/cors.py",
         r'LOCAL_ORIGINS = r"http://(localhost|127\.0\.0\.1)(:[0-9]{1,5})?"',

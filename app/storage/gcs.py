@@ -57,6 +57,7 @@ def open_store(settings: Settings) -> Store:
         signer=signer,
         project=settings.gcs_project_id or project,
         emulator=emulator,
+        cache_control=f"private, max-age={settings.link_ttl_seconds}",
     )
 
 
@@ -97,14 +98,19 @@ class GcsStore(BlockingStore):
         signer: Signing | None = None,
         project: str | None = None,
         emulator: str | None = None,
+        cache_control: str | None = None,
     ) -> None:
-        """`project` is needed only to make the bucket; without a `signer` there are no links."""
+        """`project` is needed only to make the bucket; without a `signer` there are no links.
+
+        Objects are stored with `cache_control`, as Google documents no link that sets this header.
+        """
         super().__init__("gcs")
         options = {"api_endpoint": emulator} if emulator else None
         self._client: Any = Client(project=project, credentials=credentials, client_options=options)
         self._bucket: Any = self._client.bucket(bucket)
         self._project = project
         self._signer = signer
+        self._cache_control = cache_control
         self._host = emulator or "Google Cloud Storage"
         self._no_bucket = f"The bucket {bucket!r} does not exist at {self._host}: create it, or correct GCS_BUCKET."
         # Links are made from rows alone: a hung bucket must not delay them.
@@ -149,11 +155,12 @@ class GcsStore(BlockingStore):
         return True
 
     def _put(self, key: str, data: bytes | Path, mime_type: str) -> None:
+        blob = self._bucket.blob(key, chunk_size=_PIECE_BYTES if isinstance(data, Path) else None)
+        blob.cache_control = self._cache_control
         if isinstance(data, Path):
-            blob = self._bucket.blob(key, chunk_size=_PIECE_BYTES)
             blob.upload_from_filename(str(data), content_type=mime_type, **_OPTIONS)
         else:
-            self._bucket.blob(key).upload_from_string(data, content_type=mime_type, **_OPTIONS)
+            blob.upload_from_string(data, content_type=mime_type, **_OPTIONS)
 
     def _get(self, key: str, part: range | None) -> bytes:
         # The checksum is that of the whole object.

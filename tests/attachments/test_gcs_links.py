@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
 from google.auth import iam
 from google.oauth2.credentials import Credentials
 
@@ -28,11 +28,10 @@ from app.storage.keys import image_key
 from app.storage.service import open_store
 from app.storage.store import StorageUnavailable, Store
 from tests.servers import free_port, gcs_server
+from tests.service_account import PRIVATE_KEY, SIGNER, service_account_file
 
 TENANT = UUID("0198c0de-0000-7000-8000-000000000001")
 KEY = image_key(TENANT, uuid4(), "png")
-SIGNER = "easel@tests.iam.gserviceaccount.com"
-PRIVATE_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 async def test_a_service_accounts_link_is_valid_for_one_get_of_one_object(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ async def test_a_service_accounts_link_is_valid_for_one_get_of_one_object(tmp_pa
             Settings(
                 storage_provider="gcs",
                 storage_emulator_host=gcs.url,
-                gcs_credentials_file=_key_file(tmp_path),
+                gcs_credentials_file=service_account_file(tmp_path),
                 storage_bucket="images",
             )
         )
@@ -82,9 +81,8 @@ async def test_a_link_that_iam_refuses_is_unavailable(iam_server: str) -> None:
 async def test_a_link_of_the_same_moment_is_the_same_link_whoever_makes_it(tmp_path: Path) -> None:
     links: list[str] = []
     for _ in range(2):
-        store = open_store(
-            Settings(storage_provider="gcs", gcs_credentials_file=_key_file(tmp_path), storage_bucket="images")
-        )
+        key_file = service_account_file(tmp_path)
+        store = open_store(Settings(storage_provider="gcs", gcs_credentials_file=key_file, storage_bucket="images"))
         links.append(await _link(store, issued_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)))
         await asyncio.sleep(1.1)  # the library would date links by the second
         await store.close()
@@ -133,25 +131,6 @@ async def _link(store: Store, issued_at: datetime | None = None) -> str:
     )
     assert link
     return link
-
-
-def _key_file(directory: Path) -> Path:
-    pem = PRIVATE_KEY.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    file = directory / "key.json"
-    file.write_text(
-        json.dumps(
-            {
-                "type": "service_account",
-                "project_id": "easel-tests",
-                "private_key": pem.decode(),
-                "client_email": SIGNER,
-                "token_uri": "http://127.0.0.1:1/token",
-            }
-        )
-    )
-    return file
 
 
 def _verify(link: str, *, method: str = "GET") -> None:

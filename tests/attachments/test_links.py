@@ -1,6 +1,8 @@
 """Promises 10 and 11: what a link opens, for how long, and what guards the bytes on their way to a browser."""
 
 import base64
+import contextlib
+import io
 import json
 import secrets
 from collections.abc import Callable, Generator
@@ -12,15 +14,18 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 import redis
+from PIL import Image
 
 from app.attachments.file_tokens import SERVED_TYPES
 from app.attachments.links import LinkCache
 from app.clock import SharedClock
 from app.db import now
+from tests import timeouts
 from tests.app_server import ApiUser, AppServer, one, running_server
 from tests.attachment_rows import insert_attachment
 from tests.results import Results
-from tests.servers import RedisServer, S3Server, redis_server, s3_server
+from tests.servers import RedisServer, S3Server, gcs_server, redis_server, s3_server
+from tests.service_account import service_account_file
 from tests.tables import every_value
 
 DATA = secrets.token_bytes(1000)
@@ -353,6 +358,41 @@ def test_a_link_stays_the_same_for_half_its_life(
         assert link_at(1_000_000_050) != first
         # Those of the half before are forgotten: the image, also as a download, and its smaller copies.
         assert len(cache.links) <= 5
+
+
+@pytest.mark.parametrize("storage", ["own", "s3", "gcs"])
+def test_a_browser_may_keep_an_image_for_as_long_as_its_link_stays_the_same(
+    storage: str, request: pytest.FixtureRequest, database_url: str, provider_url: str, tmp_path: Path
+) -> None:
+    seconds = 100
+    with contextlib.ExitStack() as stack:
+        settings: Json = {}
+        if storage == "s3":
+            settings = _on(request.getfixturevalue("s3"))
+        elif storage == "gcs":
+            gcs = stack.enter_context(gcs_server(tmp_path / "gcs"))
+            settings = {
+                "storage_provider": "gcs",
+                "storage_emulator_host": gcs.url,
+                "gcs_credentials_file": service_account_file(tmp_path),
+                "storage_bucket": "images",
+            }
+        server = stack.enter_context(
+            running_server(database_url, provider_url, tmp_path, link_ttl_seconds=seconds, **settings)
+        )
+        ada, photo = server.sign_up(), io.BytesIO()
+        Image.new("RGB", (300, 300)).save(photo, "PNG")
+        uploaded = ada.http.post("/v1/attachments", files={"file": ("a.png", photo.getvalue())}).json()
+        drawn = one(ada.draw(), "attachment.created")["attachment"]
+        path = f"/v1/attachments/{drawn['object_id']}"
+        timeouts.wait_until(lambda: ada.http.get(path).json()["variants"])
+        drawn = ada.http.get(path).json()
+        for shown in (uploaded, drawn, *drawn["variants"]):
+            for url in {shown["url"], shown.get("download_url", shown["url"])}:
+                assert _is_own(url) == (storage == "own")
+                directive, _, age = httpx.get(url).headers["Cache-Control"].partition(", max-age=")
+                assert directive == "private"
+                assert seconds / 2 <= int(age) <= seconds
 
 
 def test_links_are_forgotten_before_they_are_too_many(
