@@ -312,6 +312,13 @@ MUTANTS = [
         "tests/conversations/test_history.py::test_text_and_images_come_back_in_the_order_in_which_they_came",
     ),
     Mutant(
+        "an image without a place of its own gets one as it is deleted",
+        "app/attachments/service.py",
+        '        await session.execute(_KEEP_PLACE, {"object_id": row.id, "message_id": row.message_id})',
+        "        pass",
+        "tests/conversations/test_history.py::test_a_deleted_image_that_came_after_the_text_leaves_its_place",
+    ),
+    Mutant(
         "who makes an image's smaller copies signals its run",
         "app/worker/tasks.py",
         "                await ctx.broker.events.signal(run_id)",

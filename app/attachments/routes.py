@@ -185,6 +185,7 @@ async def delete_attachment(
 ) -> None:
     """Delete an attachment.
 
-    Its bytes and its smaller copies go with it, and it disappears from its message.
+    Its bytes and its smaller copies go with it. Its message no longer has it in `attachments`; in `parts` its
+    `object_id` is null.
     """
     await service.remove(session, store, actor, object_id)

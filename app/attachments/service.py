@@ -22,6 +22,7 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -44,6 +45,16 @@ from app.storage.store import Store
 
 # Runs lie above this feature.
 _runs = table("runs", column("id", Uuid), column("unrecorded_images", ARRAY(Text)))
+
+# Messages as well. An image without a place comes after the text: once it is deleted, nothing else would show that it
+# was there. The others get their places with it, so that all keep their order.
+_KEEP_PLACE = text("""
+UPDATE messages SET image_places = coalesce(image_places, '[]') || (
+  SELECT jsonb_agg(jsonb_build_array(length(messages.text), image.id) ORDER BY image.id)
+  FROM (SELECT id FROM attachments WHERE message_id = messages.id UNION SELECT :object_id) image
+  WHERE NOT coalesce(image_places, '[]') @> jsonb_build_array(jsonb_build_array(image.id)))
+WHERE id = :message_id AND NOT coalesce(image_places, '[]') @> jsonb_build_array(jsonb_build_array(:object_id))
+""").bindparams(bindparam("object_id", type_=Uuid), bindparam("message_id", type_=Uuid))
 
 # The types that the provider accepts as an input image.
 INPUT_TYPES = ("image/png", "image/jpeg", "image/webp")
@@ -180,6 +191,9 @@ async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: U
     row = await get(session, actor, object_id)
     require_own(actor, row.user_id)
     await session.execute(delete(Attachment).where(Attachment.id == row.id))
+    if row.message_id is not None:
+        # After the row is locked: whoever deletes a conversation locks its images before its messages.
+        await session.execute(_KEEP_PLACE, {"object_id": row.id, "message_id": row.message_id})
     if row.sha256 is None:
         # It is not to be fetched again from the provider.
         without = func.array_remove(_runs.c.unrecorded_images, row.tool_call_id)

@@ -42,7 +42,10 @@ def sent_with(row: Message, run: Run | None) -> list[UUID]:
 
 
 def parts_of(row: Message, attachments: Sequence[Attachment], sent: Sequence[UUID]) -> list[TextPart | ImagePart]:
-    """Images without a place of their own come last: those that a user sent, and what was found again later."""
+    """Images without a place of their own come last: those that a user sent, and what was found again later.
+
+    Whoever deletes a drawn one gives it a place, where it has none.
+    """
     return [*_texts_and_images(row, attachments, sent)]
 
 

@@ -69,6 +69,36 @@ def test_text_and_images_come_back_in_the_order_in_which_they_came(database_url:
     assert sorted(made["tool_call_id"] for made in left["attachments"]) == ["ig_1", "ig_3"]
 
 
+def test_a_deleted_image_that_came_after_the_text_leaves_its_place(database_url: str, tmp_path: Path) -> None:
+    colours = ("red", "blue", "green", "black")
+    pictures = [image(png(colour), f"ig_{number}") for number, colour in enumerate(colours)]
+    with (
+        serving(stream_of(text(["Four 🖼"], "msg_1"), *pictures)) as provider,
+        running_server(database_url, provider.url, tmp_path) as server,
+    ):
+        ada, other = server.sign_up("Ada's"), server.sign_up("Other's")
+        events, others = ada.draw("Draw four"), other.draw("Draw four")
+        # As a run left them whose worker did not know where they come.
+        rows(database_url, "UPDATE messages SET image_places = NULL")
+        before = last_message(ada, events)["parts"]
+        ids = [part["object_id"] for part in before[1:]]
+        theirs = last_message(other, others)["parts"]
+        for number in (2, 0):
+            assert ada.http.delete(f"/v1/attachments/{ids[number]}").status_code == 204
+            before[1 + number]["object_id"] = None
+            assert last_message(ada, events)["parts"] == before
+        # One that is found again later is shown after those that have a place.
+        found = str(uuid7())
+        rows(database_url, COPIES, {"like": ids[1], "ids": [found]})
+        before.append({"type": "image", "object_id": found})
+        assert last_message(ada, events)["parts"] == before
+        assert ada.http.delete(f"/v1/attachments/{found}").status_code == 204
+        before[-1] = {"type": "image", "object_id": None}
+        assert last_message(ada, events)["parts"] == before
+        assert last_message(other, others)["parts"] == theirs
+    assert [part["object_id"] is None for part in before[1:]] == [True, False, True, False, True]
+
+
 def test_a_message_of_a_thousand_parts_has_them_all(own_server: AppServer, database_url: str) -> None:
     ada = own_server.sign_up()
     events = ada.draw()
