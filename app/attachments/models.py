@@ -59,7 +59,7 @@ class AttachmentError(BaseModel):
 class Attachment(Identified, Base):
     """`id` is the public `object_id`; `sha256` is in hex; a failed one has an `error`.
 
-    Of one that failed before its bytes came, `sha256` and `size_bytes` are null, and `storage_key` names nothing.
+    Of one that failed `storage_key` names nothing; where its bytes never came, `sha256` and `size_bytes` are null.
 
     `prompt` is what the user wrote in the image's run, empty for uploads. `variants` lists the smaller copies as
     `{width, height, size_bytes, storage_key}`, smallest first; it is null until the worker has tried to make them.

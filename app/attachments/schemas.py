@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -41,7 +41,7 @@ class AttachmentView(BaseModel):
     """`url` needs no Authorization header and works until `url_expires_at`; it is null until the object is stored.
 
     `download_url` is the same object as a download. `alt` says in one line what it shows. `width` and `height` are
-    pixels, `sha256` is hex; `size_bytes` and `sha256` are null where the image failed before its bytes came, and
+    pixels, `sha256` is hex; `size_bytes` and `sha256` are null where the image failed, as nothing is stored, and
     `error` says why. `variants` (smallest first) and `blurhash` follow soon after the image; an image that has none
     stays as it is. `cost_usd` is a decimal string: the image's share of what the image model used, null for uploads
     and until its call has ended; where `cost_basis` is `unpriced`, it is the part that has a price, null without one.
@@ -83,7 +83,7 @@ class AttachmentView(BaseModel):
     @classmethod
     def of(cls, row: Attachment) -> Self:
         """Without links yet: storage keys stand in their place."""
-        stored = row.status == AttachmentStatus.STORED
+        stored, failed = row.status == AttachmentStatus.STORED, row.status == AttachmentStatus.FAILED
         variants = [
             VariantView(
                 **{name: value for name, value in variant.items() if name != "storage_key"},
@@ -93,8 +93,9 @@ class AttachmentView(BaseModel):
             )
             for variant in (stored and row.variants) or ()
         ]
+        # The row of a rejected image keeps its hash, by which a resumed run knows it.
         return cls(
-            **dict(zip(_COPIED, _copied(row), strict=True)),
+            **dict(zip(_COPIED, _copied(row), strict=True)) | (_WITHOUT_BYTES if failed else {}),
             object_id=row.id,
             url=row.storage_key if stored else None,
             download_url=row.storage_key if stored else None,
@@ -119,6 +120,7 @@ class AttachmentPage(Page[AttachmentView]):
 _LINKED = {"object_id", "url", "download_url", "url_expires_at", "variants"}
 _COPIED = sorted(AttachmentView.model_fields.keys() - _LINKED)
 _copied = attrgetter(*_COPIED)
+_WITHOUT_BYTES: dict[str, Any] = {"size_bytes": None, "sha256": None}
 
 
 async def give_links(views: Iterable[AttachmentView], links: Links) -> None:

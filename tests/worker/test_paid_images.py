@@ -54,8 +54,13 @@ def test_an_image_that_cannot_be_made_smaller_is_refused_by_name_and_size(
             assert said in failed["detail"]
         (attachment,) = one(events, "message.completed")["message"]["attachments"]
         assert (attachment["object_id"], attachment["status"]) == (failed["object_id"], "failed")
-        assert attachment["url"] is None
-        assert ada.http.get(f"/v1/attachments/{failed['object_id']}").json()["status"] == "failed"
+        again = ada.http.get(f"/v1/attachments/{failed['object_id']}").json()
+        (reloaded,) = ada.messages(events[0]["run"]["conversation_id"])[-1]["attachments"]
+        assert again == reloaded == attachment
+        for name in ("size_bytes", "sha256", "url", "download_url", "url_expires_at"):
+            assert again[name] is None, name
+        assert ada.http.get("/v1/attachments").json()["data"] == []
+        assert rows(database_url, "SELECT stored_bytes FROM attachments") == [(0,)]
 
 
 def test_two_images_under_one_tool_call_are_two_attachments(database_url: str, tmp_path: Path) -> None:
