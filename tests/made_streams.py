@@ -40,9 +40,10 @@ def reasoning(summary: str, item_id: str = "rs_made") -> tuple[Json, list[Json]]
     return item, [{"type": "response.reasoning_summary_text.delta", "summary_index": 0, "delta": summary}]
 
 
-def image(data: bytes, item_id: str = "ig_made") -> tuple[Json, list[Json]]:
+def image(data: bytes, item_id: str = "ig_made", **fields: Any) -> tuple[Json, list[Json]]:
+    """`fields` are further ones of the item, such as `revised_prompt`."""
     result = base64.b64encode(data).decode()
-    return {"id": item_id, "type": "image_generation_call", "status": "completed", "result": result}, []
+    return {"id": item_id, "type": "image_generation_call", "status": "completed", "result": result, **fields}, []
 
 
 def call(name: str, call_id: str = "call_made") -> tuple[Json, list[Json]]:

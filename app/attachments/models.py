@@ -130,7 +130,8 @@ class Attachment(Identified, Base):
     @property
     def alt(self) -> str:
         """What the picture shows, in one line: the prompt it was drawn by; of an upload, the name of its file."""
-        return " ".join((self.revised_prompt or self.prompt or self.filename).split())[:ALT_CHARACTERS].rstrip()
+        lines = (" ".join((one or "").split()) for one in (self.revised_prompt, self.prompt, self.filename))
+        return next(filter(None, lines), "")[:ALT_CHARACTERS].rstrip()
 
 
 class AttachmentWord(Base):

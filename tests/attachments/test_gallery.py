@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -10,7 +11,9 @@ import pytest
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
 from app.db import Database, uuid7
 from app.storage import keys
-from tests.app_server import ApiUser, AppServer, one
+from tests.app_server import ApiUser, AppServer, one, running_server
+from tests.made_streams import image, png, stream_of
+from tests.stream_server import serving
 
 Json = dict[str, Any]
 Hang = Callable[..., list[str]]
@@ -37,6 +40,29 @@ def test_a_drawn_image_is_found_by_its_prompt_and_by_what_became_of_it(ada: ApiU
     for q in ("turquoise", "LIGHT turq", drawn["revised_prompt"][:200]):
         assert found(ada, q=q) == [drawn["object_id"]]
     assert found(ada, q="windmill") == []
+
+
+@pytest.mark.parametrize(
+    ("revised", "alt"),
+    [
+        ("A red\n\thouse\r\n with  a door ", "A red house with a door"),
+        # The 250th character is a space.
+        ("Many" + " very" * 100, "Many" + " very" * 49),
+        ("ab" * 200, "ab" * 125),
+        (" \n\u3000\u00a0", "Draw a house, please"),
+        ("", "Draw a house, please"),
+        (None, "Draw a house, please"),
+    ],
+)
+def test_a_drawn_image_is_described_by_its_prompt_in_one_line(
+    revised: str | None, alt: str, database_url: str, tmp_path: Path
+) -> None:
+    drawing = image(png("red"), revised_prompt=revised)
+    with serving(stream_of(drawing)) as provider, running_server(database_url, provider.url, tmp_path) as server:
+        ada = server.sign_up("Ada's")
+        made = one(ada.draw("Draw a house,\n please"), "attachment.created")["attachment"]
+        assert made["alt"] == alt
+        assert ada.http.get(f"/v1/attachments/{made['object_id']}").json()["alt"] == alt
 
 
 WALL = ["two cats", "A CAT'S hat", "cat/dog.png", "Müllers Mühle", "猫と犬", "1024x768 at 3.14"]
