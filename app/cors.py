@@ -1,35 +1,23 @@
 """Which origins' pages may call the API in development, and what its log says of the others."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection
 
 log = logging.getLogger(__name__)
 
 # Where a front end's development server is. The whole origin must match: localhost.evil.example does not.
 LOCAL_ORIGINS = r"http://(localhost|127\.0\.0\.1)(:[0-9]{1,5})?"
 MAX_ORIGIN_CHARACTERS = 200
-MAX_REPORTED = 100
 
 
-class RefusedOrigins:
-    """Logs each refused origin once.
-
-    No more than `MAX_REPORTED` of them: the sender of a preflight chooses its origin, and may choose another each time.
-    """
-
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self._reported: set[str] = set()
-        self._hint = (
-            f"CORS_ORIGINS={','.join(allowed)} does not list this origin: add it, after a comma."
-            if allowed
-            else "CORS_ORIGINS= is empty, which allows http://localhost and http://127.0.0.1 with any port, and no"
-            " other origin: list there all that may call the API, separated by commas."
-        )
-
-    def report(self, origin: str) -> None:
-        # An origin is ASCII; anything else could be read by a terminal as a command.
-        shown = origin[:MAX_ORIGIN_CHARACTERS].encode("ascii", "backslashreplace").decode()[:MAX_ORIGIN_CHARACTERS]
-        if shown in self._reported or len(self._reported) >= MAX_REPORTED:
-            return
-        self._reported.add(shown)
-        log.warning("cors.refused", extra={"origin": shown, "hint": self._hint})
+def report_refused(origin: str, allowed: Collection[str]) -> None:
+    """One line for each preflight: whoever looks at the log a second time finds it again below the last request."""
+    # An origin is ASCII; anything else could be read by a terminal as a command.
+    shown = origin[:MAX_ORIGIN_CHARACTERS].encode("ascii", "backslashreplace").decode()[:MAX_ORIGIN_CHARACTERS]
+    hint = (
+        f"CORS_ORIGINS={','.join(allowed)} does not list this origin: add it, after a comma."
+        if allowed
+        else "CORS_ORIGINS= is empty, which allows http://localhost and http://127.0.0.1 with any port, and no"
+        " other origin: list there all that may call the API, separated by commas."
+    )
+    log.warning("cors.refused", extra={"origin": shown, "hint": hint})

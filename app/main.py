@@ -25,7 +25,7 @@ from app.attachments.spool import Spool
 from app.broker import BROKER_UNAVAILABLE, Broker
 from app.connections import open_connections
 from app.conversations import routes as conversations
-from app.cors import LOCAL_ORIGINS, RefusedOrigins
+from app.cors import LOCAL_ORIGINS, report_refused
 from app.db import Database
 from app.embedded import Parts
 from app.erasure import routes as erasure
@@ -115,7 +115,7 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
 def _allow_origins(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(
         _ReportingCors,
-        refused=None if settings.production else RefusedOrigins(settings.cors_origins),
+        reports=not settings.production,
         allow_origins=settings.cors_origins,
         allow_origin_regex=None if settings.cors_origins else LOCAL_ORIGINS,
         allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
@@ -127,14 +127,14 @@ def _allow_origins(app: FastAPI, settings: Settings) -> None:
 class _ReportingCors(CORSMiddleware):
     """Reports the origin of a preflight that it refuses: the browser tells a front end's developer little."""
 
-    def __init__(self, app: ASGIApp, *, refused: RefusedOrigins | None, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, *, reports: bool, **options: Any) -> None:
         super().__init__(app, **options)
-        self._refused = refused
+        self._reports = reports
 
     def preflight_response(self, request_headers: Headers) -> Response:
         origin = request_headers["origin"]
-        if self._refused is not None and not self.is_allowed_origin(origin):
-            self._refused.report(origin)
+        if self._reports and not self.is_allowed_origin(origin):
+            report_refused(origin, self.allow_origins)
         return super().preflight_response(request_headers)
 
 

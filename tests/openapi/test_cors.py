@@ -183,16 +183,18 @@ def test_localhost_is_refused_once_origins_are_listed(server: AppServer, origin:
     assert [reflected(answer) for answer in answers] == [[], []]
 
 
-def test_development_logs_a_refused_origin_once_with_the_setting(
+def test_development_logs_each_preflight_of_a_refused_origin_with_the_setting(
     own_server: AppServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     nobody = own_server.anyone()
-    for origin in (FOREIGN[0], LOCAL[0], FOREIGN[0], FOREIGN[0]):
+    for origin in (FOREIGN[0], LOCAL[0], FOREIGN[3], FOREIGN[0]):
         preflight(nobody, "POST", "/v1/runs", origin)
-        preflight(nobody, "GET", "/v1/me", origin)
-    (line,) = refusals(caplog)
-    assert (line["name"], line["origin"]) == ("app.cors", FOREIGN[0])
-    assert "CORS_ORIGINS= is empty" in line["hint"]
+        call(nobody, "POST", "/v1/runs", Origin=origin)
+    lines = refusals(caplog)
+    assert [line["origin"] for line in lines] == [FOREIGN[0], FOREIGN[3], FOREIGN[0]]
+    for line in lines:
+        assert line["name"] == "app.cors"
+        assert "CORS_ORIGINS= is empty" in line["hint"]
 
 
 def test_the_logged_hint_shows_the_listed_origins(server: AppServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,7 +204,7 @@ def test_the_logged_hint_shows_the_listed_origins(server: AppServer, caplog: pyt
     assert f"CORS_ORIGINS={LISTED} " in line["hint"]
 
 
-def test_a_loop_of_origins_fills_neither_log_nor_memory(
+def test_the_log_shows_no_more_of_an_origin_than_a_line_of_it(
     own_server: AppServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     nobody = own_server.anyone()
@@ -210,11 +212,8 @@ def test_a_loop_of_origins_fills_neither_log_nor_memory(
     nobody.options(
         "/v1/runs", headers=[(b"Origin", b"https://\x9b2J\x85" * 50), (b"Access-Control-Request-Method", b"GET")]
     )
-    for number in range(150):
-        preflight(nobody, "POST", "/v1/runs", f"https://{number}.example")
     logged = [line["origin"] for line in refusals(caplog)]
-    assert len(logged) == 100
-    assert len(logged[0]) == 200
+    assert [len(origin) for origin in logged] == [200, 200]
     assert logged[1].startswith(r"https://\x9b2J\x85")
     assert all(len(origin) <= 200 and origin.isascii() and origin.isprintable() for origin in logged)
 
