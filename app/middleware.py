@@ -1,6 +1,7 @@
 """For every request: its id, the limit on its body, one line in the log."""
 
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
@@ -28,7 +29,9 @@ START_RUN = ("POST", "/v1/runs")
 UPLOAD = ("POST", "/v1/attachments")
 # What follows in the path is a permission.
 SECRET_BELOW = ("/v1/files/", "/v1/erasures/")
-PUBLIC = ("/v1/signup", "/v1/tokens", "/v1/tokens/refresh")
+# No route reads a body that is sent with them: it is dropped as it comes, however large it is.
+BODILESS = ("GET", "HEAD")
+PUBLIC = (("POST", "/v1/signup"), ("POST", "/v1/tokens"), ("POST", "/v1/tokens/refresh"))
 # Asked every few seconds; they are logged where they fail.
 PROBES = ("/livez", "/readyz", "/metrics")
 # The bytes that a form adds to its file.
@@ -73,6 +76,7 @@ class RequestMiddleware:
         self._tell_rate = tell_rate
         self._usual = BodyLimit(int(settings.request_body_max_mb * 1024 * 1024), "REQUEST_BODY_MAX_MB")
         self._anonymous = BodyLimit(ANONYMOUS_BYTES, "for requests without a credential")
+        self._unread = BodyLimit(sys.maxsize, "")
         self._upload = BodyLimit(settings.upload_max_bytes + ENVELOPE_BYTES, "UPLOAD_MAX_MB", "file", ENVELOPE_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,9 +154,12 @@ class RequestMiddleware:
             await self._tell_rate(scope["app"].state.database, credential, headers.get("x-tenant-id", ""))
 
     def _limit_of(self, scope: Scope) -> BodyLimit:
-        if scope["path"] in PUBLIC or all(name != b"authorization" for name, _ in scope["headers"]):
+        if scope["method"] in BODILESS:
+            return self._unread
+        asked = (scope["method"], scope["path"])
+        if asked in PUBLIC or all(name != b"authorization" for name, _ in scope["headers"]):
             return self._anonymous
-        return self._upload if (scope["method"], scope["path"]) == UPLOAD else self._usual
+        return self._upload if asked == UPLOAD else self._usual
 
     def _limited(self, receive: Receive, limit: BodyLimit) -> Receive:
         seen = 0

@@ -124,11 +124,11 @@ def _complete(document: Json, needs: Mapping[str, Json]) -> None:
     }
     components["responses"] = {}
     for methods in document["paths"].values():
-        for operation in methods.values():
+        for method, operation in methods.items():
             _split_docstring(operation)
             if "security" in operation:
                 _add_needs(operation, needs[operation["operationId"]])
-            _add_problems(operation, components["responses"])
+            _add_problems(method, operation, components["responses"])
             for status, response in operation["responses"].items():
                 _complete_response(int(status), response)
 
@@ -150,12 +150,14 @@ def _split_docstring(operation: Json) -> None:
     operation["description"] = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def _add_problems(operation: Json, shared: Json) -> None:
+def _add_problems(method: str, operation: Json, shared: Json) -> None:
     """Documents every code; responses whose codes are all general are shared by reference."""
     responses: Json = operation["responses"]
     if _DECLARED not in responses.get("422", {_DECLARED: []}):
         del responses["422"]  # FastAPI's own, which the application never sends
     general = set(_general_codes(operation))
+    if method != "get":
+        general.add(ErrorCode.TOO_LARGE)  # also where the route reads no body: its size is judged before that is known
     declared = {ErrorCode(code) for response in responses.values() for code in response.pop(_DECLARED, ())}
     for status, codes in _by_status(general | declared).items():
         response = _problem_response(status, codes)
@@ -174,7 +176,7 @@ def _general_codes(operation: Json) -> Iterator[ErrorCode]:
     if body or parameters or "security" in operation:
         yield ErrorCode.UNAVAILABLE
     if body:
-        yield from (ErrorCode.REQUEST_TIMEOUT, ErrorCode.TOO_LARGE, ErrorCode.INVALID_REQUEST)
+        yield from (ErrorCode.REQUEST_TIMEOUT, ErrorCode.INVALID_REQUEST)
         if "application/json" in body["content"]:
             yield ErrorCode.UNREADABLE_BODY
     if "x-user-only" in operation:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
@@ -14,12 +15,14 @@ import pytest
 from PIL import Image
 from redis.asyncio import Redis
 
+from app.db import uuid7
 from app.errors import FloorName, LimitScope
 from app.identity import credentials
 from app.limits import InFlightLimit, Limits
 from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
 from tests import timeouts
-from tests.app_server import ApiUser, AppServer, kinds, running_server
+from tests.app_server import ApiUser, AppServer, events_of, kinds, running_server
+from tests.replies import DOCUMENT
 from tests.servers import REDIS_SERVERS, redis_server
 from tests.tables import rows
 
@@ -27,6 +30,7 @@ pytestmark = pytest.mark.proof(33, "limits")
 
 SIGN_IN = {"email": "ada@example.com", "password": "not the password"}
 STALL = {"text": "Draw a house [offline: stall]", "agent_key": "designer"}
+MEGABYTE = 1024**2
 STALLED_RUN = {"input": STALL["text"], "agent_key": "designer"}
 
 
@@ -275,6 +279,22 @@ def test_a_body_of_nobody_is_small(ada: ApiUser, server: AppServer, path: str) -
         path, content=iter([b"x" * 10_000] * 2), headers={"Content-Type": "application/json"}
     )
     assert chunked.status_code in {401, 413}
+
+
+def test_a_body_is_too_large_for_every_operation_but_those_that_get(ada: ApiUser) -> None:
+    unknown = str(uuid7())
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            large = bytes((51 if operation["operationId"] == "upload_attachment" else 1) * MEGABYTE + 1)
+            # That the document names its status is looked at for every reply.
+            answer = ada.http.request(method, re.sub("{.*?}", unknown, path), content=large)
+            expected = (200, 204, 404) if method == "get" else (413,)
+            assert answer.status_code in expected, (method, path, answer.text)
+            assert ("413" in operation["responses"]) == (method != "get")
+            assert method != "get" or "requestBody" not in operation
+    run = ada.start("Say hello")
+    with ada.http.stream("GET", f"/v1/runs/{run['id']}/events", content=bytes(MEGABYTE + 1)) as answer:
+        assert kinds(list(events_of(answer)))[-1] == "run.completed"
 
 
 @pytest.mark.parametrize("credential", ["Bearer easel_at_made-up", "Bearer easel_sk_made-up", "Basic YTpi", "", "\xff"])
