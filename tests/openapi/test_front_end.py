@@ -62,8 +62,11 @@ def test_the_pages_code_does_what_the_page_says(
     assert len(resumed) == 3
     assert 0 == int(resumed[0]) < int(resumed[1]) < int(resumed[2])
     assert found == {
+        "signedUp": [0, "email_taken"],
         "wrongPassword": "unauthenticated",
         "tabs": {"answers": [200, 200, 200], "refreshes": 1},
+        "sent": ["completed", 1],
+        "left": "AbortError",
         "drawn": {
             "leftOutages": 0,
             "turn": ["completed", 0],

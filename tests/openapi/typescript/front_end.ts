@@ -1,11 +1,12 @@
 // What a front end does with the modules of docs/front-end.md, one part for each of their promises. Prints what it found
 // as JSON. The modules are written beside this file by the test.
 
-import { Refused, signIn, signOut, type api as Api } from "./api.ts";
+import { Refused, signIn, signOut, signUp, type api as Api } from "./api.ts";
 import { follow, start, stop, type Turn } from "./chat.ts";
 import { conversations, messages, pieces, reopen } from "./history.ts";
 import { attachment, gallery, upload } from "./images.ts";
 import { agents, check, fieldsOf } from "./options.ts";
+import { send } from "./send.ts";
 
 declare const process: { argv: string[] };
 
@@ -41,10 +42,14 @@ Object.assign(globalThis, {
 });
 Math.random = () => 0.01; // waits are short
 
+const signedUp = await signsUp();
 await signIn(given.email, given.password);
 const found = {
+  signedUp,
   wrongPassword: await code(() => signIn(given.email, "not the password")),
   tabs: await refreshesInTabs(),
+  sent: await sends(),
+  left: await leavesAStream(),
   drawn: await draws(),
   sameRun: await startsOnce(),
   stopped: await stops(),
@@ -55,6 +60,30 @@ const found = {
   signedOut: await leaves(),
 };
 console.log(JSON.stringify(found));
+
+/** A new user, who is signed in and has nothing yet. */
+async function signsUp(): Promise<unknown[]> {
+  const first = () => signUp(`new-${given.email}`, given.password, "Lighthouses");
+  await first();
+  return [(await conversations()).data.length, await code(first)];
+}
+
+/** The lines that the page shows apart. */
+async function sends(): Promise<unknown[]> {
+  const turns: Turn[] = [];
+  await send((turn) => turns.push(turn), new AbortController());
+  const last = turns.at(-1);
+  return [last?.run?.status, last?.message?.attachments.length];
+}
+
+async function leavesAStream(): Promise<string> {
+  const leaving = new AbortController();
+  const run = await start(drawing("Draw slowly [offline: slow=60]"), crypto.randomUUID());
+  const left = follow(run.id, () => leaving.abort(), leaving.signal);
+  const error = await left.then(() => undefined, (thrown: unknown) => thrown);
+  await stop(run.id);
+  return error instanceof Error ? error.name : String(error);
+}
 
 /** Three tabs whose access token has ended ask at once. */
 async function refreshesInTabs(): Promise<{ answers: number[]; refreshes: number }> {
