@@ -1,5 +1,6 @@
 """What stands on every answer, and what is closed unless somebody opens it."""
 
+import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ def test_every_answer_has_the_guards(ada: ApiUser) -> None:
     for answer in answers[4:9]:
         assert GUARDS.items() <= dict(answer.headers).items() | {name: answer.headers[name] for name in GUARDS}.items()
     assert "frame-ancestors 'none'" in answers[2].headers["Content-Security-Policy"]
+
+
+def test_the_policy_of_the_apis_page_names_no_other_origin_and_nothing_unsafe(server: AppServer) -> None:
+    page = server.anyone().get("/docs")
+    parts = [part.split() for part in page.headers["Content-Security-Policy"].split(";")]
+    policy = {name: set(sources) for name, *sources in parts}
+    assert policy["default-src"] == {"'self'"}
+    assert policy["frame-ancestors"] == {"'none'"}
+    for name, sources in policy.items():
+        assert sources <= {"'self'", "'none'"} | ({"data:"} if name == "img-src" else set[str]()), name
+    files = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert len(files) == page.text.count("<script") + page.text.count("<link") > 0
+    assert {server.anyone().get(file).status_code for file in files if re.match("/[^/]", file)} == {200}
+    assert [file for file in files if not re.match("/[^/]", file)] == []
 
 
 @pytest.mark.slow
