@@ -40,11 +40,14 @@ def pages_project(project: Path, server: AppServer) -> Path:
 def test_the_pages_code_compiles_and_a_whole_chat_is_short(pages_project: Path, results: Results) -> None:
     compiled = compile_with("tsconfig.front-end.json", pages_project)
     assert (compiled.returncode, compiled.stdout) == (0, "")
+    said = " ".join(PAGE.read_text().split())
+    options = json.loads((pages_project / "tsconfig.front-end.json").read_text())["compilerOptions"]
+    for name in ("target", "lib", "module", "moduleResolution"):
+        assert f'"{name}": {json.dumps(options[name])}' in said
     fences = len(re.findall("^```ts$", PAGE.read_text(), re.MULTILINE))
     assert len(modules()) == fences
     chat, shared = (_lines_of(modules()[name]) for name in ("chat.ts", "api.ts"))
     assert chat <= CHAT_LINES
-    said = " ".join(PAGE.read_text().split())
     assert f"in {chat} lines of code, without the blank ones; it uses the {shared} lines of `api.ts`" in said
     tried = f"{chat} lines and {shared} of api.ts, {fences} modules"
     results(15, "a chat of docs/front-end.md", tried=tried, kept="0 errors of tsc")
