@@ -163,8 +163,8 @@ def _copy(file: BinaryIO, path: Path) -> None:
 
 async def _clean(source: Path, target: Path, limit: int, given: str) -> Cleaned:
     if not await asyncio.to_thread(_looks_accepted, source):
-        message = f"the bytes are no image of an accepted type: {ACCEPTED}"
-        raise UnsupportedType(f"{FIELD}: {message}.", errors=[upload_fault(message, given)])
+        message = f"no image of an accepted type: {ACCEPTED}"
+        raise UnsupportedType(f"The file is {message}.", errors=[upload_fault(message, given)])
     try:
         return await clean(source, target, max_bytes=limit)
     except TooLargeWhenCleaned as error:

@@ -24,6 +24,7 @@ EDITED = {
     "newest": True,
     "again": True,
     "unreadable": "unsupported_type",
+    "shown": "Error: The file is no image of an accepted type: PNG, JPEG and WebP are accepted.",
 }
 OPTIONS = {"quality": ["low", "medium", "high", "xhigh", "max", "auto"], "faults": ["image.size"], "costs": True}
 

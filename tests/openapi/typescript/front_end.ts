@@ -187,6 +187,8 @@ async function edits(): Promise<object> {
     newest: shown[0] === image?.object_id,
     again: (await attachment(photo.object_id)).url !== null,
     unreadable: await code(() => upload(new Blob(["no image"]), "no.png")),
+    // What the page says is to be shown.
+    shown: await upload(new Blob(["no image"]), "no.png").then(() => "", String),
   };
 }
 
