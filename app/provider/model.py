@@ -48,7 +48,6 @@ class ImageExtractingModel(OpenAIResponsesModel):
         super().__init__(model=model, openai_client=client)
         self._openai = client
         self._use = use
-        self._on_event = use.on_event
         # Weak: an image is freed as soon as it is stored.
         self._last: WeakValueDictionary[str, ImageBytes] = WeakValueDictionary()
         self._extracted: set[str] = set()
@@ -70,10 +69,10 @@ class ImageExtractingModel(OpenAIResponsesModel):
                             continue
                         if event.type.endswith(".delta"):
                             self._use.meter.on_delta(len(getattr(event, "delta", "")))
-                            self._on_event(event)
+                            self._use.on_event(event)
                             continue
                         await self._extract(event)
-                        self._on_event(event)
+                        self._use.on_event(event)
                         yield event
                 if cursor.completed:
                     return
@@ -189,11 +188,10 @@ def _end_turn(response: Response) -> None:
     if any(item.type in ("message", "function_call") for item in response.output):
         return
     empty = ResponseOutputText(type="output_text", text="", annotations=[])
-    response.output.append(
-        ResponseOutputMessage(
-            id=f"msg_{response.id}", type="message", role="assistant", status="completed", content=[empty]
-        )
+    message = ResponseOutputMessage(
+        id=f"msg_{response.id}", type="message", role="assistant", status="completed", content=[empty]
     )
+    response.output.append(message)
 
 
 def _error_of(response: Response, model: str) -> ProviderError:

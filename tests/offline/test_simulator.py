@@ -804,6 +804,12 @@ async def test_a_stream_ends_cleanly_without_its_last_event(call: Caller) -> Non
     assert len(await call.stream("Hello [offline: eof=3]")) == 3
 
 
+async def test_a_late_answer_is_accepted_before_it_begins(call: Caller) -> None:
+    began = time.monotonic()
+    answer = await call.create("Hello [offline: late=0.3]")
+    assert (answer.status, time.monotonic() - began > 0.3) == ("completed", True)
+
+
 async def test_a_stalled_stream_says_nothing_after_created(call: Caller) -> None:
     seen: list[str] = []
     quick = Caller(call.client.with_options(timeout=0.3))
