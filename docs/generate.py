@@ -22,8 +22,11 @@ EXAMPLES: Json = {
     "AttachmentFailed.code": ErrorCode.IMAGE_MISSING,
     "AttachmentView.error": None,
     "AttachmentView.kind": "generated",
+    "AttachmentView.options": {"size": "1024x1024", "quality": "high"},
     "AttachmentView.parent_object_id": None,
     "AttachmentView.status": "stored",
+    "MessageView.attachments_next_cursor": None,
+    "MessageView.error": None,
     "MessageView.role": "assistant",
     "RunError.code": ErrorCode.UPSTREAM_TIMEOUT,
     "ToolCompleted.status": "completed",
@@ -31,6 +34,7 @@ EXAMPLES: Json = {
     "agent_key": "designer",
     "blurhash": "LEHV6nWB2yk8pyo0adR*.7kCMdnj",
     "cached_input_tokens": 0,
+    "cost_usd": "0.21342",
     "delta": "Here is ",
     "detail": "The provider began this image and never sent it: try again.",
     "filename": "designer-0c2f6f1f2b11.png",
@@ -41,7 +45,7 @@ EXAMPLES: Json = {
     "message": "The provider stopped answering: try again.",
     "mime_type": "image/png",
     "name": "image_generation",
-    "options": {"size": "1024x1024", "quality": "high"},
+    "of": 2,
     "output_tokens": 42,
     "revised_prompt": "A gray tabby cat hugging an otter",
     "seq": 7,
@@ -50,9 +54,11 @@ EXAMPLES: Json = {
     "status": "in_progress",
     "text": "Here is your cat.",
     "tool_call_id": "ig_68f1",
+    "truncated": False,
     "url": "https://api.example.com/v1/files/eyJr…",
     "width": 1024,
 }
+UNTIL_IT_ENDS = ("finished_at", "usage", "cost_usd", "cost_basis")
 BY_KIND: Json = {
     "uuid": "019ab3f0-5d1c-7d5e-9a57-0c2f6f1f2b11",
     "date-time": "2026-11-24T12:00:00Z",
@@ -196,7 +202,7 @@ def _event_example(document: Json, schema: Json) -> Json:
     if "run" in event:
         _, _, happened = event["type"].partition(".")
         event["run"] |= {"status": {"created": "queued", "started": "running"}.get(happened, happened)}
-        unset = {"created": ("started_at", "finished_at", "usage"), "started": ("finished_at", "usage")}
+        unset = {"created": ("started_at", *UNTIL_IT_ENDS), "started": UNTIL_IT_ENDS}
         event["run"] |= dict.fromkeys(unset.get(happened, ()))
         event["run"] |= {} if happened == "failed" else {"error": None}
     return event
@@ -212,6 +218,8 @@ def _example(document: Json, schema: Json, field: str = "") -> Any:
         return _example(document, choices[0], field)
     if "const" in schema:
         return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
     if "properties" in schema:
         fields = schema["properties"].items()
         return {inner: _example(document, kind, f"{schema['title']}.{inner}") for inner, kind in fields}

@@ -41,7 +41,7 @@ class Links:
     All links to one object made within the same half of `LINK_TTL_SECONDS` are the same and end at the same time, so
     that browsers keep what they loaded: a link lives between half and the whole of that time. A store dates links by
     seconds, so the half is rounded down there, and where it is less than a second the links are our own. They end by
-    Postgres' clock, so that processes whose own clocks differ make the same links.
+    Postgres' clock, as processes' own may differ; the temporary keys of a machine's role sign others on each machine.
     """
 
     store: Store

@@ -94,7 +94,8 @@ class MessageView(BaseModel):
             id=row.id,
             role=row.role,
             status=MessageStatus(run.status.value if run else MessageStatus.COMPLETED),
-            agent_key=run and run.agent_key,
+            # A run may have been handed over.
+            agent_key=run and (run.calling_agent or run.agent_key),
             text=row.text,
             parts=parts_of(row, attachments, sent),
             attachments=[AttachmentView.of(attachment) for attachment in shown],

@@ -21,7 +21,10 @@ TITLE_CHARACTERS = 60
 # The history for a model whose provider stores nothing: at most so many messages and characters, the newest.
 HISTORY_MESSAGES = 40
 HISTORY_CHARACTERS = 60_000
-_SHOWN_OF_RUN = (Run.options, Run.agent_key, Run.status, Run.error, Run.usage, Run.booked_nano, Run.booked_basis)
+_SHOWN_OF_RUN = (
+    *(Run.options, Run.agent_key, Run.calling_agent),
+    *(Run.status, Run.error, Run.usage, Run.booked_nano, Run.booked_basis),
+)
 
 
 def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:

@@ -187,6 +187,10 @@ def test_a_handoff_changes_the_agent_and_is_no_tool_call(ada: ApiUser) -> None:
     assert one(events, "agent.changed")["agent_key"] == "designer"
     assert not [event for event in events if event["type"] == "tool.started" and "transfer" in event["name"]]
     assert kinds(events)[-1] == "run.completed"
+    # Whose answer it is, live and after a reload; the run is still the one that was started.
+    assert one(events, "message.completed")["message"]["agent_key"] == "designer"
+    run = events[-1]["run"]
+    assert (ada.messages(run["conversation_id"])[-1]["agent_key"], run["agent_key"]) == ("designer", "assistant")
 
 
 def write_agent(folder: Path, spec: str, tools: str) -> None:

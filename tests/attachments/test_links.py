@@ -331,7 +331,21 @@ def _on(s3: S3Server) -> Json:
     }
 
 
-@pytest.mark.parametrize("storage", ["own", "s3"])
+def _with_storage(storage: str, request: pytest.FixtureRequest, directory: Path, stack: contextlib.ExitStack) -> Json:
+    """Settings; where it has a server, until the stack ends."""
+    if storage == "s3":
+        return _on(request.getfixturevalue("s3"))
+    if storage == "gcs":
+        return {
+            "storage_provider": "gcs",
+            "storage_emulator_host": stack.enter_context(gcs_server(directory / "gcs")).url,
+            "gcs_credentials_file": service_account_file(directory),
+            "storage_bucket": "images",
+        }
+    return {}
+
+
+@pytest.mark.parametrize("storage", ["own", "s3", "gcs"])
 def test_a_link_stays_the_same_for_half_its_life(
     storage: str,
     request: pytest.FixtureRequest,
@@ -340,8 +354,11 @@ def test_a_link_stays_the_same_for_half_its_life(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = _on(request.getfixturevalue("s3")) if storage == "s3" else {}
-    with running_server(database_url, provider_url, tmp_path, link_ttl_seconds=100, **settings) as server:
+    with contextlib.ExitStack() as stack:
+        settings = _with_storage(storage, request, tmp_path, stack)
+        server = stack.enter_context(
+            running_server(database_url, provider_url, tmp_path, link_ttl_seconds=100, **settings)
+        )
         ada = server.sign_up()
         path = f"/v1/attachments/{one(ada.draw(), 'attachment.created')['attachment']['object_id']}"
         cache: LinkCache = server.uvicorn.app.state.link_cache
@@ -366,17 +383,7 @@ def test_a_browser_may_keep_an_image_for_as_long_as_its_link_stays_the_same(
 ) -> None:
     seconds = 100
     with contextlib.ExitStack() as stack:
-        settings: Json = {}
-        if storage == "s3":
-            settings = _on(request.getfixturevalue("s3"))
-        elif storage == "gcs":
-            gcs = stack.enter_context(gcs_server(tmp_path / "gcs"))
-            settings = {
-                "storage_provider": "gcs",
-                "storage_emulator_host": gcs.url,
-                "gcs_credentials_file": service_account_file(tmp_path),
-                "storage_bucket": "images",
-            }
+        settings = _with_storage(storage, request, tmp_path, stack)
         server = stack.enter_context(
             running_server(database_url, provider_url, tmp_path, link_ttl_seconds=seconds, **settings)
         )
@@ -409,7 +416,16 @@ def test_links_are_forgotten_before_they_are_too_many(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("storage", "seconds", "window"),
-    [("own", 1, 0.5), ("own", 3, 1.5), ("own", 10, 5.0), ("s3", 1, 0.5), ("s3", 3, 1.0), ("s3", 10, 5.0)],
+    [
+        ("own", 1, 0.5),
+        ("own", 3, 1.5),
+        ("own", 10, 5.0),
+        ("s3", 1, 0.5),
+        ("s3", 3, 1.0),
+        ("s3", 10, 5.0),
+        ("gcs", 1, 0.5),
+        ("gcs", 3, 1.0),
+    ],
 )
 def test_a_link_lives_between_half_and_the_whole_of_its_time_however_short_that_is(
     storage: str,
@@ -421,8 +437,11 @@ def test_a_link_lives_between_half_and_the_whole_of_its_time_however_short_that_
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = _on(request.getfixturevalue("s3")) if storage == "s3" else {}
-    with running_server(database_url, provider_url, tmp_path, link_ttl_seconds=seconds, **settings) as server:
+    with contextlib.ExitStack() as stack:
+        settings = _with_storage(storage, request, tmp_path, stack)
+        server = stack.enter_context(
+            running_server(database_url, provider_url, tmp_path, link_ttl_seconds=seconds, **settings)
+        )
         ada = server.sign_up()
         path = f"/v1/attachments/{one(ada.draw(), 'attachment.created')['attachment']['object_id']}"
         seen: dict[int, set[tuple[str, str]]] = {}

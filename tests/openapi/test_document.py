@@ -10,9 +10,10 @@ import pytest
 
 from app.error_codes import ErrorCode
 from docs.generate import generated
-from tests.replies import DOCUMENT, resolved
+from tests.replies import DOCUMENT, event_faults, resolved
 
 ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = DOCUMENT["components"]["schemas"]
 FILES = ("openapi.json", "docs/api.md", "docs/events.md")
 
 
@@ -21,6 +22,33 @@ def test_the_generated_file_is_current(path: str) -> None:
     assert (ROOT / path).read_text() == _generated()[path], (
         "The API has changed: run `./just openapi`, commit its files"
     )
+
+
+def test_every_event_is_shown_as_it_may_be() -> None:
+    page = (ROOT / "docs/events.md").read_text()
+    shown = [json.loads(block) for block in re.findall(r"```json\n(\{.*?\n\})\n```", page, re.DOTALL)]
+    assert {event["type"] for event in shown} == set(SCHEMAS["RunEvent"]["discriminator"]["mapping"])
+    assert [fault for event in shown for fault in event_faults(event)] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "field", "type_name"),
+    [
+        ("AgentView", "image", "ImageOptions"),
+        ("AttachmentView", "error", "AttachmentError"),
+        ("AttachmentView", "options", "AttachmentOptions"),
+        ("MessageView", "error", "RunError"),
+        ("MessageView", "usage", "Usage"),
+        ("NewRun", "image", "ImageRequest"),
+        ("RunView", "error", "RunError"),
+        ("RunView", "usage", "Usage"),
+    ],
+)
+def test_what_has_fields_has_a_type_with_a_name(schema: str, field: str, type_name: str) -> None:
+    found = SCHEMAS[schema]["properties"][field]
+    named = {"$ref": f"#/components/schemas/{type_name}"}
+    assert named in found.get("anyOf", [{"$ref": found.get("$ref")}])
+    assert SCHEMAS[type_name]["properties"]
 
 
 def test_every_operation_documents_its_errors_with_their_codes() -> None:
