@@ -121,9 +121,9 @@ class ProviderCalls:
 
     @property
     def awaits_name(self) -> bool:
-        """Whether the provider goes on with a request that nobody could stop or resume, as it has not named it yet."""
+        """Whether a request is on its way that the provider has not named: nobody could stop, resume or delete it."""
         call = self.book.call
-        return self._run.background and call is not None and not (call.refused or call.ended or call.response_id)
+        return call is not None and not (call.refused or call.ended or call.response_id)
 
     @property
     def is_lost(self) -> bool:
@@ -133,15 +133,19 @@ class ProviderCalls:
     async def release(self) -> None:
         """Let another worker claim the run; what this one knows of its call is written down."""
         await self.until_opened()
-        call, changes = self.book.call, dict[str, Any]()
-        settlement = self.book.settlement() if call is not None and (call.refused or call.ended) else None
+        call, run, changes = self.book.call, self._run, dict[str, Any]()
+        # Nothing was accepted yet: the next attempt makes the first call again.
+        starts_again = call is not None and call.refused and call.number == 1
+        settlement = self.book.settlement() if call and (call.refused or call.ended) and not starts_again else None
         named = (call.number, call.response_id) if call and call.response_id and settlement is None else None
         if settlement is not None:
             usage, cost = self.book.with_present(settlement)
             changes = {"usage": dict(usage) or None, "booked_nano": cost.nano, "booked_basis": cost.basis}
-        booking = Booking(self.kept, named=named, settlement=settlement)
-        changes |= without_settled(self._run, settlement)
-        await lease.release(self._ctx.database, self._run, booking, response_id=self.response_id, **changes)
+            changes |= without_settled(run, settlement)
+        # Together: a call that was written down after all is none of which anything came.
+        changes |= {"calling_turn": 0 if starts_again else self.turn, "response_id": self.response_id}
+        changes |= {"calling_agent": run.calling_agent, "background": run.background}
+        await lease.release(self._ctx.database, run, Booking(self.kept, named=named, settlement=settlement), **changes)
 
     async def lose(self) -> None:
         """This worker holds the run no more: what it knows alone is recorded, to be deleted at the provider."""

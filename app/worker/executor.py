@@ -146,11 +146,11 @@ class Execution:
             await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if drain.done():
                 await asyncio.wait({loop, stop, lost}, timeout=GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if not lost.done() and self.calls.awaits_name:
-                # Without the id of its response no other worker could resume the run, and nobody could stop it.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(GRACE_SECONDS):
-                        await self.calls.no_request_in_flight.wait()
+            may_go_on = drain.done() or self.run.background
+            if may_go_on and not (lost.done() or loop.done()) and self.calls.awaits_name:
+                named = asyncio.create_task(self.calls.no_request_in_flight.wait())
+                watched.add(named)
+                await asyncio.wait({loop, lost, named}, timeout=GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if loop.done():
                 return _outcome_of(loop)
             if lost.done():

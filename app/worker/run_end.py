@@ -86,8 +86,8 @@ class RunEnd:
             ended = await held_run.end(session, self.run, ending)
             ending.booking.show_costs(rows)
             recorded = await _record_failed(session, failed) if ended else ()
-            for row in rows if ended else ():
-                await _charge_late(session, row)
+            if ended:
+                await _charge_late(session, rows)
             return ended, sorted([*rows, *recorded], key=lambda row: row.id)
 
     async def _images(self, session: AsyncSession) -> list[Attachment]:
@@ -140,10 +140,14 @@ async def _charge(session: AsyncSession, image: Attachment) -> None:
         set_committed_value(image, "cost_basis", cost.basis)
 
 
-async def _charge_late(session: AsyncSession, image: Attachment) -> None:
-    """Its row may have come after its call was settled."""
-    if image.cost_basis is None:
+async def _charge_late(session: AsyncSession, images: Sequence[Attachment]) -> None:
+    """Their rows may have come after their calls were settled; of two of one tool call, the first shows the cost."""
+    shown = {image.tool_call_id for image in images if image.cost_basis is not None}
+    for image in images:
+        if image.tool_call_id in shown:
+            continue
         await _charge(session, image)
         if image.cost_basis is not None:
+            shown.add(image.tool_call_id)
             costs = {"cost_nano": image.cost_nano, "cost_basis": image.cost_basis}
             await session.execute(update(Attachment).where(Attachment.id == image.id).values(costs))

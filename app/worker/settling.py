@@ -3,12 +3,12 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import exists, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.logs import tagged
 from app.provider.errors import ProviderError
@@ -18,7 +18,7 @@ from app.usage.ledger import Cost, Settlement, settle
 from app.usage.models import CallState, ProviderCall
 from app.worker.context import WorkerContext
 from app.worker.errors import cause_of
-from app.worker.open_call import OpenCall
+from app.worker.open_call import ENDED, OpenCall, usage_of
 
 log = logging.getLogger(__name__)
 
@@ -73,23 +73,26 @@ async def _settle(ctx: WorkerContext, tenant_id: UUID, run_id: UUID, number: int
 async def _settle_row(ctx: WorkerContext, row: ProviderCall) -> None:
     call = OpenCall.of(row)
     call.report = await _report(ctx, row)
+    call.ended = call.report is not None and call.report.status in ENDED
     entries = call.entries(ctx.prices)
     settlement = Settlement(
         row.tenant_id, row.user_id, row.run_id, row.number, row.agent_key, row.response_id, entries, {}
     )
     async with ctx.database.tenant(row.tenant_id) as session:
+        # Whoever locks the run and the counters locks them in this order.
+        run = await session.get(Run, row.run_id, with_for_update=True)
         if await settle(session, settlement):
-            await _add(session, row.run_id, settlement.cost)
+            _add(run, call, settlement.cost)
             call.count_tokens()
             log.info("call.settled", extra={"number": row.number})
 
 
-async def _add(session: AsyncSession, run_id: UUID, cost: Cost) -> None:
+def _add(run: Run | None, call: OpenCall, cost: Cost) -> None:
     """The run may have ended without it."""
-    run = await session.get(Run, run_id, with_for_update=True)
     if run is not None and cost.basis is not None:
         whole = Cost(run.booked_nano, run.booked_basis) + cost
         run.booked_nano, run.booked_basis = whole.nano, whole.basis
+        run.usage = dict(Counter(run.usage or {}) + Counter(usage_of(call.report)))
 
 
 async def _report(ctx: WorkerContext, row: ProviderCall) -> ResponseReport | None:

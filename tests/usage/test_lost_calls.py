@@ -131,18 +131,21 @@ def test_an_answer_that_reports_nothing_and_comes_in_one_piece_is_estimated(data
 
 
 @pytest.mark.slow
-def test_a_worker_that_stops_tells_the_next_one_what_it_knows(
+def test_a_run_of_which_nothing_was_accepted_yet_is_started_again(
     database_url: str, provider_url: str, tmp_path: Path
 ) -> None:
+    """Its worker stopped while it waited to send a refused request once more."""
     with running_server(database_url, provider_url, tmp_path / "first") as server:
-        ada = server.sign_up()
-        run = ada.start("Hello [offline: rate_limit] [offline: retry_after=20]")
+        run = server.sign_up().start("Hello [offline: rate_limit] [offline: retry_after=6]")
         asked = "SELECT count(*) FROM provider_calls WHERE run_id = :run"
         timeouts.wait_until(lambda: rows(database_url, asked, {"run": run["id"]}) == [(1,)])
         time.sleep(0.5)
+    assert rows(database_url, "SELECT calling_turn, status FROM runs") == [(0, "running")]
     with running_server(database_url, provider_url, tmp_path / "second"):
-        ended = "SELECT status FROM runs WHERE id = :run"
-        timeouts.wait_until(lambda: rows(database_url, ended, {"run": run["id"]}) == [("failed",)])
+        ended = "SELECT error ->> 'code' FROM runs WHERE id = :run AND status = 'failed'"
+        timeouts.wait_until(lambda: rows(database_url, ended, {"run": run["id"]}) != [])
+    assert rows(database_url, ended, {"run": run["id"]}) == [("upstream_rate_limited",)]
+    assert rows(database_url, "SELECT number, state, booked_entries FROM provider_calls") == [(1, "settled", 0)]
     assert rows(database_url, "SELECT id FROM usage_entries") == []
     assert faults(database_url, run["id"]) == []
 
