@@ -1,6 +1,5 @@
 """The thumbnails (variants) of a stored image: requested, and requested again where they are missing; their keys."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -13,8 +12,6 @@ from app.broker import Broker
 from app.db import Database, now
 from app.images import copies
 from app.storage import keys
-
-log = logging.getLogger(__name__)
 
 MAKE = "make_variants"
 # An image this old has lost its task, or its task waits behind others: a second task does no harm.

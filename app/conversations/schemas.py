@@ -65,9 +65,9 @@ class MessageView(BaseModel):
     """What a user or an agent said, and the images in it.
 
     An agent's message ends as its run does: `status`, `error`, `usage` and `cost_usd` are the run's, and one that
-    failed or was stopped has the text so far. A user's is `completed`. `parts` are text and images in the order in
-    which they came. `attachments` are the first 20; where there are more, `attachments_next_cursor` is the `cursor` of
-    those that follow, at `/attachments` below it.
+    failed or was stopped has the text so far; `agent_key` is who answered. A user's is `completed`. `parts` are text
+    and images in the order in which they came. `attachments` are the first 20; where there are more,
+    `attachments_next_cursor` is the `cursor` of those that follow, at `/attachments` below it.
     """
 
     id: UUID

@@ -63,10 +63,10 @@ class Run(Identified, Base):
 
     `attempt` counts the claims; every later write of a worker is conditional on it. `calling_turn`, `calling_agent`
     and `background` are committed before a paid request, `response_id` as soon as the provider has named its response
-    (with the end, where the agent cannot draw): with both, a later attempt can resume a response that the provider
-    finishes in the background. `unrecorded_images` are the tool calls whose images have no row although they were paid
-    for: they are fetched again from the provider's stored response. `booked_nano`, in nano-dollars, and `booked_basis`
-    sum up the ledger's entries of the calls that are settled so far.
+    (with the end, where the call can neither draw nor go on in the background): with both, a later attempt can resume a
+    response that the provider finishes in the background. `unrecorded_images` are the tool calls whose images have no
+    row although they were paid for: they are fetched again from the provider's stored response. `booked_nano`, in
+    nano-dollars, and `booked_basis` sum up the ledger's entries of the calls that are settled so far.
 
     `reserved_images` and `reserved_nano` are what an open run may still draw and spend, null where its plan limited
     neither pictures and their bytes nor spending as it was admitted. `without` are tools that a limit takes from it.

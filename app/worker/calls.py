@@ -142,7 +142,7 @@ class ProviderCalls:
             usage, cost = self.book.with_present(settlement)
             changes = {"usage": dict(usage) or None, "booked_nano": cost.nano, "booked_basis": cost.basis}
             changes |= without_settled(run, settlement)
-        # Together: a call that was written down after all is none of which anything came.
+        # Which call the response answers, whatever was written down last.
         changes |= {"calling_turn": 0 if starts_again else self.turn, "response_id": self.response_id}
         changes |= {"calling_agent": run.calling_agent, "background": run.background}
         await lease.release(self._ctx.database, run, Booking(self.kept, named=named, settlement=settlement), **changes)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Generator
+from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests import made_streams, timeouts
 from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, one, running_server
-from tests.stream_server import serving
+from tests.stream_server import StreamServer, serving
 from tests.tables import rows
 from tests.usage.books import Json, entries, faults
 from tests.usage.plans import give_plan
@@ -65,8 +66,19 @@ def text_of(events: list[Json]) -> str:
     return "".join(event["delta"] for event in events if event["type"] == "text.delta")
 
 
-def test_what_earlier_calls_have_brought_is_not_booked_again(database_url: str, tmp_path: Path) -> None:
+@contextmanager
+def handing_over(database_url: str, directory: Path, *answers: bytes) -> Generator[tuple[ApiUser, StreamServer]]:
+    """Somebody whose agent `first` draws and hands over to `second`; the provider answers with these streams."""
     agents = {"first": {"tool_keys": ("image_generation",), "handoff_keys": ("second",)}, "second": {}}
+    folder = write_agents(directory / "agents", agents)
+    with (
+        serving(*answers) as provider,
+        running_server(database_url, provider.url, directory / "data", agents=folder) as server,
+    ):
+        yield server.sign_up(), provider
+
+
+def test_what_earlier_calls_have_brought_is_not_booked_again(database_url: str, tmp_path: Path) -> None:
     said = "That is enough of it."
     drawn = made_streams.stream_of(
         made_streams.text(["A long text before the picture."]),
@@ -75,13 +87,7 @@ def test_what_earlier_calls_have_brought_is_not_booked_again(database_url: str, 
         response_id="resp_first",
     )
     answered = made_streams.stream_of(made_streams.text([said], "msg_second"), response_id="resp_second")
-    with (
-        serving(drawn, answered) as provider,
-        running_server(
-            database_url, provider.url, tmp_path / "data", agents=write_agents(tmp_path / "agents", agents)
-        ) as server,
-    ):
-        ada = server.sign_up()
+    with handing_over(database_url, tmp_path, drawn, answered) as (ada, provider):
         run_id = one(ada.ask("Draw a house", agent_key="first"), "run.completed")["run"]["id"]
         before = [entry for entry in booked(ada, run_id) if entry[0] == 1]
         lose_last_call(database_url, run_id, state="asked", image_model=None)
@@ -94,7 +100,6 @@ def test_what_earlier_calls_have_brought_is_not_booked_again(database_url: str, 
 
 @pytest.mark.slow
 def test_a_picture_whose_row_comes_late_shows_its_cost(database_url: str, tmp_path: Path) -> None:
-    agents = {"first": {"tool_keys": ("image_generation",), "handoff_keys": ("second",)}, "second": {}}
     drawn = made_streams.stream_of(
         made_streams.image(made_streams.png("red")), made_streams.call("transfer_to_second"), response_id="resp_first"
     )
@@ -102,13 +107,7 @@ def test_a_picture_whose_row_comes_late_shows_its_cost(database_url: str, tmp_pa
     rows(database_url, "CREATE SEQUENCE tries")
     rows(database_url, SLOW_ROW)
     rows(database_url, "CREATE TRIGGER hold BEFORE INSERT ON attachments FOR EACH ROW EXECUTE FUNCTION hold()")
-    with (
-        serving(drawn, answered) as provider,
-        running_server(
-            database_url, provider.url, tmp_path / "data", agents=write_agents(tmp_path / "agents", agents)
-        ) as server,
-    ):
-        ada = server.sign_up()
+    with handing_over(database_url, tmp_path, drawn, answered) as (ada, _):
         events = ada.ask("Draw a house", agent_key="first")
         run_id = one(events, "run.completed")["run"]["id"]
         (image,) = one(events, "message.completed")["message"]["attachments"]
