@@ -21,6 +21,7 @@ from tests.app_server import ApiUser, Event, kinds, one, running_server
 from tests.made_streams import call, image, png, reasoning, stream_of, text
 from tests.stream_server import serving
 from tests.tables import rows
+from tests.usage.books import faults
 
 pytestmark = pytest.mark.proof(34, "paid images")
 
@@ -67,9 +68,15 @@ def test_two_images_under_one_tool_call_are_two_attachments(database_url: str, t
     images = [png("red"), png("blue")]
     data = stream_of(*(image(one, "ig_same") for one in images), text(["Two."]))
     with serving(data) as provider, running_server(database_url, provider.url, tmp_path) as server:
-        events = server.sign_up("Ada's").draw("Draw two")
+        ada = server.sign_up("Ada's")
+        events = ada.draw("Draw two")
         made = [event["attachment"] for event in events if event["type"] == "attachment.created"]
         stored = {httpx.get(one["url"]).content for one in made}
+        shown = one(events, "message.completed")["message"]["attachments"]
+        (dearer,) = (image["object_id"] for image in shown if image["cost_usd"] is not None)
+        assert ada.http.delete(f"/v1/attachments/{dearer}").status_code == 204
+        # The one that is left costs nothing, and the books are right.
+        assert faults(database_url, events[0]["run_id"]) == []
     assert stored == set(images)
     assert {one["tool_call_id"] for one in made} == {"ig_same"}
     assert len(one(events, "message.completed")["message"]["attachments"]) == len(made) == 2
