@@ -14,12 +14,13 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
-from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, event, text
+from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, column, event, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
 
 from app.clock import SharedClock
+from app.compiled import CONNECTION, CompiledStatement
 from app.errors import is_connection_error
 from app.measured_pool import MeasuredPool
 from app.pool import open_engine
@@ -41,7 +42,8 @@ BACKUP_ROLE = "easel_backup"
 # Local to the transaction. SET ROLE asks what the login may become, not what the role before it may.
 SET_RIGHTS = text(
     "SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true), clock_timestamp() AS clock"
-)
+).columns(column("role", Text), column("tenant", Text), column("clock", DateTime(timezone=True)))
+_SET_RIGHTS = CompiledStatement[str, str, datetime](SET_RIGHTS)
 
 AfterCommit = Callable[[], Awaitable[object]]
 
@@ -132,7 +134,14 @@ def _drop_rights(session: Session, transaction: SessionTransaction, connection: 
     tenant_id = session.info.get("tenant_id")
     if role == APP_ROLE and tenant_id is None:
         raise RuntimeError("A transaction as easel_app needs a tenant.")
-    session.info["clock"].observe(connection.execute(SET_RIGHTS, _rights(session)).one().clock)
+    session.info["clock"].observe(_SET_RIGHTS.begin(connection, _rights(session)).one().clock)
+    session.info[CONNECTION] = connection
+
+
+@event.listens_for(LimitedSession, "after_transaction_end")
+def _forget_connection(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(CONNECTION, None)
 
 
 def _rights(session: Session | AsyncSession) -> dict[str, str]:
@@ -145,7 +154,7 @@ async def enter_tenant(session: AsyncSession, tenant_id: UUID) -> None:
     session.expunge_all()
     session.info.update(role=APP_ROLE, tenant_id=tenant_id)
     if session.in_transaction():
-        await session.execute(SET_RIGHTS, _rights(session))
+        await _SET_RIGHTS.execute(session, _rights(session))
 
 
 def retry_while_unavailable(work: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:

@@ -8,6 +8,7 @@ from sqlalchemy import CTE, Insert, Table, bindparam, insert, select
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.compiled import CompiledStatement
 from app.db import Base
 
 RowT = TypeVar("RowT", bound=Base)
@@ -18,14 +19,14 @@ async def insert_together(session: AsyncSession, *rows: Base) -> None:
     given = [_complete(row) for row in rows]
     shape = tuple((type(row), tuple(values)) for row, values in zip(rows, given, strict=True))
     values = {f"{name}_{number}": value for number, row in enumerate(given) for name, value in row.items()}
-    await session.execute(_insert_together(shape), values)
+    await _insert_together(shape).execute(session, values)
 
 
 @cache
-def _insert_together(shape: tuple[tuple[type[Base], tuple[str, ...]], ...]) -> Insert:
-    """Tables, and which of their columns; composed once, as that takes longer than to execute it."""
+def _insert_together(shape: tuple[tuple[type[Base], tuple[str, ...]], ...]) -> CompiledStatement[()]:
+    """Tables, and which of their columns."""
     *others, last = (_insert(kind, names, number) for number, (kind, names) in enumerate(shape))
-    return last.add_cte(*(other.cte(f"row_{number}") for number, other in enumerate(others)))
+    return CompiledStatement(last.add_cte(*(other.cte(f"row_{number}") for number, other in enumerate(others))))
 
 
 def _insert(kind: type[Base], names: Sequence[str], number: int) -> Insert:

@@ -1,15 +1,18 @@
 """Cursor paging: `?limit&cursor` -> `{data, next_cursor}`, newest first, by UUIDv7 ids; conversations by activity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar, TypeVarTuple
+from typing import Annotated, Any, Generic, TypeVar, TypeVarTuple
 from uuid import UUID
 
 from fastapi import Depends
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Row, Select
+from sqlalchemy import BindParameter, ColumnElement, Integer, Row, Select, Uuid, bindparam
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
+
+from app.compiled import CompiledStatement
+from app.db import Base
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -40,20 +43,29 @@ async def _page_query(limit: Annotated[int, Field(ge=1, le=100)] = 20, cursor: U
 Paging = Annotated[PageQuery, Depends(_page_query)]
 
 
-async def fetch_rows(
-    session: AsyncSession,
-    statement: Select[*Ts],
-    identifier: InstrumentedAttribute[UUID],
-    query: PageQuery,
-    *,
-    oldest_first: bool = False,
-) -> tuple[Sequence[Row[*Ts]], bool]:
-    """The page's rows, each with all that the statement selects, and whether there are more."""
-    if query.cursor is not None:
-        statement = statement.where(identifier > query.cursor if oldest_first else identifier < query.cursor)
-    ordered = statement.order_by(identifier.asc() if oldest_first else identifier.desc())
-    rows = (await session.execute(ordered.limit(query.limit + 1))).all()
-    return rows[: query.limit], len(rows) > query.limit
+class Pages(Generic[*Ts]):
+    """A list whose pages are read by compiled statements; `shape` is that of `CompiledStatement`."""
+
+    def __init__(
+        self,
+        statement: Select[*Ts],
+        identifier: InstrumentedAttribute[UUID],
+        *shape: type[Base] | None,
+        oldest_first: bool = False,
+    ) -> None:
+        after = bindparam("cursor", type_=Uuid)
+        ordered = _ordered(statement, identifier, oldest_first=oldest_first).limit(bindparam("limit", type_=Integer))
+        self._first = CompiledStatement[*Ts](ordered, *shape)
+        self._next = CompiledStatement[*Ts](ordered.where(_after(identifier, after, oldest_first=oldest_first)), *shape)
+
+    async def fetch(
+        self, session: AsyncSession, query: PageQuery, values: Mapping[str, Any]
+    ) -> tuple[Sequence[Row[*Ts]], bool]:
+        """The page's rows, each with all that the statement selects, and whether there are more."""
+        statement = self._first if query.cursor is None else self._next
+        given = {**values, "cursor": query.cursor, "limit": query.limit + 1}
+        rows = (await statement.execute(session, given)).all()
+        return rows[: query.limit], len(rows) > query.limit
 
 
 async def fetch_page(
@@ -63,8 +75,20 @@ async def fetch_page(
     query: PageQuery,
     *,
     oldest_first: bool = False,
-) -> tuple[list[T], UUID | None]:
+) -> tuple[Sequence[T], UUID | None]:
     """The page's rows and the cursor of the next; UUIDv7 order is the order of creation."""
-    found, more = await fetch_rows(session, statement, identifier, query, oldest_first=oldest_first)
-    rows = [row[0] for row in found]
-    return rows, getattr(rows[-1], identifier.key) if more else None
+    if query.cursor is not None:
+        statement = statement.where(_after(identifier, query.cursor, oldest_first=oldest_first))
+    ordered = _ordered(statement, identifier, oldest_first=oldest_first).limit(query.limit + 1)
+    rows = (await session.scalars(ordered)).all()
+    return rows[: query.limit], getattr(rows[query.limit - 1], identifier.key) if len(rows) > query.limit else None
+
+
+def _after(
+    identifier: InstrumentedAttribute[UUID], cursor: UUID | BindParameter[Any], *, oldest_first: bool
+) -> ColumnElement[bool]:
+    return identifier > cursor if oldest_first else identifier < cursor
+
+
+def _ordered(statement: Select[*Ts], identifier: InstrumentedAttribute[UUID], *, oldest_first: bool) -> Select[*Ts]:
+    return statement.order_by(identifier.asc() if oldest_first else identifier.desc())

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from app.attachments import service, uploads
 from app.attachments.links import CurrentStore, ReaderLinks
-from app.attachments.models import Attachment, AttachmentKind, AttachmentPurpose
+from app.attachments.models import AttachmentKind, AttachmentPurpose
 from app.attachments.schemas import AttachmentPage, AttachmentView, linked
 from app.attachments.uploads import FIELD, PURPOSE, UnsupportedType, Upload, upload_fault
 from app.broker import Broker
@@ -26,7 +26,7 @@ from app.input_limits import STORABLE
 from app.limits import Limits
 from app.middleware import ENVELOPE_BYTES
 from app.openapi import problems, sends
-from app.paging import Paging, fetch_page
+from app.paging import Paging
 
 router = APIRouter(prefix="/v1", tags=["attachments"])
 
@@ -156,8 +156,9 @@ async def list_attachments(
     """
     # Its own transaction: no connection is held while the store signs links.
     async with database.tenant(actor.tenant_id) as session:
-        statement = await service.gallery(session, actor, purpose=purpose, kind=kind, q=q, agent_key=agent_key)
-        rows, cursor = await fetch_page(session, statement, Attachment.id, query)
+        rows, cursor = await service.fetch_gallery(
+            session, actor, query, purpose=purpose, kind=kind, q=q, agent_key=agent_key
+        )
     return AttachmentPage(data=await linked(rows, links), next_cursor=cursor)
 
 

@@ -1,7 +1,7 @@
 """Finding and deleting the rows of images."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
@@ -36,10 +36,12 @@ from app.attachments.models import (
     AttachmentWord,
 )
 from app.attachments.variants import stored_keys
+from app.compiled import CompiledStatement
 from app.db import after_commit
 from app.errors import NotFound
 from app.identity.service import Actor
 from app.identity.sharing import require_own, sent_with_shared, visible_to
+from app.paging import PageQuery, Pages
 from app.storage import keys
 from app.storage.store import Store
 
@@ -75,45 +77,60 @@ async def get(session: AsyncSession, actor: Actor, object_id: UUID) -> Attachmen
 
 def _visible_to(actor: Actor) -> ColumnElement[bool]:
     return or_(
-        visible_to(actor, Attachment.user_id, Attachment.conversation_id),
+        visible_to(actor.user_id, Attachment.user_id, Attachment.conversation_id),
         (Attachment.kind == AttachmentKind.UPLOAD) & sent_with_shared(Attachment.id),
     )
 
 
-async def gallery(
+async def fetch_gallery(
     session: AsyncSession,
     actor: Actor,
+    query: PageQuery,
     *,
     purpose: AttachmentPurpose,
     kind: AttachmentKind | None,
     q: str | None,
     agent_key: str | None,
-) -> Select[Attachment]:
-    """The actor's images, without those that could not be drawn or stored.
+) -> tuple[list[Attachment], UUID | None]:
+    """A page of the actor's images, without those that could not be drawn or stored, and the cursor of the next.
 
     `q` finds those whose prompts have a word that begins with each of its words. Signs and emoji between the words are
     ignored; a `q` of nothing else finds nothing, a blank one everything.
     """
+    values: dict[str, Any] = {"user": actor.user_id, "purpose": purpose, "kind": kind, "agent": agent_key}
+    among: Sequence[UUID] = ()
+    if is_searched := bool(q and not q.isspace()):
+        among = await _with_longest_word(session, actor, q or "")
+        values |= {"words": _prefixes(q or ""), "among": among}
+    shape = (kind is not None, agent_key is not None, is_searched, is_searched and len(among) < MANY)
+    found, more = await _gallery(*shape).fetch(session, query, values)
+    rows = [row[0] for row in found]
+    return rows, rows[-1].id if more else None
+
+
+@cache
+def _gallery(of_kind: bool, of_agent: bool, is_searched: bool, is_among: bool) -> Pages[Attachment]:
     # A failed upload is in no message: its file was lost since.
     is_there = or_(Attachment.status != AttachmentStatus.FAILED, Attachment.kind == AttachmentKind.UPLOAD)
-    statement = select(Attachment).where(Attachment.user_id == actor.user_id, Attachment.purpose == purpose, is_there)
-    if kind is not None:
-        statement = statement.where(Attachment.kind == kind)
-    if agent_key is not None:
-        statement = statement.where(Attachment.agent_key == agent_key)
-    if q and not q.isspace():
+    statement = select(Attachment).where(Attachment.user_id == bindparam("user"), is_there)
+    statement = statement.where(Attachment.purpose == bindparam("purpose"))
+    if of_kind:
+        statement = statement.where(Attachment.kind == bindparam("kind"))
+    if of_agent:
+        statement = statement.where(Attachment.agent_key == bindparam("agent"))
+    if is_searched:
         # The function behind `@@`: under row security the operator counts as rare, and all images would be sorted.
-        statement = statement.where(func.ts_match_vq(Attachment.search, func.to_tsquery("simple", _prefixes(q))))
-        candidates = await _with_longest_word(session, actor, q)
-        if len(candidates) < MANY:
-            statement = statement.where(Attachment.id == _any_of(candidates))
-    return statement
+        words = func.to_tsquery("simple", bindparam("words", type_=Text))
+        statement = statement.where(func.ts_match_vq(Attachment.search, words))
+    if is_among:
+        statement = statement.where(Attachment.id == any_(bindparam("among", type_=ARRAY(Uuid))))
+    return Pages(statement, Attachment.id, Attachment)
 
 
 async def _with_longest_word(session: AsyncSession, actor: Actor, q: str) -> Sequence[UUID]:
     """Which of the actor's images have a word that begins with the longest of `q`: at most MANY, in no order."""
     given = {"q": q.translate(_SIGNS), "user_id": actor.user_id}
-    return (await session.scalars(_WITH_LONGEST_WORD, given)).all()
+    return (await _WITH_LONGEST_WORD.execute(session, given)).scalars().all()
 
 
 def _with_longest_word_of(q: BindParameter[str], user_id: BindParameter[UUID]) -> Select[UUID]:
@@ -128,8 +145,9 @@ def _with_longest_word_of(q: BindParameter[str], user_id: BindParameter[UUID]) -
     )
 
 
-# Composed once, which costs more than to execute it.
-_WITH_LONGEST_WORD = _with_longest_word_of(bindparam("q", type_=Text), bindparam("user_id", type_=Uuid))
+_WITH_LONGEST_WORD = CompiledStatement(
+    _with_longest_word_of(bindparam("q", type_=Text), bindparam("user_id", type_=Uuid))
+)
 
 
 def _prefixes(q: str) -> str:
@@ -169,12 +187,8 @@ async def of_messages(
 ) -> dict[UUID, list[Attachment]]:
     """The attachments of many messages, by one query: drawn ones oldest first, those `sent` along in their order."""
     sent_ids = [object_id for object_ids in sent.values() for object_id in object_ids]
-    rows = await session.scalars(
-        select(Attachment)
-        .where(or_(Attachment.message_id == _any_of(message_ids), Attachment.id == _any_of(sent_ids)))
-        .order_by(Attachment.id)
-    )
-    by_id = {row.id: row for row in rows}
+    rows = await _OF_MESSAGES.execute(session, {"messages": list(message_ids), "sent": sent_ids})
+    by_id = {row.id: row for row in rows.scalars()}
     drawn_for = set(message_ids)
     found: dict[UUID, list[Attachment]] = {}
     for row in by_id.values():
@@ -184,6 +198,15 @@ async def of_messages(
         # An image that was deleted since is no longer shown.
         found.setdefault(message_id, []).extend(by_id[one] for one in object_ids if one in by_id)
     return found
+
+
+def _of_messages() -> Select[Attachment]:
+    messages, sent = (any_(bindparam(name, type_=ARRAY(Uuid))) for name in ("messages", "sent"))
+    found = select(Attachment).where(or_(Attachment.message_id == messages, Attachment.id == sent))
+    return found.order_by(Attachment.id)
+
+
+_OF_MESSAGES = CompiledStatement(_of_messages(), Attachment)
 
 
 async def remove(session: AsyncSession, store: Store, actor: Actor, object_id: UUID) -> None:

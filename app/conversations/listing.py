@@ -52,7 +52,7 @@ def is_position(text: str) -> str:
 def listed(actor: Actor, *, shared: bool, q: str | None) -> Select[Conversation, Run]:
     """The actor's own, or those that others share with them, each with its active run; `q` is in the title."""
     own = Conversation.user_id == actor.user_id
-    theirs = visible_to(actor, Conversation.user_id, Conversation.id) & ~own
+    theirs = visible_to(actor.user_id, Conversation.user_id, Conversation.id) & ~own
     statement = _with_active_run(theirs if shared else own)
     return statement.where(Conversation.title.icontains(q, autoescape=True)) if q else statement
 
@@ -72,7 +72,7 @@ async def fetch_page(
 
 async def get_with_run(session: AsyncSession, actor: Actor, conversation_id: UUID) -> tuple[Conversation, Run | None]:
     """One that the actor may read, and its active run. Raises NotFound."""
-    readable = visible_to(actor, Conversation.user_id, Conversation.id)
+    readable = visible_to(actor.user_id, Conversation.user_id, Conversation.id)
     row = (await session.execute(_with_active_run((Conversation.id == conversation_id) & readable))).one_or_none()
     if row is None:
         raise NotFound("conversation")

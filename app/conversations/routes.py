@@ -14,14 +14,13 @@ from app.attachments.schemas import AttachmentPage, give_links, linked
 from app.bodies import storable
 from app.conversations import listing, service, sharing
 from app.conversations.listing import Position, is_position
-from app.conversations.models import Message
 from app.conversations.parts import sent_with
 from app.conversations.schemas import ConversationChange, ConversationPage, ConversationView, MessagePage, MessageView
 from app.errors import id_of
 from app.identity.actor import TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.paging import Paging, fetch_page, fetch_rows
+from app.paging import Paging, fetch_page
 
 router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
 
@@ -92,11 +91,7 @@ async def list_messages(
 
     Oldest first, each with its attachments and their fresh links.
     """
-    rows, more = await fetch_rows(
-        session, service.messages_of(actor, conversation_id), Message.id, query, oldest_first=True
-    )
-    if not rows:
-        await service.get(session, actor, conversation_id)  # it may be one that the actor may not read
+    rows, more = await service.fetch_messages(session, actor, conversation_id, query)
     sent = {message.id: sent_with(message, run) for message, run in rows}
     images = await attachments.of_messages(session, list(sent), sent)
     data = [MessageView.of(message, images.get(message.id, []), run) for message, run in rows]

@@ -4,27 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, any_, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, Row, Select, Uuid, any_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import load_only
 
 from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
+from app.compiled import CompiledStatement
 from app.conversations.models import Conversation, ImagePlaces, Message, MessageRole
 from app.db import now, uuid7
 from app.errors import NotFound
 from app.identity.service import Actor
-from app.identity.sharing import require_own, visible_to
+from app.identity.sharing import READER, require_own, visible_to
+from app.paging import PageQuery, Pages
 from app.runs.models import Run
 
 TITLE_CHARACTERS = 60
 # The history for a model whose provider stores nothing: at most so many messages and characters, the newest.
 HISTORY_MESSAGES = 40
 HISTORY_CHARACTERS = 60_000
-_SHOWN_OF_RUN = (
-    *(Run.options, Run.agent_key, Run.calling_agent),
-    *(Run.status, Run.error, Run.usage, Run.booked_nano, Run.booked_basis),
-)
 
 
 def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
@@ -34,22 +31,36 @@ def new(actor: Actor, *, agent_key: str, first_input: str) -> Conversation:
 
 async def get(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
     """One that the actor may read."""
-    conversation = await session.scalar(select(Conversation).where(_readable(actor, conversation_id)))
+    conversation = await session.scalar(select(Conversation).where(_readable(actor.user_id, conversation_id)))
     if conversation is None:
         raise NotFound("conversation")
     return conversation
 
 
-def messages_of(actor: Actor, conversation_id: UUID) -> Select[Message, Run]:
-    """Those of a conversation that the actor may read, else none; each with its run."""
-    found = select(Conversation.id).where(_readable(actor, conversation_id))
+async def fetch_messages(
+    session: AsyncSession, actor: Actor, conversation_id: UUID, query: PageQuery
+) -> tuple[Sequence[Row[Message, Run]], bool]:
+    """A page of those of a conversation that the actor may read, oldest first, each with its run; whether more follow.
+
+    Raises NotFound.
+    """
+    rows, more = await _MESSAGES.fetch(session, query, {"reader": actor.user_id, "conversation": conversation_id})
+    if not rows:
+        await get(session, actor, conversation_id)  # it may be one that the actor may not read
+    return rows, more
+
+
+def _readable(reader: UUID | BindParameter[Any], conversation_id: UUID | BindParameter[UUID]) -> ColumnElement[bool]:
+    return (Conversation.id == conversation_id) & visible_to(reader, Conversation.user_id, Conversation.id)
+
+
+def _messages() -> Select[Message, Run]:
+    found = select(Conversation.id).where(_readable(READER, bindparam("conversation", type_=Uuid)))
     own = (Run.tenant_id == Message.tenant_id) & (Run.id == Message.run_id)
-    statement = select(Message, Run).outerjoin(Run, own).where(Message.conversation_id == found.scalar_subquery())
-    return statement.options(load_only(*_SHOWN_OF_RUN))
+    return select(Message, Run).outerjoin(Run, own).where(Message.conversation_id == found.scalar_subquery())
 
 
-def _readable(actor: Actor, conversation_id: UUID) -> ColumnElement[bool]:
-    return (Conversation.id == conversation_id) & visible_to(actor, Conversation.user_id, Conversation.id)
+_MESSAGES = Pages(_messages(), Message.id, Message, Run, oldest_first=True)
 
 
 async def get_own(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
@@ -102,13 +113,18 @@ async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> C
 
 async def newest_messages(session: AsyncSession, conversation_id: UUID, *, upto: UUID) -> list[Message]:
     """The message `upto` and as many before it as a history may have, newest first."""
-    rows = await session.scalars(
-        select(Message)
-        .where(Message.conversation_id == conversation_id, Message.id <= upto)
-        .order_by(Message.id.desc())
-        .limit(HISTORY_MESSAGES + 1)
-    )
-    return list(rows)
+    given = {"conversation": conversation_id, "upto": upto}
+    return list((await _NEWEST_MESSAGES.execute(session, given)).scalars())
+
+
+_NEWEST_MESSAGES = CompiledStatement[Message](
+    select(Message)
+    .where(Message.conversation_id == bindparam("conversation", type_=Uuid))
+    .where(Message.id <= bindparam("upto", type_=Uuid))
+    .order_by(Message.id.desc())
+    .limit(HISTORY_MESSAGES + 1),
+    Message,
+)
 
 
 def to_history(messages: Sequence[Message], images: Mapping[UUID, Sequence[Attachment]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import DateTime, LargeBinary, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.compiled import CompiledStatement
 from app.db import now
 from app.error_codes import ErrorCode
 from app.errors import Forbidden, Invalid, NotFound, Unauthenticated, UserRequired
@@ -120,7 +121,7 @@ async def identify(session: AsyncSession, bearer: str) -> Caller:
 
 
 async def _identify_key(session: AsyncSession, bearer: str) -> Caller:
-    row = (await session.execute(_OF_KEY, _given(bearer))).one_or_none()
+    row = (await _OF_KEY.execute(session, _given(bearer))).one_or_none()
     if row is None:
         raise Unauthenticated(NOT_SIGNED_IN)
     if row.last_used_at is None or row.last_used_at < now() - LAST_USED_PRECISION:
@@ -133,7 +134,7 @@ async def _identify_key(session: AsyncSession, bearer: str) -> Caller:
 
 
 async def _identify_token(session: AsyncSession, bearer: str) -> SignedIn:
-    rows = (await session.execute(_OF_TOKEN, _given(bearer))).all()
+    rows = (await _OF_TOKEN.execute(session, _given(bearer))).all()
     if not rows:
         raise Unauthenticated(NOT_SIGNED_IN)
     first = rows[0]
@@ -152,11 +153,10 @@ def _given(bearer: str) -> dict[str, Any]:
     return {"secret_hash": credentials.fingerprint(bearer), "now": now()}
 
 
-# Composed once: every request executes one of them, and to compose it costs more than to execute it.
 _HASH, _NOW = bindparam("secret_hash", type_=LargeBinary), bindparam("now", type_=DateTime(timezone=True))
 _USER = (User.id.label("user_id"), User.email, User.name)
 _MEMBERSHIP = (Membership.tenant_id, Membership.role, Tenant.name.label("tenant_name"), Tenant.suspended_at)
-_OF_KEY = (
+_OF_KEY = CompiledStatement(
     select(ApiKey.id.label("key_id"), ApiKey.scopes, ApiKey.last_used_at, *_USER, *_MEMBERSHIP)
     .join(Membership, (Membership.tenant_id == ApiKey.tenant_id) & (Membership.user_id == ApiKey.user_id))
     .join(Tenant, Tenant.id == ApiKey.tenant_id)
@@ -164,7 +164,7 @@ _OF_KEY = (
     .where(ApiKey.secret_hash == _HASH, ApiKey.revoked_at.is_(None))
     .where(or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > _NOW), User.disabled_at.is_(None))
 )
-_OF_TOKEN = (
+_OF_TOKEN = CompiledStatement(
     select(SignIn.id.label("sign_in_id"), SignIn.last_used_at, *_USER, *_MEMBERSHIP)
     .select_from(Token)
     .join(SignIn, SignIn.id == Token.sign_in_id)

@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from openai._streaming import ServerSentEvent, SSEDecoder
 from openai.types.responses import ResponseStreamEvent
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from typing_extensions import override
 
 from app.provider.image_bytes import Base64Reader, ImageBytes, decode
@@ -95,7 +96,7 @@ class TapDecoder(SSEDecoder):
             for line in self._lines.feed(chunk):
                 if event := self.decode(line.decode()):
                     images, self._lines.images = self._lines.images, {}
-                    yield _TappedEvent(event, images) if images else event
+                    yield _TappedEvent(event, images)
 
 
 class _TappedEvent(ServerSentEvent):
@@ -105,7 +106,13 @@ class _TappedEvent(ServerSentEvent):
 
     @override
     def json(self) -> Any:
-        return _with_images(super().json(), self._images)
+        try:
+            # In a quarter of the time that json takes.
+            data = from_json(self.data)
+        except ValueError:
+            # Half a surrogate pair, for one.
+            data = super().json()
+        return _with_images(data, self._images) if self._images else data
 
 
 def _with_images(node: Any, images: dict[str, ImageBytes]) -> Any:

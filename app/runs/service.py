@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import Integer, Select, Uuid, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.broker import Broker
+from app.compiled import CompiledStatement
 from app.conversations import service as conversations
 from app.conversations.models import Conversation, Message, MessageRole
 from app.db import Base, after_commit, now, uuid7
@@ -96,13 +97,14 @@ def _queues() -> Select[Plan, datetime | None, datetime | None, datetime, int, R
     return counters.PLAN_AND_RATE.add_columns(waiting, Run).outerjoin(Run, of_conversation).order_by(Run.id)
 
 
-_QUEUES = _queues()
+_QUEUES = CompiledStatement(_queues(), Plan, None, None, None, None, Run)
 
 
 async def _look_at_queues(starting: Starting, conversation_id: UUID | None) -> tuple[Plan, int, list[Run]]:
     """The plan, how many runs of the tenant wait, counted to the limit, and the conversation's open runs: at once."""
-    given = {**counters.of_actor(starting.actor), "conversation": conversation_id}
-    rows = (await starting.session.execute(_QUEUES, {**given, "most": starting.settings.tenant_queued_runs})).all()
+    given: dict[str, Any] = {**counters.of_actor(starting.actor), "conversation": conversation_id}
+    given["most"] = starting.settings.tenant_queued_runs
+    rows = (await _QUEUES.execute(starting.session, given)).all()
     plan, of_tenant, of_user, at, count, _ = rows[0]
     counters.tell_rate(plan, of_tenant, of_user, at)
     return plan, count, [row.Run for row in rows if row.Run is not None]
@@ -169,7 +171,7 @@ def _new_rows(
 
 async def get(session: AsyncSession, actor: Actor, run_id: UUID) -> Run:
     """One that the actor may see."""
-    visible = visible_to(actor, Run.user_id, Run.conversation_id)
+    visible = visible_to(actor.user_id, Run.user_id, Run.conversation_id)
     run = await session.scalar(select(Run).where(Run.id == run_id, visible))
     if run is None:
         raise NotFound("run")

@@ -9,10 +9,24 @@ from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
-from sqlalchemy import ForeignKeyConstraint, delete, func, select, text, tuple_, update
+from sqlalchemy import (
+    Delete,
+    ForeignKeyConstraint,
+    Uuid,
+    bindparam,
+    column,
+    delete,
+    func,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.compiled import CompiledStatement
 from app.db import Base, Database, uuid7
 from app.identity.service import Actor
 from app.inserts import insert_together
@@ -60,6 +74,16 @@ async def admit_stream(session: AsyncSession, actor: Actor, run: Run) -> Stream:
 
 Key = tuple[UUID, UUID, UUID]
 _KEY = tuple_(Stream.tenant_id, Stream.run_id, Stream.id)
+
+
+def _delete_keys() -> Delete:
+    names = [column(name, Uuid) for name in ("tenant_id", "run_id", "id")]
+    lists = (bindparam(one.name, type_=ARRAY(Uuid)) for one in names)
+    ended = func.unnest(*lists).table_valued(*names, name="ended").render_derived()
+    return delete(Stream).where(tuple_(*ended.c) == _KEY)
+
+
+_DELETE = CompiledStatement[()](_delete_keys())
 
 
 class OpenStreams:
@@ -121,7 +145,8 @@ class OpenStreams:
         if not ended:
             return
         async with self._database.identity() as session:
-            await session.execute(delete(Stream).where(_KEY.in_(ended)))
+            tenants, runs, ids = zip(*ended, strict=True)
+            await _DELETE.execute(session, {"tenant_id": tenants, "run_id": runs, "id": ids})
         self._ended.difference_update(ended)
 
     async def _tell(self) -> None:

@@ -11,7 +11,6 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Interval,
-    Select,
     Update,
     Uuid,
     bindparam,
@@ -23,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from app.compiled import CompiledStatement
 from app.conversations.models import Conversation, ImagePlaces, Message
 from app.conversations.service import new_answer
 from app.db import Database, now, retry_while_unavailable
@@ -50,7 +50,7 @@ async def write(database: Database, run: Run, booking: Booking | None = None, **
     statement = _writing(_columns_of(values), booking.parts)
     given = {**_values_of_held(run, values), **booking.values(run)}
     async with database.tenant(run.tenant_id) as session:
-        is_held = await session.scalar(statement, given) is not None
+        is_held = (await statement.execute(session, given)).scalar() is not None
         if is_held and booking.need is not None:
             await enlarge(session, run, booking.need)
         return is_held
@@ -65,12 +65,11 @@ def _columns_of(values: Mapping[str, Any]) -> Columns:
 
 
 @cache
-def _writing(columns: Columns, parts: Parts) -> Select[UUID]:
-    """Composed once, as that takes longer than to execute it."""
+def _writing(columns: Columns, parts: Parts) -> CompiledStatement[UUID]:
     # Whoever deletes a conversation locks it, its images, its runs in this order.
     updated = _update_held(columns, locks_conversation=parts.charges_images)
     held = updated.returning(Run.id).cte("held")
-    return select(held.c.id).add_cte(*parts.statements(held))
+    return CompiledStatement(select(held.c.id).add_cte(*parts.statements(held)))
 
 
 def _update_held(columns: Columns, *, locks_conversation: bool) -> Update:
@@ -136,27 +135,29 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
     message.created_at = values["finished_at"]
     statement = _ending(_columns_of(values), names_of(message), ending.booking.parts)
     given = {**_values_of_held(run, values), **values_of(message), **ending.booking.values(run)}
-    ended = await session.scalar(statement, given)
+    ended = (await statement.execute(session, given)).scalar()
     if ended is None:
         return None
     # A statement of its own, so that it sees the run that an API process added before this one got the lock.
-    waiting = await session.scalar(_WAITING, {"tenant": run.tenant_id})
+    waiting = (await _WAITING.execute(session, {"tenant": run.tenant_id})).scalar()
     return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting))
 
 
-_WAITING = select(exists().where(Run.tenant_id == bindparam("tenant", type_=Uuid), Run.status == RunStatus.QUEUED))
+_WAITING = CompiledStatement[bool](
+    select(exists().where(Run.tenant_id == bindparam("tenant", type_=Uuid), Run.status == RunStatus.QUEUED))
+)
 
 
 @cache
-def _ending(columns: Columns, of_message: tuple[str, ...], parts: Parts) -> Select[Run]:
+def _ending(columns: Columns, of_message: tuple[str, ...], parts: Parts) -> CompiledStatement[Run]:
     """All writes in one round trip; those of message and usage happen only where the run is still held.
 
     The lock on the conversation keeps a new run from being added, and from finding this one open, between the look for
-    waiting runs and the commit. Composed once, as that takes longer than to execute it.
+    waiting runs and the commit.
     """
     ended = _update_held(columns, locks_conversation=True).returning(Run).cte("ended")
     message = insert_where(Message, of_message, ended).cte("message")
-    return select(aliased(Run, ended)).add_cte(message, *parts.statements(ended))
+    return CompiledStatement(select(aliased(Run, ended)).add_cte(message, *parts.statements(ended)), Run)
 
 
 def _values_of_end(ending: Ending, finished_at: datetime) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from app import metrics
 from app.attachments import variants
 from app.attachments.reconcile import reconcile
 from app.attachments.repair import store_spooled
+from app.compiled import CompiledStatement
 from app.erasure import leftovers, work
 from app.erasure.retention import retain
 from app.errors import Conflict
@@ -86,12 +87,12 @@ async def running(ctx: WorkerContext) -> AsyncGenerator[None]:
 def _look(ctx: WorkerContext, jobs: Sequence[Job]) -> Job:
     """Wakes those for which there is something to do."""
     wanted = [job for job in jobs if job.due is not None]
-    # Composed once, which costs more than to execute it.
-    statement = select(*(select(literal(1)).where(job.due).exists() for job in wanted if job.due is not None))
+    due = (select(literal(1)).where(job.due).exists() for job in wanted if job.due is not None)
+    statement = CompiledStatement[*tuple[bool, ...]](select(*due))
 
     async def look() -> None:
         async with ctx.database.identity() as session:
-            found = (await session.execute(statement)).one()
+            found = (await statement.execute(session, {})).one()
         for job, is_due in zip(wanted, found, strict=True):
             if is_due:
                 job.found.set()

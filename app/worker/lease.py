@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from app.compiled import CompiledStatement
 from app.db import Database, now
 from app.runs.models import OPEN, Run, RunStatus
 from app.worker import held_run
@@ -55,7 +56,7 @@ async def claim(session: AsyncSession, tenant_id: UUID, *, most: int, lease_seco
     abandoned.
     """
     given = {"tenant": tenant_id, "most": most, "started": now(), "lease": timedelta(seconds=lease_seconds)}
-    found = (await session.execute(_CLAIM, given)).one_or_none()
+    found = (await _CLAIM.execute(session, given)).one_or_none()
     return Claimed(*found) if found else None
 
 
@@ -99,8 +100,7 @@ def _claim_statement() -> ReturningUpdate[Run, bool]:
     )
 
 
-# Built once: that takes longer than to execute it.
-_CLAIM = _claim_statement()
+_CLAIM = CompiledStatement(_claim_statement(), Run, None)
 
 
 async def keep_renewing(database: Database, run: Run, lease_seconds: float) -> None:

@@ -13,6 +13,8 @@ from app.worker.link_filter import LinkFilter
 
 def cut(text: str) -> list[str]:
     """In pieces that each fit into an event."""
+    if 0 < len(text) <= MAX_DELTA_CHARACTERS:
+        return [text]
     return [text[at : at + MAX_DELTA_CHARACTERS] for at in range(0, len(text), MAX_DELTA_CHARACTERS)]
 
 

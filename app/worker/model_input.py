@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import Uuid, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
 from app.attachments.models import Attachment, AttachmentKind
+from app.compiled import CompiledStatement
 from app.conversations import service as conversations
 from app.conversations.models import Message
 from app.images.masks import to_alpha
@@ -90,13 +91,18 @@ async def _images_of(
 
 async def _last_completed(session: AsyncSession, run: Run) -> Run | None:
     """The conversation's last completed run before this one whose response the provider has named."""
-    return await session.scalar(
-        select(Run)
-        .where(Run.conversation_id == run.conversation_id, Run.status == RunStatus.COMPLETED)
-        .where(Run.id < run.id, Run.response_id.is_not(None))
-        .order_by(Run.id.desc())
-        .limit(1)
-    )
+    given = {"conversation": run.conversation_id, "run": run.id}
+    return (await _LAST_COMPLETED.execute(session, given)).scalar()
+
+
+_LAST_COMPLETED = CompiledStatement[Run](
+    select(Run)
+    .where(Run.conversation_id == bindparam("conversation", type_=Uuid), Run.status == RunStatus.COMPLETED)
+    .where(Run.id < bindparam("run", type_=Uuid), Run.response_id.is_not(None))
+    .order_by(Run.id.desc())
+    .limit(1),
+    Run,
+)
 
 
 async def strategies(

@@ -38,6 +38,7 @@ HOSTED = {
     "file_search_call": "file_search",
     "code_interpreter_call": "code_interpreter",
 }
+MESSAGE_STARTED = str(MessageStarted.model_fields["type"].default)
 TEXT_DELTAS = ("response.output_text.delta", "response.refusal.delta")
 # Not "completed": previews are still on their way then.
 PROGRESS = ("in_progress", "generating", "searching", "interpreting")
@@ -96,7 +97,8 @@ class Translator:
                 pass
 
     def start_message(self) -> None:
-        self._events.emit(MessageStarted(message_id=self._message_id))
+        if not self._events.has(MESSAGE_STARTED):
+            self._events.emit(MessageStarted(message_id=self._message_id))
 
     def emit_missing(self, *, forced: bool) -> None:
         """At the end of a completed turn: fail images that were begun, or `forced`, and of which nothing came."""
