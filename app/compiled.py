@@ -1,12 +1,12 @@
 """Statements that are compiled once, and executed by asyncpg itself on the connection of a session's transaction."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVarTuple, cast
 
 import asyncpg
-from sqlalchemy import ARRAY, Connection, Dialect, TextualSelect, UpdateBase
+from sqlalchemy import ARRAY, Connection, Dialect, TextClause, UpdateBase
 from sqlalchemy.engine import IteratorResult, Result
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.exc import DBAPIError
@@ -31,9 +31,7 @@ class CompiledStatement(Generic[*Ts]):
     None for one column. The objects that are made of them belong to no session.
     """
 
-    def __init__(
-        self, statement: "TypedReturnsRows[*Ts] | TextualSelect | UpdateBase", *shape: type[Any] | None
-    ) -> None:
+    def __init__(self, statement: "TypedReturnsRows[*Ts] | TextClause | UpdateBase", *shape: type[Any] | None) -> None:
         self._statement = statement
         self._shape = shape
         self._prepared: _Prepared | None = None
@@ -44,12 +42,9 @@ class CompiledStatement(Generic[*Ts]):
         driver = cast(Any, connection.connection.driver_connection)
         try:
             records = await driver.fetch(prepared.sql, *prepared.arguments(values))
-        except DRIVER_ERRORS as error:
-            raise _translated(connection, prepared.sql, error) from error
         except BaseException as error:
-            # As SQLAlchemy does: what the connection does now is not known.
-            if not isinstance(error, Exception):
-                connection.invalidate(error)
+            if fault := _fault(connection, prepared.sql, error):
+                raise fault from error
             raise
         return cast(Result[*Ts], prepared.result(records))
 
@@ -60,8 +55,10 @@ class CompiledStatement(Generic[*Ts]):
         try:
             cursor.execute(prepared.sql, prepared.arguments(values))
             records = cursor.fetchall()
-        except connection.dialect.loaded_dbapi.Error as error:
-            raise _wrapped(connection, prepared.sql, error) from error
+        except BaseException as error:
+            if fault := _fault(connection, prepared.sql, error):
+                raise fault from error
+            raise
         finally:
             cursor.close()
         return cast(Result[*Ts], prepared.result(records))
@@ -82,24 +79,23 @@ async def _connection_of(session: AsyncSession) -> Connection:
     return cast(Connection, connection)
 
 
-def _translated(connection: Connection, sql: str, error: Exception) -> BaseException:
-    """What SQLAlchemy raises in the place of an error of asyncpg's."""
+def _fault(connection: Connection, sql: str, error: BaseException) -> BaseException | None:
+    """What SQLAlchemy raises in its place, if it does; a connection that is lost, or may do anything, is given up."""
     errors = connection.dialect.loaded_dbapi
-    kind = errors.IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else errors.Error
-    translated = kind(str(error), error)
-    translated.__cause__ = error
-    return _wrapped(connection, sql, translated)
-
-
-def _wrapped(connection: Connection, sql: str, error: Exception) -> BaseException:
-    driver = cast(Any, connection.connection.driver_connection)
-    if is_lost := driver.is_closed():
+    is_lost = cast(Any, connection.connection.driver_connection).is_closed()
+    if is_lost or not isinstance(error, Exception):
         connection.invalidate(error)
-    errors = connection.dialect.loaded_dbapi
+    if isinstance(error, DRIVER_ERRORS):
+        kind = errors.IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else errors.Error
+        original = kind(str(error), error)
+        original.__cause__ = error
+    elif isinstance(error, errors.Error):
+        original = error
+    else:
+        return None
     # Parameters hold users' texts and hashes of secrets, which must not reach the log.
-    return DBAPIError.instance(
-        sql, None, error, errors.Error, hide_parameters=True, connection_invalidated=is_lost, dialect=connection.dialect
-    )
+    hidden: Any = {"hide_parameters": True, "connection_invalidated": is_lost, "dialect": connection.dialect}
+    return cast(BaseException, DBAPIError.instance(sql, None, original, errors.Error, **hidden))
 
 
 Process = Callable[[Any], Any]
@@ -110,14 +106,14 @@ class _Prepared:
     """`binds` are the SQL's parameters in their order: a name, or a constant as it is sent; and how a value is written.
 
     `reads` are the columns whose values are not what asyncpg makes of them. `parts` are those of a row that has
-    entities: these, and the places of the other columns.
+    entities: these, and the places of the other columns. `keys` are those that the server names where it is None.
     """
 
     sql: str
     binds: tuple[tuple[str | None, Any, Process | None], ...]
     reads: tuple[tuple[int, Process], ...]
     parts: tuple["_Entity | int", ...]
-    keys: SimpleResultMetaData
+    keys: SimpleResultMetaData | None
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         found: list[Any] = []
@@ -128,8 +124,9 @@ class _Prepared:
                 found.append(values[name] if process is None else process(values[name]))
         return found
 
-    def result(self, records: Iterable[Sequence[Any]]) -> Result[*tuple[Any, ...]]:
-        return IteratorResult(self.keys, iter([self._row(record) for record in records]))
+    def result(self, records: Sequence[Any]) -> Result[*tuple[Any, ...]]:
+        keys = self.keys or SimpleResultMetaData(list(records[0].keys()) if records else ())
+        return IteratorResult(keys, iter([self._row(record) for record in records]))
 
     def _row(self, record: Sequence[Any]) -> Sequence[Any]:
         row = list(record)
@@ -159,6 +156,8 @@ def _prepare(statement: Any, shape: Sequence[type[Any] | None], dialect: Dialect
     compiled = cast(SQLCompiler, statement.compile(dialect=dialect))
     if compiled.insert_prefetch or compiled.update_prefetch:
         raise ValueError(f"A column's default would be left out: {compiled}")
+    if isinstance(statement, TextClause):
+        return _Prepared(*_binds(compiled, dialect), (), (), None)
     columns, parts = _shaped(list(statement.exported_columns), shape)
     reads = ((at, _read(_impl(column.type, dialect), dialect)) for at, column in enumerate(columns))
     sql, binds = _binds(compiled, dialect)
@@ -180,10 +179,11 @@ def _shaped(
             kept.append(left.popleft())
             continue
         mapper = class_mapper(kind)
-        given = [(one, left.popleft()) for one in mapper.column_attrs]
-        if any(one.key != column.key for one, column in given):
-            raise ValueError(f"Not the columns of {kind.__name__}: {[column.key for _, column in given]}.")
-        loaded = [(one.key, column) for one, column in given if not one.deferred]
+        given = [left.popleft() for _ in mapper.column_attrs if left]
+        if [column.key for column in given] != [one.key for one in mapper.column_attrs]:
+            raise ValueError(f"Not the columns of {kind.__name__}: {[column.key for column in given]}.")
+        attributes = zip(mapper.column_attrs, given, strict=True)
+        loaded = [(one.key, column) for one, column in attributes if not one.deferred]
         names = tuple(name for name, _ in loaded)
         key = names.index(mapper.get_property_by_column(mapper.primary_key[-1]).key)
         parts.append(_Entity(mapper.class_manager.new_instance, names, len(kept), len(kept) + key))

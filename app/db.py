@@ -14,7 +14,7 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
-from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, column, event, text
+from sqlalchemy import Connection, DateTime, Dialect, MetaData, Text, TypeDecorator, event, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, SessionTransaction, mapped_column
@@ -42,7 +42,7 @@ BACKUP_ROLE = "easel_backup"
 # Local to the transaction. SET ROLE asks what the login may become, not what the role before it may.
 SET_RIGHTS = text(
     "SELECT set_config('role', :role, true), set_config('app.tenant_id', :tenant, true), clock_timestamp() AS clock"
-).columns(column("role", Text), column("tenant", Text), column("clock", DateTime(timezone=True)))
+)
 _SET_RIGHTS = CompiledStatement[str, str, datetime](SET_RIGHTS)
 
 AfterCommit = Callable[[], Awaitable[object]]

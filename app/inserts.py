@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import CTE, Insert, Table, bindparam, insert, select
+from sqlalchemy import CTE, BindParameter, Insert, Table, bindparam, insert, literal, select
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -37,11 +37,27 @@ def _insert(kind: type[Base], names: Sequence[str], number: int) -> Insert:
     )
 
 
+async def insert_once(session: AsyncSession, row: Base, *unique: str) -> bool:
+    """Whether the row, which stays outside the session, was inserted: not where one has the same in these columns."""
+    inserted = await _insert_once(type(row), names_of(row), unique).execute(session, values_of(row))
+    return inserted.one_or_none() is not None
+
+
+@cache
+def _insert_once(kind: type[Base], names: tuple[str, ...], unique: tuple[str, ...]) -> CompiledStatement[int]:
+    one = pg.insert(cast(Table, kind.__table__)).values(_parameters(kind, names))
+    return CompiledStatement(one.on_conflict_do_nothing(index_elements=unique).returning(literal(1)))
+
+
 def insert_where(kind: type[Base], names: Sequence[str], condition: CTE) -> pg.Insert:
     """An insert of `values_of` a row, to stand beside others in one statement; it happens where the CTE has a row."""
-    columns = kind.__table__.columns
-    values = [bindparam(f"{kind.__tablename__}_{name}", type_=columns[name].type) for name in names]
+    values = _parameters(kind, names).values()
     return pg.insert(kind).from_select(list(names), select(*values).select_from(condition), False)
+
+
+def _parameters(kind: type[Base], names: Sequence[str]) -> dict[str, BindParameter[Any]]:
+    columns = kind.__table__.columns
+    return {name: bindparam(f"{kind.__tablename__}_{name}", type_=columns[name].type) for name in names}
 
 
 def values_of(row: Base) -> dict[str, Any]:

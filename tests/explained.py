@@ -1,14 +1,13 @@
 """The statements that a process sends to Postgres, and what EXPLAIN says of each."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import Database
-from tests.round_trips import called_from
+from tests.round_trips import called_from, noting
 
 Plan = dict[str, Any]
 # Compares all rows with all objects.
@@ -20,22 +19,21 @@ class Recorded:
 
     def __init__(self) -> None:
         self.statements: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+        self.closed = False
         self._rights: dict[int, Any] = {}
 
-    def __call__(self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
-        key = id(connection.connection.dbapi_connection)
-        if "set_config('role'" in statement:
-            self._rights[key] = parameters
+    def note(self, connection: int, name: str, sql: str, given: Sequence[Any]) -> None:
+        if name != "bind_execute":
+            return
+        if "set_config('role'" in sql:
+            self._rights[connection] = given[0]
         elif not called_from(ONCE_A_DAY):
-            self.statements[statement] = (self._rights.get(key), parameters)
+            self.statements[sql] = (self._rights.get(connection), tuple(given[0]))
 
 
-@contextmanager
-def recording(database: Database, recorded: Recorded) -> Generator[None]:
-    engine = database.engine.sync_engine
-    event.listen(engine, "before_cursor_execute", recorded)
-    yield
-    event.remove(engine, "before_cursor_execute", recorded)
+def recording(database: Database, recorded: Recorded) -> AbstractContextManager[None]:
+    recorded.closed = False
+    return noting(database.engine, recorded)
 
 
 async def explain(url: str, recorded: Recorded) -> dict[str, Plan]:

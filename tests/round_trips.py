@@ -1,11 +1,11 @@
 """Counts what goes to Postgres, at asyncpg's own protocol object: nothing that is sent passes by it."""
 
 import inspect
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import greenlet
 from sqlalchemy import event
@@ -19,12 +19,24 @@ BACKGROUND = (
 ONE_TRIP_EACH = ("query", "prepare", "bind", "bind_execute", "bind_execute_many", "execute", "close_statement")
 
 
+class Noting(Protocol):
+    """Takes each call of asyncpg's protocol object, until it is `closed`: its SQL, and what else was given."""
+
+    closed: bool
+
+    def note(self, connection: int, name: str, sql: str, given: Sequence[Any]) -> None: ...
+
+
 @dataclass
 class RoundTrips:
     """The SQL of each round trip; preparing a statement is a trip of its own, made once a connection."""
 
     sent: list[str] = field(default_factory=list[str])
     closed: bool = False
+
+    def note(self, connection: int, name: str, sql: str, given: Sequence[Any]) -> None:
+        if not called_from(*BACKGROUND):
+            self.sent.append(sql)
 
     @property
     def transactions(self) -> int:
@@ -41,19 +53,24 @@ class RoundTrips:
 def counting(engine: AsyncEngine) -> Generator[RoundTrips]:
     """Whatever the engine's connections are sent until the block ends; all of them must be idle as it begins."""
     trips = RoundTrips()
+    with noting(engine, trips):
+        yield trips
 
+
+@contextmanager
+def noting(engine: AsyncEngine, notes: Noting) -> Generator[None]:
     def check_out(connection: Any, *_: object) -> None:
         driver = connection.driver_connection
         if not isinstance(driver._protocol, _Protocol):
             driver._protocol = _Protocol(driver._protocol)
-        driver._protocol.trips = trips
+        driver._protocol.notes = notes
 
     # Before the engine's own listener, whose ping counts, too.
     event.listen(engine.sync_engine, "checkout", check_out, insert=True)
     try:
-        yield trips
+        yield
     finally:
-        trips.closed = True
+        notes.closed = True
         event.remove(engine.sync_engine, "checkout", check_out)
 
 
@@ -61,20 +78,20 @@ class _Protocol:
     """asyncpg's protocol with a note of each call that waits for an answer of the server."""
 
     def __init__(self, protocol: Any) -> None:
-        self.trips = RoundTrips(closed=True)
+        self.notes: Noting = RoundTrips(closed=True)
         self._protocol = protocol
 
     def __getattr__(self, name: str) -> Any:
-        if name in ONE_TRIP_EACH and not self.trips.closed and not called_from(*BACKGROUND):
-            return self._noted(name, self.trips)
+        if name in ONE_TRIP_EACH and not self.notes.closed:
+            return self._noted(name, self.notes)
         return getattr(self._protocol, name)
 
-    def _noted(self, name: str, trips: RoundTrips) -> Any:
+    def _noted(self, name: str, notes: Noting) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             # A simple query's text, a prepared statement, or a statement's name and text.
             given = [*args, *kwargs.values()]
             sql = given[1] if name == "prepare" else getattr(given[0], "query", given[0])
-            trips.sent.append(str(sql))
+            notes.note(id(self), name, str(sql), given[1:])
             return getattr(self._protocol, name)(*args, **kwargs)
 
         return call

@@ -293,8 +293,8 @@ MUTANTS = [
     Mutant(
         "masks are kept apart from the images",
         "app/attachments/service.py",
-        "Attachment.user_id == actor.user_id, Attachment.purpose == purpose, is_there",
-        "Attachment.user_id == actor.user_id, is_there",
+        '    statement = statement.where(Attachment.purpose == bindparam("purpose"))',
+        "    pass",
         "tests/attachments/test_uploads.py::test_a_mask_is_kept_apart_from_the_images",
     ),
     Mutant(
@@ -545,14 +545,14 @@ MUTANTS = [
     Mutant(
         "a run is read by its user alone",
         "app/runs/service.py",
-        "    visible = visible_to(actor, Run.user_id, Run.conversation_id)",
+        "    visible = visible_to(actor.user_id, Run.user_id, Run.conversation_id)",
         "    visible = Run.id == run_id",
         "tests/tenancy/test_strangers.py",
     ),
     Mutant(
         "a conversation is read by its user alone",
         "app/conversations/service.py",
-        "    return (Conversation.id == conversation_id) & visible_to(actor, Conversation.user_id, Conversation.id)",
+        "    return (Conversation.id == conversation_id) & visible_to(reader, Conversation.user_id, Conversation.id)",
         "    return Conversation.id == conversation_id",
         "tests/tenancy/test_strangers.py",
     ),
@@ -571,9 +571,23 @@ MUTANTS = [
         "tests/tenancy/test_row_security.py::test_every_table_is_under_forced_row_security",
     ),
     Mutant(
+        "a connection whose statement was broken off is given up",
+        "app/compiled.py",
+        "    if is_lost or not isinstance(error, Exception):",
+        "    if is_lost:",
+        "tests/operation/test_compiled.py",
+    ),
+    Mutant(
+        "what a session holds is written before a compiled statement",
+        "app/compiled.py",
+        "    if session.new or session.dirty or session.deleted:",
+        "    if False:",
+        "tests/operation/test_compiled.py",
+    ),
+    Mutant(
         "a transaction drops to the rights of a role",
         "app/db.py",
-        "connection.execute(SET_RIGHTS, _rights(session)).one().clock",
+        "_SET_RIGHTS.begin(connection, _rights(session)).one().clock",
         "now()",
         "tests/tenancy/test_tenant_sessions.py::test_each_door_has_its_role_and_leaves_it_at_the_end",
     ),

@@ -5,12 +5,12 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import case, delete, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Uuid, bindparam, case, delete, select, update
 
-from app import metrics, traces
+from app import inserts, metrics, traces
 from app.attachments.models import Attachment, AttachmentError, AttachmentKind, AttachmentStatus
 from app.attachments.spool import Spool
+from app.compiled import CompiledStatement
 from app.db import Database, retry_while_unavailable, uuid7
 from app.images.cleaning import Cleaned
 from app.images.formats import KINDS
@@ -90,20 +90,12 @@ async def insert_once(database: Database, row: Attachment, *, replaces_failed: b
 
     With `replaces_failed` its id may be that of a row without bytes, which goes.
     """
-    columns = Attachment.__table__.columns.keys()
-    values = {name: value for name, value in vars(row).items() if name in columns}
     async with database.tenant(row.tenant_id) as session:
         if replaces_failed:
             failed = (Attachment.id == row.id) & (Attachment.status == AttachmentStatus.FAILED)
             await session.execute(delete(Attachment).where(failed))
-        inserted = await session.scalars(
-            insert(Attachment)
-            .values(values)
-            .on_conflict_do_nothing(index_elements=["tenant_id", "run_id", "tool_call_id", "sha256"])
-            .returning(Attachment)
-        )
-        if ours := inserted.one_or_none():
-            return ours
+        if await inserts.insert_once(session, row, "tenant_id", "run_id", "tool_call_id", "sha256"):
+            return row
         found = await session.scalars(
             select(Attachment).where(
                 Attachment.run_id == row.run_id,
@@ -114,14 +106,17 @@ async def insert_once(database: Database, row: Attachment, *, replaces_failed: b
         return found.one()
 
 
+_ID, _PENDING = bindparam("object_id", type_=Uuid), Attachment.status == AttachmentStatus.PENDING
+_STORED = case((_PENDING, AttachmentStatus.STORED), else_=Attachment.status)
+_MARKED = update(Attachment).where(Attachment.id == _ID).values(status=_STORED).returning(Attachment.id)
+_MARK_STORED = CompiledStatement(_MARKED)
+
+
 @retry_while_unavailable
 async def mark_stored(database: Database, store: Store, row: Attachment) -> bool:
     """False where the row was deleted meanwhile: its object goes, too, as nothing names it any more."""
-    pending = Attachment.status == AttachmentStatus.PENDING
-    status = case((pending, AttachmentStatus.STORED), else_=Attachment.status)
-    marked = update(Attachment).where(Attachment.id == row.id).values(status=status).returning(Attachment.id)
     async with database.tenant(row.tenant_id) as session:
-        is_there = await session.scalar(marked) is not None
+        is_there = (await _MARK_STORED.execute(session, {"object_id": row.id})).one_or_none() is not None
     if is_there:
         metrics.IMAGES_STORED.labels(row.kind).inc()
     else:

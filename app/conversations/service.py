@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BindParameter, ColumnElement, Row, Select, Uuid, any_, bindparam, or_, select, update
+from sqlalchemy import BindParameter, ColumnElement, DateTime, Row, Select, Uuid, any_, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.attachments import service as attachments
@@ -102,13 +102,17 @@ def new_answer(run: Run, text: str, image_places: ImagePlaces | None = None) -> 
 
 async def touch(session: AsyncSession, actor: Actor, conversation_id: UUID) -> Conversation:
     """The actor's own conversation, updated now; held until the transaction ends."""
-    touched = await session.scalars(
-        update(Conversation)
-        .where(Conversation.id == conversation_id, Conversation.user_id == actor.user_id)
-        .values(updated_at=now())
-        .returning(Conversation)
-    )
-    return touched.one_or_none() or await _refuse(session, actor, conversation_id)
+    given = {"conversation": conversation_id, "user": actor.user_id, "at": now()}
+    return (await _TOUCH.execute(session, given)).scalar() or await _refuse(session, actor, conversation_id)
+
+
+_TOUCH = CompiledStatement[Conversation](
+    update(Conversation)
+    .where(Conversation.id == bindparam("conversation", type_=Uuid), Conversation.user_id == bindparam("user"))
+    .values(updated_at=bindparam("at", type_=DateTime(timezone=True)))
+    .returning(Conversation),
+    Conversation,
+)
 
 
 async def newest_messages(session: AsyncSession, conversation_id: UUID, *, upto: UUID) -> list[Message]:

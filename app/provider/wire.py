@@ -107,10 +107,8 @@ class _TappedEvent(ServerSentEvent):
     @override
     def json(self) -> Any:
         try:
-            # In a quarter of the time that json takes.
-            data = from_json(self.data)
-        except ValueError:
-            # Half a surrogate pair, for one.
+            data = from_json(self.data)  # in a quarter of the time
+        except ValueError:  # half a surrogate pair, for one
             data = super().json()
         return _with_images(data, self._images) if self._images else data
 

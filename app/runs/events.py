@@ -297,5 +297,4 @@ def read_event(data: str | bytes) -> Event:
 def to_record(event: Event, run_id: UUID, seq: int, key: str = "") -> Record:
     """The event as the log holds it; `key` is the same whichever attempt writes the event, by default its type."""
     # Not from a copy of the event: of a delta that would take twice the time.
-    data = to_json({**vars(event), "run_id": run_id, "seq": seq})
-    return Record(seq, event.type, data, key or event.type)
+    return Record(seq, event.type, to_json({**vars(event), "run_id": run_id, "seq": seq}), key or event.type)

@@ -7,11 +7,12 @@ from hashlib import sha256
 from uuid import UUID
 
 from pydantic import BaseModel
-from sqlalchemy import ForeignKeyConstraint, Index, delete, func, select
+from sqlalchemy import BigInteger, ForeignKeyConstraint, Index, and_, bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.compiled import CompiledStatement
 from app.db import Base, Database, now
 from app.error_codes import ErrorCode
 from app.errors import Conflict, Invalid
@@ -88,9 +89,10 @@ async def recall(session: AsyncSession, actor: Actor, route: str, key: str | Non
     """
     if key is None:
         return None
-    held = await session.scalar(select(func.pg_try_advisory_xact_lock(_lock_number(actor, route, key))))
+    held = (await _LOCK.execute(session, {"number": _lock_number(actor, route, key)})).scalar()
+    given = {"tenant": actor.tenant_id, "user": actor.user_id, "route": route, "key": key}
     # In a statement after the lock, not in one with it, so that it sees what the last holder committed.
-    found = await session.get(IdempotencyKey, (actor.tenant_id, actor.user_id, route, key))
+    found = (await _FIND.execute(session, given)).scalar()
     if found and found.expires_at > now():
         return _answer_again(found, request)
     if not held:
@@ -100,9 +102,18 @@ async def recall(session: AsyncSession, actor: Actor, route: str, key: str | Non
             headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
     if found:
-        await session.delete(found)
-        await session.flush()
+        await session.execute(delete(IdempotencyKey).where(_SAME), given)
     return None
+
+
+_SAME = and_(
+    IdempotencyKey.tenant_id == bindparam("tenant"),
+    IdempotencyKey.user_id == bindparam("user"),
+    IdempotencyKey.route == bindparam("route"),
+    IdempotencyKey.key == bindparam("key"),
+)
+_FIND = CompiledStatement[IdempotencyKey](select(IdempotencyKey).where(_SAME), IdempotencyKey)
+_LOCK = CompiledStatement[bool](select(func.pg_try_advisory_xact_lock(bindparam("number", type_=BigInteger))))
 
 
 def _lock_number(actor: Actor, route: str, key: str) -> int:

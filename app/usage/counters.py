@@ -10,6 +10,7 @@ from sqlalchemy import Boolean, Interval, Row, Select, Uuid, bindparam, func, se
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from app.compiled import CompiledStatement
 from app.identity.models import Tenant
 from app.identity.service import Actor
 from app.request_context import current_request
@@ -26,7 +27,8 @@ _TENANT, _USER = bindparam("tenant", type_=Uuid), bindparam("user", type_=Uuid)
 
 # The tenant's row first, so that two who lock both wait for each other in one order. A run takes one of each bucket: a
 # refusal undoes that with its transaction.
-_LOCK = text("""
+_LOCK = CompiledStatement[*tuple[Any, ...]](
+    text("""
 INSERT INTO usage_counters AS c (tenant_id, user_id, full_at) VALUES
   (:tenant, '00000000-0000-0000-0000-000000000000', clock_timestamp() + :tenant_token),
   (:tenant, :user, clock_timestamp() + :user_token)
@@ -35,10 +37,12 @@ ON CONFLICT (tenant_id, user_id) DO UPDATE SET full_at = coalesce(
   c.full_at)
 RETURNING user_id, full_at, month, spent_nano, day, images, clock_timestamp() AS at
 """).bindparams(_TENANT, _USER, bindparam("tenant_token", type_=Interval), bindparam("user_token", type_=Interval))
+)
 
 # In a statement after the lock, so that it sees what the last holder has committed. What a deleted run has asked for is
 # held until it is settled; a stream of a run that has ended counts no more, wherever it is read from.
-_OPEN = text("""
+_OPEN = CompiledStatement[*tuple[Any, ...]](
+    text("""
 SELECT h.*, s.*, (CASE WHEN :with_bytes THEN
   (SELECT coalesce(sum(stored_bytes), 0) FROM attachments WHERE tenant_id = :tenant) ELSE 0 END)::bigint AS stored_bytes
 FROM (
@@ -61,6 +65,7 @@ FROM (
   WHERE s.tenant_id = :tenant AND s.seen_at > clock_timestamp() - :silence
 ) s
 """).bindparams(_TENANT, _USER, bindparam("with_bytes", type_=Boolean), bindparam("silence", type_=Interval))
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ class Standing:
 
 async def read_plan(session: AsyncSession, actor: Actor) -> Plan:
     """The tenant's."""
-    return (await session.scalars(select(Plan).join(Tenant).where(Tenant.id == actor.tenant_id))).one()
+    return (await _PLAN.execute(session, {"tenant": actor.tenant_id})).scalar_one()
+
+
+_PLAN = CompiledStatement[Plan](select(Plan).join(Tenant).where(Tenant.id == _TENANT), Plan)
 
 
 def _plan_and_rate() -> Select[Plan, datetime | None, datetime | None, datetime]:
@@ -101,8 +109,9 @@ def _plan_and_rate() -> Select[Plan, datetime | None, datetime | None, datetime]
 PLAN_AND_RATE = _plan_and_rate()
 """A row with what `tell_rate` takes: the plan, when the tenant's and the person's bucket is full, and the time.
 
-Composed once, as that takes longer than to execute it; `of_actor` is what it is given.
+`of_actor` is what it is given.
 """
+_PLAN_AND_RATE = CompiledStatement(PLAN_AND_RATE, Plan, None, None, None)
 
 
 def of_actor(actor: Actor) -> dict[str, UUID]:
@@ -116,7 +125,7 @@ def tell_rate(plan: Plan, of_tenant: datetime | None, of_user: datetime | None, 
 
 async def read_rate(session: AsyncSession, actor: Actor) -> None:
     """For an answer that was given before the plan was read."""
-    tell_rate(*(await session.execute(PLAN_AND_RATE, of_actor(actor))).one())
+    tell_rate(*(await _PLAN_AND_RATE.execute(session, of_actor(actor))).one())
 
 
 async def look(session: AsyncSession, plan: Plan, tenant_id: UUID, user_id: UUID) -> Standing:
@@ -146,7 +155,7 @@ async def lock(
     tokens = {scope: token_of(plan, scope) if takes_run else None for scope in Scope}
     given = {"tenant": tenant_id, "user": user_id}
     given |= {"tenant_token": tokens[Scope.TENANT], "user_token": tokens[Scope.USER]}
-    rows = (await session.execute(_LOCK, given)).all()
+    rows = (await _LOCK.execute(session, given)).all()
     found = {row.user_id: row for row in rows}
     at = max(row.at for row in rows)
     return await _standing(session, plan, tenant_id, user_id, found, at, with_bytes=with_bytes, tokens=tokens)
@@ -164,7 +173,7 @@ async def _standing(
     tokens: Mapping[Scope, timedelta | None] | None = None,
 ) -> Standing:
     given = {"tenant": tenant_id, "user": user_id, "with_bytes": with_bytes, "silence": STREAM_SILENCE}
-    row = (await session.execute(_OPEN, given)).one()
+    row = (await _OPEN.execute(session, given)).one()
     used = {
         Scope.TENANT: Used(
             runs=row.runs,

@@ -59,8 +59,7 @@ class Translator:
         self._images = images
         self._message_id = message_id
         self._agent_key: str | None = None
-        self._source, self._source_count = "", 0
-        self._response_id = ""
+        self._source, self._source_count, self._response_id = "", 0, ""
         self._tools, self._failed = dict[str, str](), set[str]()
         self.message = MessageText()
         self._reasoning_links = LinkFilter()
