@@ -10,8 +10,8 @@ from app.provider.errors import from_openai
 from app.provider.measured_model import MeasuredModel
 from app.provider.observers import ModelUse
 from app.provider.offered import OfferedModels
+from app.provider.requests import ResponsesClient
 from app.provider.stored import StoredObjects
-from app.provider.wire import WireTapClient
 
 CONNECT_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
@@ -28,7 +28,7 @@ class Provider:
         # A POST is paid for, so it is never repeated by the SDK. Why aiohttp reads the streams is in
         # docs/decisions/0025-the-providers-transport.md.
         timeout = openai.Timeout(idle_seconds, connect=CONNECT_SECONDS)
-        self._client = WireTapClient(
+        self._client = ResponsesClient(
             api_key=api_key,
             base_url=base_url,
             max_retries=0,

@@ -9,8 +9,8 @@ from agents.models.openai_responses import OpenAIResponsesModel
 from openai import DefaultAsyncHttpxClient
 from openai.types.responses import ResponseCompletedEvent
 
+from app.provider.requests import ResponsesClient
 from app.provider.usage import report_of
-from app.provider.wire import WireTapClient
 
 _MESSAGE: dict[str, Any] = {
     "id": "msg_warm",
@@ -65,7 +65,7 @@ async def warm_up() -> None:
     """One turn through the SDKs, answered in this process; nothing leaves it."""
     transport = httpx2.MockTransport(_answer)
     http_client = DefaultAsyncHttpxClient(transport=transport)
-    async with WireTapClient(api_key="none", http_client=http_client) as client:
+    async with ResponsesClient(api_key="none", http_client=http_client) as client:
         model = OpenAIResponsesModel(model="warm", openai_client=client)
         agent = Agent[Any](name="warm", model=model, model_settings=ModelSettings(include_usage=True))
         streamed = Runner.run_streamed(agent, "Warm up.", run_config=RunConfig(tracing_disabled=True))
