@@ -11,7 +11,7 @@ from sqlalchemy.engine import IteratorResult, Result
 from sqlalchemy.engine.result import SimpleResultMetaData
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import class_mapper
+from sqlalchemy.orm import Session, class_mapper
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.types import TypeEngine
@@ -74,7 +74,7 @@ async def _connection_of(session: AsyncSession) -> Connection:
         await session.flush()
     connection = session.info.get(CONNECTION)
     if connection is None:
-        await session.connection()
+        await session.run_sync(Session.connection)
         connection = session.info[CONNECTION]
     return cast(Connection, connection)
 

@@ -197,11 +197,16 @@ class Database:
     @asynccontextmanager
     async def _transaction(self, role: str, tenant_id: UUID | None) -> AsyncGenerator[AsyncSession]:
         info = {"role": role, "tenant_id": tenant_id, "clock": self.clock}
-        async with self._sessions(info=info) as session:
+        session = self._sessions(info=info)
+        try:
             yield session
             await session.commit()
-            callbacks = cast(list[AfterCommit], session.info.pop("after_commit", []))
-        if callbacks:
+        except BaseException:
+            async with session:
+                raise
+        # Its connection went back with the commit: what is left takes no task of its own.
+        session.sync_session.close()
+        if callbacks := cast(list[AfterCommit], session.info.pop("after_commit", [])):
             await self._run_callbacks(callbacks)
 
     async def _run_callbacks(self, callbacks: Sequence[AfterCommit]) -> None:
