@@ -1,14 +1,13 @@
 """The bytes of the provider's streams that the bench replays, made of nothing but numbers."""
 
 import base64
-import io
 import json
-import random
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
-from PIL import Image
+from tests.bench import pixels
 
 Json = dict[str, Any]
 
@@ -18,9 +17,13 @@ _DELTA = (
     b'"item_id":"msg_%d","output_index":%d,"content_index":0,"delta":"%s","logprobs":[],"obfuscation":"x7Qp2LmKw"}\n\n'
 )
 
-# (width and height, whether all bits of a channel are noise): the sizes in bytes are about those of the names.
-FINALS = {"3MB": (1024, True), "400KB": (512, False)}
-PREVIEWS = {"3MB": 3, "400KB": 0}
+# The sizes in bytes are about those of the names.
+FINALS: dict[str, Callable[[], bytes]] = {
+    "3MB": partial(pixels.noise, 1024, 0),
+    "1.6MB": partial(pixels.drawing, 1024, 0),
+    "400KB": partial(pixels.noise, 512, 0, all_bits=False),
+}
+PREVIEWS = {"3MB": 3, "1.6MB": 0, "400KB": 0}
 
 
 def begin(number: int) -> bytes:
@@ -94,31 +97,22 @@ def _filled(event: bytes, base64_text: bytes) -> list[bytes]:
 
 def bytes_of_final(size: str) -> int:
     """Decoded."""
-    return len(_png(size, 0))
+    return len(_final(size))
 
 
 @cache
 def _base64(size: str) -> bytes:
-    return base64.b64encode(_png(size, 0))
+    return base64.b64encode(_final(size))
 
 
 @cache
 def _preview(index: int) -> bytes:
-    return base64.b64encode(_noise(1024, False, index + 1))
+    return base64.b64encode(pixels.noise(1024, index + 1, all_bits=False))
 
 
 @cache
-def _png(size: str, seed: int) -> bytes:
-    return _noise(*FINALS[size], seed)
-
-
-def _noise(width: int, all_bits: bool, seed: int) -> bytes:
-    pixels = random.Random(seed).randbytes(width * width * 3)
-    if not all_bits:
-        pixels = pixels.translate(bytes(value & 0xF0 for value in range(256)))
-    out = io.BytesIO()
-    Image.frombytes("RGB", (width, width), pixels).save(out, "png", compress_level=1)
-    return out.getvalue()
+def _final(size: str) -> bytes:
+    return FINALS[size]()
 
 
 def _response(number: int, status: str, output: list[Json]) -> Json:

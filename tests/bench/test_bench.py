@@ -55,6 +55,11 @@ def test_a_curve_is_a_picture_with_named_axes_for_light_and_dark_pages() -> None
     assert "prefers-color-scheme: dark" in picture
 
 
+@pytest.mark.parametrize(("size", "expected"), [("3MB", 3.1e6), ("1.6MB", 1.6e6), ("400KB", 430e3)])
+def test_the_images_have_as_many_bytes_as_their_names_say(size: str, expected: float) -> None:
+    assert streams.bytes_of_final(size) == pytest.approx(expected, rel=0.05)
+
+
 @pytest.mark.parametrize("size", streams.FINALS)
 def test_the_floor_finds_every_image_once(size: str) -> None:
     whole = b"".join(streams.image_turn(7, size))
