@@ -94,6 +94,40 @@ async def test_a_copy_of_half_the_size_averages_pixels() -> None:
         assert abs(luminance(image, 0.5, 0.5) - 127) < 4
 
 
+async def test_every_copy_is_made_from_the_next_wider_one_with_the_fastest_method() -> None:
+    image = Image.effect_noise((1024, 1024), 50).convert("RGB")
+    made = await make_thumbnails(encoded(image, "PNG"))
+    scaled = [image.reduce(2).reduce(2), image.reduce(2), image]
+    assert [one.data for one in made.images] == [encoded(each, "WEBP", quality=75, method=0) for each in scaled]
+
+
+async def test_pixels_of_an_image_as_wide_as_its_copy_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    factors: list[Any] = []
+    reduce = Image.Image.reduce
+
+    def recorded(image: Image.Image, factor: Any, box: Any = None) -> Image.Image:
+        # That of the blurhash has a box.
+        factors.extend([factor] if box is None else [])
+        return reduce(image, factor, box)
+
+    monkeypatch.setattr(Image.Image, "reduce", recorded)
+    exif = Image.Exif()
+    exif[DESCRIPTION] = "at home"
+    made = await make_thumbnails(encoded(Image.new("RGB", (1024, 1024), "red"), "JPEG", exif=exif))
+    assert factors == [2, 2]
+    assert not any(b"at home" in one.data for one in made.images)
+
+
+async def test_a_copy_of_two_thirds_has_no_rims_beside_edges() -> None:
+    image = Image.new("L", (1536, 1536), 64)
+    image.paste(192, (767, 0, 1536, 1536))
+    made = await make_thumbnails(encoded(image, "PNG"))
+    with Image.open(BytesIO(made.images[-1].data)) as copy:
+        darkest, brightest = cast(tuple[int, int], copy.convert("L").getextrema())
+    assert darkest > 61
+    assert brightest < 195
+
+
 @pytest.mark.parametrize("data", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n" + b"x" * 99])
 async def test_bytes_that_are_no_image_are_unreadable(data: bytes) -> None:
     with pytest.raises(UnreadableImage):
