@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import update
+from sqlalchemy import CursorResult, update
 
 from app.attachments.models import Attachment, AttachmentStatus
 from app.attachments.variants import stored_keys
@@ -26,14 +26,14 @@ async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUI
     Returns the run that drew the image, None where nothing was made or no run drew it. Raises StorageError, and leaves
     the row untried, where the store does not answer.
     """
-    row = await _find(database, tenant_id, object_id)
+    row, named = await _find(database, tenant_id, object_id), False
     try:
         if row is not None and row.status == AttachmentStatus.STORED and row.variants is None:
-            await _complete(database, store, row)
+            named = await _complete(database, store, row)
             return row.run_id
     finally:
-        # The image was deleted meanwhile: no row names these objects any more.
-        if await _find(database, tenant_id, object_id) is None:
+        # Unless its row names them, the image may have been deleted meanwhile, and nobody else would delete them.
+        if not named and await _find(database, tenant_id, object_id) is None:
             for key in stored_keys(tenant_id, object_id, None):
                 await store.delete(key)
     return None
@@ -44,7 +44,8 @@ async def _find(database: Database, tenant_id: UUID, object_id: UUID) -> Attachm
         return await session.get(Attachment, object_id)
 
 
-async def _complete(database: Database, store: Store, row: Attachment) -> None:
+async def _complete(database: Database, store: Store, row: Attachment) -> bool:
+    """Whether the row names the thumbnails now; whoever deletes it later deletes them."""
     made, blurhash = await _copies(store, row)
     variants: list[dict[str, Any]] = []
     for copy in made:
@@ -53,11 +54,12 @@ async def _complete(database: Database, store: Store, row: Attachment) -> None:
         facts = {"width": copy.width, "height": copy.height, "size_bytes": len(copy.data), "storage_key": key}
         variants.append(facts)
     async with database.tenant(row.tenant_id) as session:
-        await session.execute(
+        result = await session.execute(
             update(Attachment)
             .where(Attachment.id == row.id, Attachment.status == AttachmentStatus.STORED, Attachment.variants.is_(None))
             .values(variants=variants, blurhash=blurhash)
         )
+    return cast(CursorResult[Any], result).rowcount == 1
 
 
 async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Thumbnail], str | None]:

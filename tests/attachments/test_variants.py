@@ -17,6 +17,7 @@ from uuid import UUID
 import httpx
 import pytest
 from PIL import Image
+from sqlalchemy import event
 
 from app.attachments import service, variant_maker
 from app.attachments.models import Attachment, AttachmentKind, AttachmentStatus
@@ -145,6 +146,14 @@ async def test_two_at_once_leave_one_set(shelf: "Shelf") -> None:
     assert [variant["width"] for variant in found] == [256, 512, 1024]
     kept = {shelf.original_key(object_id), *(variant["storage_key"] for variant in found)}
     assert kept == set(await shelf.objects(object_id))
+
+
+async def test_copies_cost_a_transaction_before_and_one_after(shelf: "Shelf") -> None:
+    object_id = await shelf.place(png(), "image/png")
+    begun: list[object] = []
+    event.listen(shelf.database.engine.sync_engine, "begin", begun.append)
+    await shelf.make(object_id)
+    assert len(begun) == 2
 
 
 async def test_a_store_that_fails_in_between_leaves_the_image_for_later(shelf: "Shelf") -> None:
