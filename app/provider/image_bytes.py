@@ -4,6 +4,7 @@ Decoding each piece at once costs 0.07 ms per MB and holds no base64. Pieces are
 held, so a repeated image costs neither memory nor a second hash.
 """
 
+import io
 import json
 import os
 import re
@@ -14,7 +15,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import pybase64
 
@@ -35,7 +35,7 @@ class SpillFile:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
         self._end = 0
         self._needed = 0
         # Reentrant, because the garbage collector may call `free` at any moment.
@@ -140,7 +140,7 @@ class Base64Reader:
         # False once the text cannot stand in a JSON string at all.
         self.is_json = True
         self._candidates = [(image, image.data) for image in known if image.data]
-        self._pieces: list[bytes] = []
+        self._held = io.BytesIO()  # a list of pieces would be joined, and then be twice in memory
         self._size = 0
         # What is not decoded yet: less than four letters, or an incomplete escape.
         self._rest = b""
@@ -178,7 +178,7 @@ class Base64Reader:
             if len(data) == self._size:
                 return image
         self._diverge()
-        return ImageBytes(b"".join(self._pieces) if self._size <= MAX_IMAGE_BYTES else None, self._size)
+        return ImageBytes(self._held.getvalue() if self._size <= MAX_IMAGE_BYTES else None, self._size)
 
     def _feed_escaped(self, text: bytes) -> None:
         """Base64 with JSON escapes and white space: rare, so it may cost more."""
@@ -208,13 +208,13 @@ class Base64Reader:
                 self._diverge()
             self._candidates = equal
         if not self._candidates and self._size <= MAX_IMAGE_BYTES:
-            self._pieces.append(piece)
+            self._held.write(piece)
         self._size += len(piece)
         if self._size > MAX_IMAGE_BYTES or not self._valid:
-            self._pieces.clear()
+            self._held = io.BytesIO()
 
     def _diverge(self) -> None:
         """So far this was the beginning of a known image: take that part from there."""
         if self._candidates:
-            self._pieces = [self._candidates[0][1][: self._size]]
+            self._held.write(memoryview(self._candidates[0][1])[: self._size])
             self._candidates = []
