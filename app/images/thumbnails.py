@@ -10,8 +10,9 @@ prints one line of JSON, `{blurhash, thumbnails: [[width, height, length]]}` or 
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, cast
 
@@ -44,14 +45,19 @@ async def make_thumbnails(data: bytes) -> Thumbnails:
     Raises UnreadableImage.
     """
     async with child.slots("thumbnails", _AT_ONCE):
-        made = await asyncio.get_running_loop().run_in_executor(_pool, _make_in_thread, data)
-        return made or _parse(await child.run("app.images.thumbnails", stdin=data, concurrency=_AT_ONCE))
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(_pool, _decode_in_thread, data)
+        if image is None:
+            return _parse(await child.run("app.images.thumbnails", stdin=data, concurrency=_AT_ONCE))
+        # Frees the bytes before the encoder needs one and a half times the memory of the pixels.
+        del data
+        return await loop.run_in_executor(_pool, _scale, image)
 
 
-def _make_in_thread(data: bytes) -> Thumbnails | None:
+def _decode_in_thread(data: bytes) -> Image.Image | None:
     """None for an image that a child must decode."""
     facts = inspect(data)
-    return _make_thumbnails(data) if facts.width * facts.height <= THREAD_PIXELS else None
+    return _decode(data) if facts.width * facts.height <= THREAD_PIXELS else None
 
 
 def _parse(output: bytes) -> Thumbnails:
@@ -70,7 +76,7 @@ def main() -> None:
     child.limit_process(max_file_bytes=0)
     images: Sequence[Thumbnail] = ()
     try:
-        made = _make_thumbnails(sys.stdin.buffer.read())
+        made = _scale(_decode(sys.stdin.buffer.read()))
     except UnreadableImage as error:
         head: dict[str, Any] = {"rejected": str(error)}
     else:
@@ -80,22 +86,34 @@ def main() -> None:
     sys.stdout.buffer.writelines([json.dumps(head).encode(), b"\n", *(image.data for image in images)])
 
 
-def _make_thumbnails(data: bytes) -> Thumbnails:
+@contextmanager
+def _rejecting() -> Generator[None]:
     try:
-        with Image.open(BytesIO(data), formats=["PNG", "JPEG", "WEBP", "GIF"]) as original:
-            return _scale(original)
+        yield
     except Exception as error:
         # Corrupt data makes Pillow raise a dozen kinds of errors.
         raise UnreadableImage(f"The image cannot be decoded: {error}.") from error
 
 
-def _scale(original: Image.Image) -> Thumbnails:
-    # A JPEG is decoded at a half, a quarter or an eighth, as long as no edge gets shorter than the widest thumbnail.
-    original.draft(None, (WIDTHS[-1], WIDTHS[-1]))
-    # CMYK and grey images are converted, so their profiles no longer apply.
-    profile = original.info.get("icc_profile") if original.mode in ("RGB", "RGBA", "P") else None
-    image = in_rgb(original)
-    ImageOps.exif_transpose(image, in_place=True)
+def _decode(data: bytes) -> Image.Image:
+    """Upright, in RGB or RGBA, without the data."""
+    formats = ["PNG", "JPEG", "WEBP", "GIF"]
+    # The image keeps its file, which keeps the data until it is closed.
+    with _rejecting(), BytesIO(data) as file, Image.open(file, formats=formats) as original:
+        # A JPEG is decoded at a half, a quarter or an eighth, while no edge gets shorter than the widest thumbnail.
+        original.draft(None, (WIDTHS[-1], WIDTHS[-1]))
+        image = in_rgb(original)
+        if original.mode not in ("RGB", "RGBA", "P"):
+            # CMYK and grey images were converted, so their profiles no longer apply.
+            image.info.pop("icc_profile", None)
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+        return image
+
+
+@_rejecting()
+def _scale(image: Image.Image) -> Thumbnails:
+    profile = image.info.get("icc_profile")
     thumbnails: list[Thumbnail] = []
     for width in reversed(WIDTHS):
         height = max(1, round(image.height * width / image.width))

@@ -1,12 +1,13 @@
 """Thumbnails, compared by their pixels."""
 
 import asyncio
+import sys
 from io import BytesIO
 from typing import Any, cast
 
 import blurhash
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from app.images.inspect import UnreadableImage
 from app.images.thumbnails import make_thumbnails
@@ -54,6 +55,14 @@ async def test_every_pixel_format_keeps_its_brightness(mode: str) -> None:
     with Image.open(BytesIO(made.images[0].data)) as image:
         assert luminance(image, 0.8, 0.5) < 10
         assert luminance(image, 0.2, 0.5) > 245
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("RGB", True), ("P", True), ("L", False)])
+async def test_a_profile_stays_unless_it_is_of_other_channels(mode: str, kept: bool) -> None:
+    profile = ImageCms.ImageCmsProfile(cast(Any, ImageCms).createProfile("sRGB")).tobytes()
+    made = await make_thumbnails(encoded(Image.new(mode, (300, 300)), "PNG", icc_profile=profile))
+    with Image.open(BytesIO(made.images[0].data)) as image:
+        assert image.info.get("icc_profile") == (profile if kept else None)
 
 
 async def test_transparency_is_kept_and_counts_as_white_in_the_blurhash() -> None:
@@ -116,6 +125,21 @@ async def test_pixels_of_an_image_as_wide_as_its_copy_are_not_copied(monkeypatch
     made = await make_thumbnails(encoded(Image.new("RGB", (1024, 1024), "red"), "JPEG", exif=exif))
     assert factors == [2, 2]
     assert not any(b"at home" in one.data for one in made.images)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+async def test_nothing_holds_the_bytes_while_copies_are_encoded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (600, 600), "red"), kind)
+    held, found = sys.getrefcount(data), list[int]()
+    save = Image.Image.save
+
+    def counted(*arguments: Any, **options: Any) -> None:
+        found.append(sys.getrefcount(data))
+        save(*arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "save", counted)
+    await make_thumbnails(data)
+    assert found == [held, held]
 
 
 async def test_a_copy_of_two_thirds_has_no_rims_beside_edges() -> None:
