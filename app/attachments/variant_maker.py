@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, update
+from sqlalchemy import Text, Uuid, bindparam, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 
 from app.attachments.models import Attachment, AttachmentStatus
 from app.attachments.variants import stored_keys
+from app.compiled import CompiledStatement
 from app.db import Database
 from app.images import copies
 from app.images.copies import Thumbnail
@@ -41,7 +43,17 @@ async def make(database: Database, store: Store, tenant_id: UUID, object_id: UUI
 
 async def _find(database: Database, tenant_id: UUID, object_id: UUID) -> Attachment | None:
     async with database.tenant(tenant_id) as session:
-        return await session.get(Attachment, object_id)
+        return (await _FIND.execute(session, {"object_id": object_id})).scalar()
+
+
+_IS_IT = Attachment.id == bindparam("object_id", type_=Uuid)
+_FIND = CompiledStatement[Attachment](select(Attachment).where(_IS_IT), Attachment)
+_COMPLETE = CompiledStatement[UUID](
+    update(Attachment)
+    .where(_IS_IT, Attachment.status == AttachmentStatus.STORED, Attachment.variants.is_(None))
+    .values(variants=bindparam("variants", type_=JSONB), blurhash=bindparam("blurhash", type_=Text))
+    .returning(Attachment.id)
+)
 
 
 async def _complete(database: Database, store: Store, row: Attachment) -> bool:
@@ -54,12 +66,8 @@ async def _complete(database: Database, store: Store, row: Attachment) -> bool:
         facts = {"width": copy.width, "height": copy.height, "size_bytes": len(copy.data), "storage_key": key}
         variants.append(facts)
     async with database.tenant(row.tenant_id) as session:
-        result = await session.execute(
-            update(Attachment)
-            .where(Attachment.id == row.id, Attachment.status == AttachmentStatus.STORED, Attachment.variants.is_(None))
-            .values(variants=variants, blurhash=blurhash)
-        )
-    return cast(CursorResult[Any], result).rowcount == 1
+        given = {"object_id": row.id, "variants": variants, "blurhash": blurhash}
+        return (await _COMPLETE.execute(session, given)).one_or_none() is not None
 
 
 async def _copies(store: Store, row: Attachment) -> tuple[Sequence[Thumbnail], str | None]:
