@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, Literal, cast
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp
@@ -36,7 +36,7 @@ from app.identity.actor import check_credential
 from app.limits import Limits
 from app.loading import freeze, load
 from app.middleware import RequestMiddleware
-from app.openapi import describe, problems
+from app.openapi import Router, describe, problems
 from app.problems import install_handlers
 from app.readiness import Readiness, StorageState
 from app.runs import routes as runs
@@ -64,7 +64,7 @@ ALLOWED_HEADERS = [
 ]
 """The headers that a browser's script may send."""
 
-probes = APIRouter(tags=["operation"])
+probes = Router(tags=["operation"])
 
 
 class Alive(TypedDict):
@@ -86,7 +86,6 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,
     )
     app.openapi = partial(describe, app)
     app.state.settings = settings
@@ -105,11 +104,16 @@ def create_app(settings: Settings, parts: Parts, registry: Registry | None = Non
         _allow_origins(app, settings)
     features = (accounts, tenants, agents, conversations, runs, attachments, content, usage, exports, erasure)
     for feature in features:
-        app.include_router(feature.router)
-    app.include_router(probes)
+        _add_routes(app, feature.router)
+    _add_routes(app, probes)
     if settings.api_docs_shown:
         install_docs(app)
     return app
+
+
+def _add_routes(app: FastAPI, router: Router) -> None:
+    # `include_router` would make all that each route has a second time, at the first request: 60 ms and 1.6 MB.
+    app.router.routes.extend(router.routes)
 
 
 def _allow_origins(app: FastAPI, settings: Settings) -> None:

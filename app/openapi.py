@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import TypeAdapter
@@ -68,6 +68,17 @@ _SENT_WITH = {
     ErrorCode.TOO_MANY_ATTEMPTS: "Retry-After",
     ErrorCode.UNAVAILABLE: "Retry-After",
 }
+
+
+class Router(APIRouter):
+    """A feature's. The document calls each of its routes as its function is called."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(generate_unique_id_function=_name, **options)
+
+
+def _name(route: APIRoute) -> str:
+    return route.name
 
 
 def problems(*codes: ErrorCode) -> Responses:

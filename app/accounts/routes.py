@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Response
+from fastapi import Header, Response
 from sqlalchemy import update
 
 from app.accounts import acceptance, closing, passwords, service, sign_ins
@@ -36,11 +36,11 @@ from app.identity.anonymous import LimitedByAddress
 from app.identity.models import User
 from app.identity.permissions import Permission
 from app.identity.service import Caller
-from app.openapi import problems
+from app.openapi import Router, problems
 from app.paging import Paging
 from app.tenants.schemas import TenantView
 
-router = APIRouter(prefix="/v1", tags=["accounts"])
+router = Router(prefix="/v1", tags=["accounts"])
 
 SignInId = Annotated[UUID, id_of("sign-in")]
 UserAgent = Annotated[str | None, Header(include_in_schema=False)]

@@ -2,8 +2,6 @@
 
 from typing import Annotated, cast
 
-from fastapi import APIRouter
-
 from app.agents._shared.registry import LoadedAgent, Registry, image_options
 from app.agents._shared.tools import IMAGE_TOOL
 from app.agents.schemas import AgentList, AgentView
@@ -14,9 +12,10 @@ from app.identity.service import Actor
 from app.images.option_schema import schema_of
 from app.images.option_types import OptionError
 from app.images.schemas import ImageOptions
+from app.openapi import Router
 from app.settings import Settings
 
-router = APIRouter(prefix="/v1/agents", tags=["agents"])
+router = Router(prefix="/v1/agents", tags=["agents"])
 
 
 @router.get("")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from app.attachments import service
@@ -19,11 +19,11 @@ from app.errors import AppError, Conflict, NotFound, Unavailable, id_of
 from app.identity.actor import CurrentSettings, may_apart
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.openapi import Json, Responses, problems, sends
+from app.openapi import Json, Responses, Router, problems, sends
 from app.storage.keys import content_disposition
 from app.storage.store import ObjectMissing, StorageError, Store
 
-router = APIRouter(prefix="/v1", tags=["attachments"])
+router = Router(prefix="/v1", tags=["attachments"])
 
 # Whatever the bytes hold, a browser that opens them runs nothing and guesses no other type.
 GUARDS = {

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -25,10 +25,10 @@ from app.identity.service import Actor
 from app.input_limits import STORABLE
 from app.limits import Limits
 from app.middleware import ENVELOPE_BYTES
-from app.openapi import problems, sends
+from app.openapi import Router, problems, sends
 from app.paging import Paging
 
-router = APIRouter(prefix="/v1", tags=["attachments"])
+router = Router(prefix="/v1", tags=["attachments"])
 
 ObjectId = Annotated[UUID, id_of("attachment")]
 SEARCH = "The first letters of words in the images' prompts; all of them must match."

@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import AfterValidator
 from sqlalchemy import select
 
@@ -20,9 +20,10 @@ from app.errors import id_of
 from app.identity.actor import TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
+from app.openapi import Router
 from app.paging import Paging, fetch_page
 
-router = APIRouter(prefix="/v1/conversations", tags=["conversations"])
+router = Router(prefix="/v1/conversations", tags=["conversations"])
 
 ConversationId = Annotated[UUID, id_of("conversation")]
 MessageId = Annotated[UUID, id_of("message")]

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from app.broker import Broker
 from app.db import IdentitySession, from_state
@@ -15,10 +15,10 @@ from app.identity.actor import CurrentSettings, TenantSession, may
 from app.identity.anonymous import LimitedByAddress
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.openapi import Responses, problems
+from app.openapi import Responses, Router, problems
 from app.tenants import service as tenants
 
-router = APIRouter(prefix="/v1")
+router = Router(prefix="/v1")
 
 CurrentBroker = Annotated[Broker, from_state("broker")]
 UserId = Annotated[UUID, id_of("member")]

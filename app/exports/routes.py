@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from app.attachments.links import ReaderLinks
 from app.broker import Broker
@@ -15,10 +15,10 @@ from app.exports.schemas import ExportPage, ExportView, NewExport
 from app.identity.actor import TenantSession, may, may_apart
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.openapi import sends
+from app.openapi import Router, sends
 from app.paging import Paging, fetch_page
 
-router = APIRouter(prefix="/v1", tags=["exports"])
+router = Router(prefix="/v1", tags=["exports"])
 
 ExportId = Annotated[UUID, id_of("export")]
 

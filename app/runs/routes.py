@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 from fastapi.responses import StreamingResponse
 
 from app.attachments.links import Links, ReaderLinks
@@ -11,7 +11,7 @@ from app.identity.actor import CurrentLimits, CurrentSettings, TenantSession, ma
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.limits import Permit
-from app.openapi import Responses, problems, sends, streams
+from app.openapi import Responses, Router, problems, sends, streams
 from app.paging import Paging, fetch_page
 from app.runs import estimates, reader, service
 from app.runs.admission import Starting
@@ -36,7 +36,7 @@ from app.runs.schemas import NewRun, RunPage, RunView
 from app.runs.streams import admit_stream
 from app.usage.schemas import RunEstimate
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = Router(prefix="/v1/runs", tags=["runs"])
 
 EVENTS = {"description": "The run's events.", **streams(RunEvent), **sends("X-Run-Id", "Cache-Control")}
 NO_EVENTS = {"description": "The run has ended, and no event came after that one.", **sends("X-Run-Id")}

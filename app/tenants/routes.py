@@ -3,7 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from sqlalchemy import select
 
 from app.broker import Broker
@@ -15,7 +15,7 @@ from app.identity.audit import Action
 from app.identity.models import ApiKey, Invitation, Membership, Tenant
 from app.identity.permissions import Permission
 from app.identity.service import Actor
-from app.openapi import problems
+from app.openapi import Router, problems
 from app.paging import Paging, fetch_page
 from app.tenants import api_keys, audit_log, invitations, service
 from app.tenants.schemas import (
@@ -36,7 +36,7 @@ from app.tenants.schemas import (
     TenantDetails,
 )
 
-router = APIRouter(prefix="/v1", tags=["tenants"])
+router = Router(prefix="/v1", tags=["tenants"])
 
 UserId = Annotated[UUID, id_of("member")]
 InvitationId = Annotated[UUID, id_of("invitation")]

@@ -4,19 +4,20 @@ from datetime import date
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import Field
 
 from app.identity.actor import CurrentSettings, TenantSession, may
 from app.identity.permissions import Permission
 from app.identity.service import Actor
 from app.input_limits import STORABLE
+from app.openapi import Router
 from app.paging import Paging
 from app.usage import counters, sums
 from app.usage.schemas import LimitsView, UsageEntryPage, UsageEntryView, UsagePage
 from app.usage.service import Period, Selection, entries, readable_by
 
-router = APIRouter(prefix="/v1", tags=["usage"])
+router = Router(prefix="/v1", tags=["usage"])
 
 # What Python and Postgres can both count from and to.
 Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(9000, 1, 1))] | None

@@ -23,6 +23,13 @@ def test_no_dependency_of_a_route_is_called_in_a_thread(server: AppServer) -> No
     assert [call for call in called if not is_asynchronous(call)] == []
 
 
+def test_the_first_request_makes_no_route_anew(server: AppServer) -> None:
+    app = server.uvicorn.app
+    documented = [operation for path in app.openapi()["paths"].values() for operation in path.values()]
+    made = {route.name for route in app.routes if isinstance(route, APIRoute)}
+    assert {operation["operationId"] for operation in documented} <= made
+
+
 def calls(dependant: Dependant) -> Iterator[Any]:
     for dependency in dependant.dependencies:
         yield dependency.call
