@@ -17,6 +17,16 @@ def load(name: str) -> Any:
         gc.enable()
 
 
+def load_unbuilt(name: str) -> Any:
+    """The module of that name; pydantic builds each model of it, and of what it imports, when that is first used."""
+    defaults = import_module("pydantic").BaseModel.model_config
+    defaults["defer_build"] = True
+    try:
+        return load(name)
+    finally:
+        del defaults["defer_build"]
+
+
 def freeze() -> None:
     """Leave what there is so far out of all later collections: it lives as long as the process."""
     gc.collect()

@@ -41,3 +41,21 @@ def test_only_what_is_used_is_loaded(program: str, absent: set[str], present: se
     loaded = set(json.loads(ran.stdout))
     assert loaded & absent == set()
     assert present <= loaded
+
+
+UNBUILT = """
+import app.worker.process, pydantic
+from app.runs.schemas import RunView
+from mcp_types import CallToolResult
+
+print(CallToolResult.__pydantic_complete__, RunView.__pydantic_complete__, pydantic.BaseModel.model_config)
+result = CallToolResult.model_validate({"content": [{"type": "text", "text": "42"}]})
+print(CallToolResult.__pydantic_complete__, result.content[0].text)
+"""
+
+
+@pytest.mark.slow
+def test_the_models_of_the_sdks_are_built_when_they_are_used() -> None:
+    command = [sys.executable, "-c", UNBUILT]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.splitlines() == ["False True {}", "True 42"]
