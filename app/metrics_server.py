@@ -26,6 +26,8 @@ from app.readiness import Readiness
 from app.settings import Settings, SettingsError
 
 READY_SECONDS = 5.0
+# How often the replies' `Date` is written anew.
+TICK_SECONDS = 1.0
 UNAVAILABLE = "The database or Redis does not answer."
 
 Source = Callable[[], Awaitable[Sequence[Metric]]]
@@ -62,13 +64,19 @@ async def serving(bound: socket.socket | None, connections: Connections, *source
     server.lifespan = config.lifespan_class(config)
     # Not by `serve`, which would take the process's signals.
     await server.startup(sockets=[bound])
-    running = asyncio.create_task(server.main_loop())
+    ticking = asyncio.create_task(_tick(server))
     try:
         yield
     finally:
-        server.should_exit = True
-        await running
+        ticking.cancel()
         await server.shutdown(sockets=[bound])
+
+
+async def _tick(server: uvicorn.Server) -> None:
+    # uvicorn's own loop looks ten times a second whether it is to end.
+    while True:
+        await server.on_tick(0)
+        await asyncio.sleep(TICK_SECONDS)
 
 
 def _app(connections: Connections, sources: Sequence[Source]) -> Starlette:

@@ -316,6 +316,6 @@ def _in_thread(server: uvicorn.Server) -> Generator[None]:
         yield
     finally:
         if isinstance(server, Server):
-            server.drain()
+            server.leave()
         server.should_exit = True
         thread.join(15)

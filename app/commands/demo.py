@@ -68,8 +68,7 @@ def _serving(settings: Settings, parts: Parts) -> Generator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.drain()
-        server.should_exit = True
+        server.leave()
         thread.join(10)
 
 

@@ -1,4 +1,4 @@
-"""What a worker does while nothing happens."""
+"""What a serving process does while nothing happens."""
 
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -54,3 +54,27 @@ def test_it_does_not_ask_whether_a_task_is_cancelled(
         # docket's tasks are executed all the same.
         timeouts.wait_until(lambda: ada.http.get(f"/v1/attachments/{image}").json()["variants"])
     assert asked == []
+
+
+@pytest.mark.slow
+def test_the_server_looks_at_itself_once_a_second(server: AppServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[int] = []
+    on_tick = server.uvicorn.on_tick
+
+    async def count(counter: int) -> bool:
+        ticks.append(counter)
+        return await on_tick(counter)
+
+    monkeypatch.setattr(server.uvicorn, "on_tick", count)
+    time.sleep(2.5)
+    assert 1 <= len(ticks) <= 3
+
+
+def test_it_ends_at_once_all_the_same(
+    database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.server.TICK_SECONDS", 60.0)
+    with running_server(database_url, provider_url, tmp_path) as server:
+        assert server.uvicorn.started
+        began = time.monotonic()
+    assert time.monotonic() - began < timeouts.DRAINED
