@@ -19,6 +19,8 @@ from app.token_bucket import MemoryTokenBuckets, RedisTokenBuckets, TokenBuckets
 __all__ = ["BROKER_UNAVAILABLE", "Broker", "open_broker"]
 
 REDIS_CONNECTIONS = 500
+# docket's workers tell each other that they live, every two seconds if not told otherwise; here nobody asks.
+HEARTBEAT = timedelta(seconds=60)
 
 
 class Broker:
@@ -66,14 +68,14 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
     """The broker on `REDIS_URL`, or in this process."""
     async with AsyncExitStack() as stack:
         if settings.redis_url is None:
-            docket = await stack.enter_async_context(Docket(name=name, url=f"memory://{uuid4()}"))
+            docket = await stack.enter_async_context(_docket(name, f"memory://{uuid4()}"))
             events = MemoryEventLog(ttl_seconds=settings.stream_ttl_seconds)
             yield Broker(docket, MemoryReadyQueue(), events, MemoryTokenBuckets())
             return
         given = settings.redis_url.get_secret_value()
         joint = "&" if "?" in given else "?"
         url = f"{given}{joint}max_connections={REDIS_CONNECTIONS}&socket_connect_timeout={REDIS_TIMEOUT_SECONDS}"
-        docket = await stack.enter_async_context(Docket(name=name, url=url))
+        docket = await stack.enter_async_context(_docket(name, url))
         events = RedisEventLog(docket.redis, ttl_seconds=settings.stream_ttl_seconds)
         await stack.enter_async_context(events.running())
         yield Broker(
@@ -82,3 +84,7 @@ async def open_broker(settings: Settings, *, name: str = "easel") -> AsyncGenera
             events,
             RedisTokenBuckets(docket.redis, REDIS_TIMEOUT_SECONDS),
         )
+
+
+def _docket(name: str, url: str) -> Docket:
+    return Docket(name=name, url=url, heartbeat_interval=HEARTBEAT)

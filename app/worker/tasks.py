@@ -24,8 +24,8 @@ TASKS_AT_ONCE = 4
 REDELIVERY_SHARE = 0.75
 # A new task wakes an idle worker at once. This long a freed slot may stay empty where all were taken.
 SLOT_CHECK = timedelta(seconds=0.5)
-# Of tasks that wait for a time, such as dropping previews hours later.
-SCHEDULE_CHECK = timedelta(seconds=1)
+# Of tasks that wait for a time: seconds until a mail is tried again, hours until previews are dropped.
+SCHEDULE_CHECK = timedelta(seconds=2)
 RECONNECTION_DELAY = timedelta(seconds=1)
 
 

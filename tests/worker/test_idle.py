@@ -2,7 +2,9 @@
 
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docket import Docket
@@ -54,6 +56,29 @@ def test_it_does_not_ask_whether_a_task_is_cancelled(
         # docket's tasks are executed all the same.
         timeouts.wait_until(lambda: ada.http.get(f"/v1/attachments/{image}").json()["variants"])
     assert asked == []
+
+
+@pytest.mark.slow
+def test_docket_asks_its_broker_three_times_a_second(server: AppServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker: Any = import_module("burner_redis").BurnerRedis  # which has no types
+    asked: list[str] = []
+
+    def counting(name: str) -> Any:
+        ask = getattr(broker, name)
+
+        def call(self: object, *args: object, **options: object) -> object:
+            asked.append(name)
+            return ask(self, *args, **options)
+
+        return call
+
+    time.sleep(2)
+    for name in ("xreadgroup", "evalsha", "eval", "execute_pipeline"):
+        monkeypatch.setattr(broker, name, counting(name))
+    time.sleep(6)
+    # For new tasks twice a second; for those that are due every two seconds.
+    assert "xreadgroup" in asked
+    assert len(asked) <= 19
 
 
 @pytest.mark.slow
