@@ -15,8 +15,9 @@ from typer.exceptions import Abort, TyperException
 from app import EaselError, __version__
 from app.allocator import return_freed_memory
 from app.exits import exit_with_fault, exit_with_usage, keep_loopback_direct
-from app.loading import load
+from app.loading import load, load_unbuilt
 
+SERVING = ("serve", "worker")
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
@@ -58,6 +59,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _run(command: str, function: str = "run", **options: object) -> None:
     return_freed_memory()
+    if command in SERVING:
+        # Its largest models are those of an OpenAPI document, which few ask for.
+        load_unbuilt("fastapi")
     # With every command's imports `easel --help` would take seconds.
     getattr(load(f"app.commands.{command}"), function)(**options)
 

@@ -43,6 +43,20 @@ def test_only_what_is_used_is_loaded(program: str, absent: set[str], present: se
     assert present <= loaded
 
 
+SERVE = """
+import sys
+from app import cli
+from app.loading import load
+
+def show(name):
+    load(name)
+    from app.runs.schemas import RunView
+    from fastapi.openapi.models import OpenAPI
+    sys.exit(f"{OpenAPI.__pydantic_complete__} {RunView.__pydantic_complete__}")
+
+cli.load = show
+cli.serve()
+"""
 UNBUILT = """
 import app.worker.process, pydantic
 from app.runs.schemas import RunView
@@ -59,3 +73,9 @@ def test_the_models_of_the_sdks_are_built_when_they_are_used() -> None:
     command = [sys.executable, "-c", UNBUILT]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert ran.stdout.splitlines() == ["False True {}", "True 42"]
+
+
+@pytest.mark.slow
+def test_the_models_of_an_openapi_document_are_built_when_one_is_asked_for() -> None:
+    ran = subprocess.run([sys.executable, "-c", SERVE], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.stderr.split() == ["False", "True"]
