@@ -1,5 +1,6 @@
 """The `easel` command: names, options and help. `app/commands/` does the work, loaded when a command is called."""
 
+import os
 import signal
 import sys
 from datetime import datetime
@@ -60,6 +61,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 def _run(command: str, function: str = "run", **options: object) -> None:
     return_freed_memory()
     if command in SERVING:
+        # docket's store of results, which nobody uses, loads in half the time when its functions do not check types.
+        os.environ.setdefault("PY_KEY_VALUE_DISABLE_BEARTYPE", "true")
         # Its largest models are those of an OpenAPI document, which few ask for.
         load_unbuilt("fastapi")
     # With every command's imports `easel --help` would take seconds.
