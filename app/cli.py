@@ -1,6 +1,5 @@
 """The `easel` command: names, options and help. `app/commands/` does the work, loaded when a command is called."""
 
-import os
 import signal
 import sys
 from datetime import datetime
@@ -16,9 +15,8 @@ from typer.exceptions import Abort, TyperException
 from app import EaselError, __version__
 from app.allocator import return_freed_memory
 from app.exits import exit_with_fault, exit_with_usage, keep_loopback_direct
-from app.loading import load, load_unbuilt
+from app.loading import load_command
 
-SERVING = ("serve", "worker")
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, help="The backend of an agents SaaS whose agents draw.")
@@ -60,13 +58,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _run(command: str, function: str = "run", **options: object) -> None:
     return_freed_memory()
-    if command in SERVING:
-        # docket's store of results, which nobody uses, loads in half the time when its functions do not check types.
-        os.environ.setdefault("PY_KEY_VALUE_DISABLE_BEARTYPE", "true")
-        # Its largest models are those of an OpenAPI document, which few ask for.
-        load_unbuilt("fastapi")
-    # With every command's imports `easel --help` would take seconds.
-    getattr(load(f"app.commands.{command}"), function)(**options)
+    getattr(load_command(command), function)(**options)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,6 +1,7 @@
 """Importing what only some processes or commands need: by name, so that the others do not pay for it."""
 
 import gc
+import os
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +26,21 @@ def load_unbuilt(name: str) -> Any:
         return load(name)
     finally:
         del defaults["defer_build"]
+
+
+def load_command(command: str) -> Any:
+    """Its module. With every command's imports `easel --help` would take seconds."""
+    if command in ("serve", "worker"):
+        _lighten_service()
+    return load(f"app.commands.{command}")
+
+
+def _lighten_service() -> None:
+    # Before the modules that serve: what they bring and few use is left undone.
+    # docket's store of results, which nobody uses, loads in half the time when its functions do not check types.
+    os.environ.setdefault("PY_KEY_VALUE_DISABLE_BEARTYPE", "true")
+    # Its largest models are those of an OpenAPI document, which few ask for.
+    load_unbuilt("fastapi")
 
 
 def freeze() -> None:

@@ -46,16 +46,15 @@ def test_only_what_is_used_is_loaded(program: str, absent: set[str], present: se
 SERVE = """
 import sys
 from app import cli
-from app.loading import load
 
-def show(name):
-    load(name)
+def show(command):
+    load_command(command)
     from app.runs.schemas import RunView
     from fastapi.openapi.models import OpenAPI
     from key_value.aio import disable_beartype
     sys.exit(f"{OpenAPI.__pydantic_complete__} {RunView.__pydantic_complete__} {disable_beartype}")
 
-cli.load = show
+load_command, cli.load_command = cli.load_command, show
 cli.serve()
 """
 UNBUILT = """
