@@ -20,7 +20,7 @@ from tests.app_server import AppServer
 
 PID = CompiledStatement[int](select(func.pg_backend_pid()))
 SLEEP = CompiledStatement[None](select(func.pg_sleep(60)))
-DIVIDE = CompiledStatement[int](text("SELECT :secret || 'x', 1 / 0").bindparams(bindparam("secret", "")))
+DIVIDE = CompiledStatement[int](text("SELECT :prompt || 'x', 1 / 0").bindparams(bindparam("prompt", "")))
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ async def test_a_conflict_is_the_error_that_sqlalchemy_raises(database: Database
 async def test_an_error_does_not_show_what_was_given(database: Database) -> None:
     with pytest.raises(DBAPIError) as caught:
         async with database.identity() as session:
-            await DIVIDE.execute(session, {"secret": "hunter2"})
+            await DIVIDE.execute(session, {"prompt": "a surprise"})
     assert "division by zero" in str(caught.value)
-    assert "hunter2" not in str(caught.value)
+    assert "surprise" not in str(caught.value)
 
 
 async def test_a_lost_connection_is_told_and_replaced(database: Database, database_url: str) -> None:
