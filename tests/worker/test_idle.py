@@ -1,6 +1,7 @@
 """What a serving process does while nothing happens."""
 
 import time
+from collections import defaultdict
 from contextlib import AbstractAsyncContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -61,13 +62,14 @@ def test_it_does_not_ask_whether_a_task_is_cancelled(
 @pytest.mark.slow
 def test_docket_asks_its_broker_three_times_a_second(server: AppServer, monkeypatch: pytest.MonkeyPatch) -> None:
     broker: Any = import_module("burner_redis").BurnerRedis  # which has no types
-    asked: list[str] = []
+    # By broker, as another service may run in this process.
+    asked = defaultdict[int, list[str]](list)
 
     def counting(name: str) -> Any:
         ask = getattr(broker, name)
 
         def call(self: object, *args: object, **options: object) -> object:
-            asked.append(name)
+            asked[id(self)].append(name)
             return ask(self, *args, **options)
 
         return call
@@ -77,8 +79,10 @@ def test_docket_asks_its_broker_three_times_a_second(server: AppServer, monkeypa
         monkeypatch.setattr(broker, name, counting(name))
     time.sleep(6)
     # For new tasks twice a second; for those that are due every two seconds.
-    assert "xreadgroup" in asked
-    assert len(asked) <= 19
+    assert asked
+    for calls in asked.values():
+        assert "xreadgroup" in calls
+        assert len(calls) <= 19
 
 
 @pytest.mark.slow
