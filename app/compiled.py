@@ -28,7 +28,8 @@ class CompiledStatement(Generic[*Ts]):
     """SQLAlchemy composes, compiles and types `statement`; only the values of its parameters differ.
 
     `shape` says of what a row consists where it is not of columns alone: a mapped class stands for all of its columns,
-    None for one column. The objects that are made of them belong to no session.
+    None for one column. The objects that are made of them belong to no session, and what a class loads later is None in
+    them. A parameter that has a value keeps it.
     """
 
     def __init__(self, statement: "TypedReturnsRows[*Ts] | TextClause | UpdateBase", *shape: type[Any] | None) -> None:
@@ -43,7 +44,11 @@ class CompiledStatement(Generic[*Ts]):
         try:
             records = await driver.fetch(prepared.sql, *prepared.arguments(values))
         except BaseException as error:
-            if fault := _fault(connection, prepared.sql, error):
+            is_lost = _is_lost(connection)
+            if is_lost or _is_broken_off(error):
+                # In a greenlet, where SQLAlchemy waits until the server has stopped the statement.
+                await session.run_sync(_give_up, error)
+            if fault := _fault(connection, prepared.sql, error, is_lost=is_lost):
                 raise fault from error
             raise
         return cast(Result[*Ts], prepared.result(records))
@@ -56,7 +61,10 @@ class CompiledStatement(Generic[*Ts]):
             cursor.execute(prepared.sql, prepared.arguments(values))
             records = cursor.fetchall()
         except BaseException as error:
-            if fault := _fault(connection, prepared.sql, error):
+            is_lost = _is_lost(connection)
+            if is_lost or _is_broken_off(error):
+                connection.invalidate(error)
+            if fault := _fault(connection, prepared.sql, error, is_lost=is_lost):
                 raise fault from error
             raise
         finally:
@@ -72,22 +80,31 @@ class CompiledStatement(Generic[*Ts]):
 async def _connection_of(session: AsyncSession) -> Connection:
     if session.new or session.dirty or session.deleted:
         await session.flush()
-    connection = session.info.get(CONNECTION)
-    if connection is None:
+    # A savepoint begins with the session's first statement in it; and a transaction that failed is not to go on.
+    if CONNECTION not in session.info or session.in_nested_transaction() or not session.is_active:
         await session.run_sync(Session.connection)
-        connection = session.info[CONNECTION]
-    return cast(Connection, connection)
+    return cast(Connection, session.info[CONNECTION])
 
 
-def _fault(connection: Connection, sql: str, error: BaseException) -> BaseException | None:
-    """What SQLAlchemy raises in its place, if it does; a connection that is lost, or may do anything, is given up."""
+def _is_lost(connection: Connection) -> bool:
+    return bool(cast(Any, connection.connection.driver_connection).is_closed())
+
+
+def _is_broken_off(error: BaseException) -> bool:
+    """Whether it is unknown what the connection does now."""
+    return not isinstance(error, Exception)
+
+
+def _give_up(session: Session, error: BaseException) -> None:
+    cast(Connection, session.info[CONNECTION]).invalidate(error)
+
+
+def _fault(connection: Connection, sql: str, error: BaseException, *, is_lost: bool) -> BaseException | None:
+    """What SQLAlchemy raises in its place, if it does."""
     errors = connection.dialect.loaded_dbapi
-    is_lost = cast(Any, connection.connection.driver_connection).is_closed()
-    if is_lost or not isinstance(error, Exception):
-        connection.invalidate(error)
     if isinstance(error, DRIVER_ERRORS):
         kind = errors.IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else errors.Error
-        original = kind(str(error), error)
+        original = kind(error.args[0] if error.args else "", error)
         original.__cause__ = error
     elif isinstance(error, errors.Error):
         original = error

@@ -21,11 +21,13 @@ def load(name: str) -> Any:
 def load_unbuilt(name: str) -> Any:
     """The module of that name; pydantic builds each model of it, and of what it imports, when that is first used."""
     defaults = import_module("pydantic").BaseModel.model_config
+    before = {**defaults}
     defaults["defer_build"] = True
     try:
         return load(name)
     finally:
-        del defaults["defer_build"]
+        defaults.clear()
+        defaults.update(before)
 
 
 def load_command(command: str) -> Any:

@@ -573,8 +573,8 @@ MUTANTS = [
     Mutant(
         "a connection whose statement was broken off is given up",
         "app/compiled.py",
-        "    if is_lost or not isinstance(error, Exception):",
-        "    if is_lost:",
+        "    return not isinstance(error, Exception)",
+        "    return False",
         "tests/operation/test_compiled.py",
     ),
     Mutant(

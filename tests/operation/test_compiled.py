@@ -6,21 +6,25 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Uuid, bindparam, func, select, text, update
+from sqlalchemy import Text, Uuid, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 from app.compiled import CompiledStatement
 from app.conversations.models import Conversation, Message, MessageRole
-from app.db import Database, uuid7
+from app.db import IDENTITY_ROLE, Database, uuid7
 from app.errors import is_connection_error
 from app.identity.models import Membership, Role, Tenant, User
+from app.inserts import insert_together
 from app.runs.models import Run, RunStatus
 from tests.app_server import AppServer
 
 PID = CompiledStatement[int](select(func.pg_backend_pid()))
+RUNS = CompiledStatement[bool](
+    text("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = :pid AND state = 'active')")
+)
 SLEEP = CompiledStatement[None](select(func.pg_sleep(60)))
-DIVIDE = CompiledStatement[int](text("SELECT :prompt || 'x', 1 / 0").bindparams(bindparam("prompt", "")))
+DIVIDE = CompiledStatement[int](text("SELECT :prompt || 'x', 1 / 0").bindparams(bindparam("prompt", type_=Text)))
 
 
 @pytest.fixture
@@ -127,6 +131,27 @@ async def test_a_connection_whose_statement_was_broken_off_is_not_used_again(dat
             await SLEEP.execute(session, {})
     async with database.identity() as session:
         assert (await PID.execute(session, {})).scalar_one() != used
+        # The server was told: it would wait for locks, and take them, with nobody there.
+        assert not (await RUNS.execute(session, {"pid": used})).scalar_one()
+
+
+async def test_a_savepoint_undoes_what_was_executed_first_in_it(database: Database) -> None:
+    async with database.identity() as session:
+        savepoint = await session.begin_nested()
+        await insert_together(session, Tenant(name="Early"))
+        await savepoint.rollback()
+        assert await session.scalar(select(func.count()).select_from(Tenant)) == 0
+
+
+async def test_nothing_is_executed_after_a_flush_that_failed(database: Database) -> None:
+    async with database.identity() as session:
+        session.add(Membership(tenant_id=uuid7(), user_id=uuid7(), role=Role.OWNER))
+        with pytest.raises(IntegrityError):
+            await session.flush()
+        with pytest.raises(PendingRollbackError):
+            await PID.execute(session, {})
+        await session.rollback()
+        assert await session.scalar(text("SELECT current_user")) == IDENTITY_ROLE
 
 
 async def test_a_statement_that_asyncpg_cannot_execute_alone_is_refused(database: Database) -> None:
