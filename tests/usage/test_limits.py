@@ -1,5 +1,6 @@
 """What a plan allows to a tenant and to each of its people: judged before a run, and before each further call."""
 
+import asyncio
 import io
 import json
 import secrets
@@ -16,7 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests import made_streams
+from tests import made_streams, timeouts
 from tests.agent_folders import write_agents
 from tests.app_server import ApiUser, AppServer, kinds, one, running_server
 from tests.tables import rows
@@ -138,6 +139,21 @@ def test_a_bucket_of_runs_is_refilled_evenly_and_every_answer_tells_how_full_it_
     rows(database, "UPDATE usage_counters SET full_at = full_at - interval '20 seconds'")
     assert start(ada).status_code == 202
     refused(start(ada), "runs_per_minute")
+
+
+def test_a_refusal_does_not_wait_for_a_rate_that_cannot_be_read(
+    ada: ApiUser, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_plan(database, ada, runs_per_minute=3)
+
+    async def hang(*_: object) -> None:
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr("app.usage.counters.read_rate", hang)
+    began = time.monotonic()
+    answer = ada.http.post("/v1/runs", json={"input": ""})
+    assert (answer.status_code, "RateLimit" in answer.headers) == (422, False)
+    assert time.monotonic() - began < timeouts.ANSWER
 
 
 def test_the_headers_tell_of_the_tighter_scope(ada: ApiUser, colleague: ApiUser, database: str) -> None:
