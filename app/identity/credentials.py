@@ -7,8 +7,8 @@ import os
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from pwdlib import PasswordHash
@@ -60,16 +60,12 @@ async def hash_password(password: str) -> str:
 
 async def verify_password(password: str, stored: str | None) -> bool:
     """False for an unknown user (`stored` None), after the same work as for a known one. Raises LimitExceeded."""
-    hashed = stored or await asyncio.wrap_future(_unknown_user())
-    matches = await _hashing(partial(_passwords.verify, password, hashed))
-    return matches and stored is not None
+    if stored is None:
+        await hash_password(password)
+        return False
+    return await _hashing(partial(_passwords.verify, password, stored))
 
 
 async def _hashing(work: Callable[[], T]) -> T:
     with _hashes.acquire():
         return await asyncio.get_running_loop().run_in_executor(_hashers, work)
-
-
-@cache
-def _unknown_user() -> Future[str]:
-    return _hashers.submit(_passwords.hash, secrets.token_urlsafe(16))

@@ -62,8 +62,8 @@ async def keep_signing_in(ada: ApiUser, pid: int, at_once: int) -> tuple[float, 
     ):
         idle = await time_requests(member, pid, "/v1/me", 0.5)
         storm = Flood(ada.base_url, PASSWORD, time.monotonic() + SECONDS)
-        # One in two signs up instead. A sign-in asks the database before it waits for a hash: at the very same moment
-        # sign-ups would have taken all places before.
+        # One in two signs up instead. A sign-in asks the database before it takes a place: at the very same moment
+        # sign-ups would have all of them, and who has one asks again before those who were refused.
         tasks = [asyncio.create_task(sign_in_repeatedly(storm, anyone, "/v1/tokens")) for _ in range(at_once // 2)]
         await asyncio.sleep(0.2)
         tasks += [asyncio.create_task(sign_in_repeatedly(storm, anyone, "/v1/signup")) for _ in range(at_once // 2)]
