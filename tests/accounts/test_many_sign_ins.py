@@ -62,11 +62,12 @@ async def keep_signing_in(ada: ApiUser, pid: int, at_once: int) -> tuple[float, 
     ):
         idle = await time_requests(member, pid, "/v1/me", 0.5)
         storm = Flood(ada.base_url, PASSWORD, time.monotonic() + SECONDS)
-        # One in two signs up instead. A sign-in asks the database before it takes a place: at the very same moment
-        # sign-ups would have all of them, and who has one asks again before those who were refused.
-        tasks = [asyncio.create_task(sign_in_repeatedly(storm, anyone, "/v1/tokens")) for _ in range(at_once // 2)]
-        await asyncio.sleep(0.2)
-        tasks += [asyncio.create_task(sign_in_repeatedly(storm, anyone, "/v1/signup")) for _ in range(at_once // 2)]
+        # One in two signs up instead. Who has one of the 20 places asks again before those who were refused, so ten
+        # sign-ins, which ask the database first, get theirs before sign-ups come.
+        tasks = [asyncio.create_task(sign_in_repeatedly(storm, anyone, "/v1/tokens")) for _ in range(10)]
+        await asyncio.sleep(0.1)
+        paths = ["/v1/signup"] * (at_once // 2) + ["/v1/tokens"] * (at_once // 2 - len(tasks))
+        tasks += [asyncio.create_task(sign_in_repeatedly(storm, anyone, path)) for path in paths]
         await asyncio.sleep(0.2)
         busy, ready = await asyncio.gather(
             time_requests(member, pid, "/v1/me", SECONDS), time_requests(member, pid, "/readyz", SECONDS)
