@@ -48,11 +48,12 @@ prove *args: _ready
 bench *args: _ready
     @exec python -m tests.bench "$@"
 
-# Check style, formatting and spelling, and that no file holds a secret
+# Check style, formatting and spelling, and that no file is large or holds a secret
 lint: _ready
     ruff check .
     ruff format --check .
     {{ files }} | xargs -0 codespell
+    {{ files }} | xargs -0 check-added-large-files --enforce-all --maxkb=500
     {{ files }} | xargs -0 -n 50 -P 4 detect-secrets-hook --baseline .secrets.baseline
 
 # Write openapi.json, docs/api.md and docs/events.md from the code
