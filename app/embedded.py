@@ -41,14 +41,23 @@ class Parts:
 
 
 @contextmanager
-def running_parts(settings: Settings) -> Generator[Parts]:
-    """The given parts, and embedded ones where none is given; those end with the block."""
+def starting_parts(settings: Settings) -> Generator[Callable[[], Parts]]:
+    """A function that returns the given parts, and embedded ones where none is given, once they answer.
+
+    The simulator takes a second to start. What is embedded ends with the block.
+    """
     require_embedded(settings)
     with ExitStack() as stack:
-        # The simulator starts while Postgres does.
         provider = stack.enter_context(starting_provider(settings))
         url = stack.enter_context(serving_database(settings))
-        yield Parts(url, *provider())
+        yield lambda: Parts(url, *provider())
+
+
+@contextmanager
+def running_parts(settings: Settings) -> Generator[Parts]:
+    """As `starting_parts`, with parts that answer."""
+    with starting_parts(settings) as parts:
+        yield parts()
 
 
 @contextmanager

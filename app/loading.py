@@ -32,7 +32,7 @@ def load_unbuilt(name: str) -> Any:
 
 def load_command(command: str) -> Any:
     """Its module. With every command's imports `easel --help` would take seconds."""
-    if command in ("serve", "worker"):
+    if command in ("serve", "worker", "demo"):
         _lighten_service()
     return load(f"app.commands.{command}")
 

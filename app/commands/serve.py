@@ -8,10 +8,11 @@ import typer
 
 from app.commands import start
 from app.db import Database
-from app.embedded import running_parts
+from app.embedded import starting_parts
+from app.listening import bound
+from app.loading import load
 from app.observing import observed
 from app.processes import serve_in_processes
-from app.server import Server, bound
 from app.usage.plans import UNLIMITED, require
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,10 @@ def run(host: str, port: int | None) -> None:
     settings = start()
     port = settings.port if port is None else port
     # First, so that a taken port is reported before anything is started.
-    with bound(host, port) as sockets, running_parts(settings) as parts:
+    with bound(host, port) as sockets, starting_parts(settings) as parts_once_ready:
+        # Half a second's work while the parts start.
+        server = load("app.server").Server
+        parts = parts_once_ready()
         if settings.default_plan != UNLIMITED:
             asyncio.run(_require_plan(parts.database_url, settings.default_plan))
 
@@ -37,7 +41,7 @@ def run(host: str, port: int | None) -> None:
             of_process = settings.model_copy(update={"metrics_port": own})
             on_started = announce if not number else None
             with observed(of_process):
-                Server(of_process, parts, host=host, port=port, on_started=on_started).run(sockets)
+                server(of_process, parts, host=host, port=port, on_started=on_started).run(sockets)
 
         if settings.web_concurrency == 1:
             serve(0)

@@ -65,7 +65,7 @@ ROOT_ARROWS = {
     "worker": {"worker"},
     "doctor": {"agents", "worker"},
     "parts": {"agents", "provider", "storage", "usage", "worker"},
-    "demo": {"runs", "attachments"},
+    "demonstration": {"runs", "attachments"},
     "tenants": {"tenants", "erasure"},
     "users": {"identity", "tenants"},
     "keys": {"tenants"},

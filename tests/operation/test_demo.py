@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.attachments.schemas import AttachmentView
-from app.commands.demo import Transcript
+from app.commands.demonstration import Transcript
 from app.error_codes import ErrorCode
 from app.runs.events import AttachmentCreated, Event, ImagePartial, RunCompleted, RunFailed, TextDelta, ToolStarted
 from app.runs.models import RunError, RunStatus

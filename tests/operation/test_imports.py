@@ -30,10 +30,21 @@ create_app(settings, Parts("postgresql://127.0.0.1:1/none", None, "key"))
         (API.format(worker=False), {*SDKS, *STORES, "alembic", "PIL", "httpx"}, {"fastapi"}),
         (API.format(worker=True), {*STORES, "alembic"}, {"fastapi", "openai", "agents"}),
         ("import app.commands.worker", {*STORES, "alembic"}, {"openai", "agents"}),
+        ("import app.commands.serve", {*SDKS, "docket", "uvicorn"}, {"sqlalchemy"}),
+        ("import app.commands.demo", {*SDKS, "docket", "uvicorn", "httpx"}, {"sqlalchemy"}),
         ("import app.storage.memory", {*STORES, *SDKS}, {"pydantic"}),
         ("import app.storage.minio", {"google", *SDKS}, {"minio"}),
     ],
-    ids=["the command's help", "an API without a worker", "an API with a worker", "a worker", "memory", "minio"],
+    ids=[
+        "the command's help",
+        "an API without a worker",
+        "an API with a worker",
+        "a worker",
+        "until its parts start",
+        "until the demo's start",
+        "memory",
+        "minio",
+    ],
 )
 def test_only_what_is_used_is_loaded(program: str, absent: set[str], present: set[str]) -> None:
     script = f"{program}\n{PRINT_LOADED}"
@@ -52,10 +63,10 @@ def show(command):
     from app.runs.schemas import RunView
     from fastapi.openapi.models import OpenAPI
     from key_value.aio import disable_beartype
-    sys.exit(f"{OpenAPI.__pydantic_complete__} {RunView.__pydantic_complete__} {disable_beartype}")
+    sys.exit(f"{{OpenAPI.__pydantic_complete__}} {{RunView.__pydantic_complete__}} {{disable_beartype}}")
 
 load_command, cli.load_command = cli.load_command, show
-cli.serve()
+cli.{command}()
 """
 UNBUILT = """
 import app.worker.process, pydantic
@@ -76,6 +87,8 @@ def test_the_models_of_the_sdks_are_built_when_they_are_used() -> None:
 
 
 @pytest.mark.slow
-def test_serving_neither_builds_an_openapi_documents_models_nor_checks_dockets_types() -> None:
-    ran = subprocess.run([sys.executable, "-c", SERVE], capture_output=True, text=True, check=False, timeout=60)
+@pytest.mark.parametrize("command", ["serve", "worker", "demo"])
+def test_serving_neither_builds_an_openapi_documents_models_nor_checks_dockets_types(command: str) -> None:
+    script = SERVE.format(command=command)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert ran.stderr.split() == ["False", "True", "True"]
