@@ -11,7 +11,7 @@ import httpx
 
 from app.attachments.schemas import AttachmentView
 from app.embedded import Parts, free_port
-from app.migrate import migrate
+from app.loading import load
 from app.runs.events import (
     AttachmentCreated,
     AttachmentFailed,
@@ -35,7 +35,7 @@ RETRY_LATER = 503
 def demonstrate(settings: Settings, parts: Parts, prompt: str) -> bool:
     """Print what happens and save the image under `DATA_DIR`; False where the run failed."""
     if settings.database_url is not None:
-        asyncio.run(migrate(parts.database_url))
+        asyncio.run(load("app.migrate").migrate(parts.database_url))
     with _serving(settings, parts) as base_url:
         return asyncio.run(_demonstrate(base_url, settings, prompt, offline=parts.offline))
 

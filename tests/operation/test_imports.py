@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,21 @@ def test_serving_neither_builds_an_openapi_documents_models_nor_checks_dockets_t
     script = SERVE.format(command=command)
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
     assert ran.stderr.split() == ["False", "True", "True"]
+
+
+EMBEDDED = """
+import sys
+from pathlib import Path
+from app.embedded import running_parts
+from app.settings import Settings
+
+with running_parts(Settings(_env_file=None, data_dir=Path(sys.argv[1]), openai_api_key="sk-test")):
+    print("alembic" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_an_embedded_database_that_is_up_to_date_starts_without_alembic(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EMBEDDED, str(tmp_path)]
+    starts = [subprocess.run(command, capture_output=True, text=True, check=True, timeout=60) for _ in range(2)]
+    assert [started.stdout.strip() for started in starts] == ["True", "False"]
