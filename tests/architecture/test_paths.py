@@ -1,8 +1,9 @@
 """How much one has to read to follow an image, or a user's message: files, and their whole lines.
 
-The lists stand in `docs/architecture.md`, too. A limit is what is true today, lines rounded up to the next hundred or
-two; where it is above the goal, it may only be lowered. It was raised once, by two files and 300 lines, when images
-that failed got rows and readers were told of smaller copies.
+The lists stand in `docs/architecture.md`, too. A limit is what is true today, lines rounded up to the next hundred
+or two; where it is above the goal, it may only be lowered. The image's trip was raised from 17 files and 2,700
+lines to 19 and 3,020: by 60 lines for sharing, exports and what a review found, and by two files when images that
+failed got rows and readers were told of smaller copies.
 """
 
 import re
@@ -22,6 +23,10 @@ class Trip:
     files: tuple[str, ...]
     limit: tuple[int, int]
     goal: tuple[int, int | None]
+
+    @property
+    def lines(self) -> int:
+        return sum(len((ROOT / file).read_text().splitlines()) for file in self.files)
 
 
 TRIPS = [
@@ -84,9 +89,8 @@ TRIPS = [
 @pytest.mark.parametrize("trip", TRIPS, ids=lambda trip: trip.heading)
 def test_the_trip_is_no_longer_than_it_was(trip: Trip) -> None:
     assert len(set(trip.files)) == len(trip.files)
-    lines = sum(len((ROOT / file).read_text().splitlines()) for file in trip.files)
     assert len(trip.files) <= trip.limit[0], f"{len(trip.files)} files; the goal is {trip.goal[0]}"
-    assert lines <= trip.limit[1], f"the goal is {trip.goal[1]}"
+    assert trip.lines <= trip.limit[1], f"the goal is {trip.goal[1]}"
 
 
 @pytest.mark.parametrize("trip", TRIPS, ids=lambda trip: trip.heading)

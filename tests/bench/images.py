@@ -4,6 +4,7 @@ import asyncio
 import statistics
 from collections.abc import Generator
 
+from tests.architecture.test_paths import TRIPS
 from tests.bench.client import Target
 from tests.bench.curve import Curve, draw
 from tests.bench.lab import Easel, Lab, target_of
@@ -15,6 +16,8 @@ LARGE, SMALL = "[bench image size=3MB]", "[bench image size=400KB]"
 # Its PNG is like those that the provider makes; that of LARGE is noise.
 LIKELY = "[bench image size=1.6MB]"
 LATER_TURNS = (8, 21)
+# On 2026-11-24, before it got faster.
+LINES_BEFORE = 2_647
 
 
 def rows(lab: Lab) -> Generator[Row]:
@@ -24,7 +27,7 @@ def rows(lab: Lab) -> Generator[Row]:
         target = target_of(easel.sign_up(), "designer")
         turn, of_noise = _turns(easel, target, LARGE)
         _, of_likely = _turns(easel, target, LIKELY)
-    what = "image turn, CPU to the terminal event"
+    what = "image turn (3 previews of 1.5 MB, final 3 MB), CPU to the terminal event"
     yield Row(what, turn, "ms", floor, "floor", ratio_most=2)
     yield Row(what, turn, "ms", openai, "plain openai", ratio_most=0.5)
     yield Row(what, turn, "ms", agents, "plain Agents SDK")
@@ -33,6 +36,7 @@ def rows(lab: Lab) -> Generator[Row]:
     yield Row(f"{what} (like the provider's, PNG of 1.6 MB)", of_likely, "ms", most=60)
     reading, least = (1000 * lab.turns(name, LARGE)["cpu"] for name in ("reading", "floor-reading"))
     yield Row("its reading alone: stream, decode, hash", reading, "ms", least, "floor's reading", ratio_most=1.3)
+    yield Row("lines on an image's way, wire to reader", TRIPS[0].lines, "", LINES_BEFORE, "before", ratio_most=1)
 
 
 def _turns(easel: Easel, target: Target, text: str) -> tuple[float, float]:
@@ -60,7 +64,7 @@ def growth_rows(lab: Lab) -> Generator[Row]:
     medians = [statistics.median(costs) for costs in by_turn]
     for number in LATER_TURNS:
         what = f"turn {number} of an image conversation, CPU"
-        yield Row(what, medians[number - 1], "ms", medians[0], "turn 1", ratio_most=1.1)
+        yield Row(f"{what} (0.4 MB each)", medians[number - 1], "ms", medians[0], "turn 1", ratio_most=1.1)
     curve = Curve("Easel", list(enumerate(medians)))
     top = max(10.0, 20 * -(-max(medians) * 1.3 // 20))
     title = "Processor time of a turn that draws, median of five"

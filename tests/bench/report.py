@@ -71,10 +71,11 @@ def short(number: float) -> str:
 
 HEAD = """# What it costs
 
-`./just bench` measures a real `easel serve` and writes this page. Each figure stands beside one that was measured in
-the same run, so read the ratios: the times are those of one machine. A figure is the median of five. Processor time is
-that of the measured process alone, which has a core for itself; provider, PostgreSQL, Redis, object storage and clients
-share the others. {scope}
+`./just bench` measures a real `easel serve` and writes this page. Each figure stands beside one that was measured
+in the same run, so read the ratios: the times are those of one machine. A figure is the median of five, but for
+what is measured once: memory, what PostgreSQL and Redis use, and the clone; thumbnails are a mean of five.
+Processor time is that of the measured process alone, which has a core for itself; provider, PostgreSQL, Redis,
+object storage and clients share the others. {scope}
 
 {machine}
 
@@ -90,6 +91,16 @@ What stands beside Easel (`tests/bench/baselines.py`, `tests/bench/turns.py`):
 - raw: a proxy (or an ASGI app) that hands bytes on unread;
 - floor: reads the socket, cuts the base64 out, decodes it with pybase64, hashes it, makes one PUT; no JSON, no rows;
 - plain `openai`, plain Agents SDK: iterate over the events of the stream and do nothing with them.
+
+How some are meant:
+
+- A stall of the loop is the third longest time that it kept others waiting, of both: a virtual machine stands still
+  by itself now and then.
+- Memory grows in one process that has drawn before, as a worker has: with one turn, then eight, then 32.
+- Statements are counted without what begins, limits and ends a transaction; round trips with it. What runs beside
+  turns or after them, for many at once, is left out: sweeps, copies of images, and the end of readers' streams, one
+  transaction for all that end within 50 ms. The counted agent of a text turn has no tools; one that may draw has
+  the id of its response committed at once, which is a statement and a transaction more.
 
 ![p99 of a text delta by streams on one core](bench-streams.svg)
 
