@@ -1,10 +1,16 @@
-"""What images occupied goes back to the system, although small objects lie between them."""
+"""What images occupied goes back to the system, and what a start has made is not looked through again and again."""
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from app import cli
+from app.worker import process
+from tests.app_server import running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 MEGABYTES = 200
@@ -34,3 +40,36 @@ def test_what_images_occupied_goes_back_to_the_system() -> None:
     command = [sys.executable, "-c", PROGRAM]
     kept = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
     assert float(kept) < MEGABYTES / 10
+
+
+@pytest.mark.parametrize("command", [cli.migrate, cli.doctor])
+def test_each_command_tells_the_allocator_before_it_loads_anything(
+    command: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def load(name: str) -> SimpleNamespace:
+        steps.append(f"load {name}")
+        return SimpleNamespace(run=lambda **_: steps.append("run"))
+
+    monkeypatch.setattr(cli, "return_freed_memory", lambda: steps.append("tell the allocator"))
+    monkeypatch.setattr(cli, "load_command", load)
+    command()
+    assert steps == ["tell the allocator", f"load {command.__name__}", "run"]
+
+
+def test_a_start_leaves_what_it_has_made_out_of_collections_once_all_is_warm(
+    database_url: str, provider_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    warm_up = process.warm_up
+
+    async def warming_up() -> None:
+        await warm_up()
+        steps.append("warm up")
+
+    monkeypatch.setattr("app.worker.process.warm_up", warming_up)
+    monkeypatch.setattr("app.main.freeze", lambda: steps.append("freeze"))
+    with running_server(database_url, provider_url, tmp_path) as server:
+        assert server.sign_up().http.get("/readyz").status_code == 200
+    assert steps == ["warm up", "freeze"]

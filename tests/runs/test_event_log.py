@@ -271,6 +271,31 @@ async def test_what_one_process_writes_another_reads(redis_of_tests: RedisServer
         assert await asyncio.gather(*waiting) == [records(1, 20)] * len(runs)
 
 
+async def test_a_process_writes_and_reads_all_its_runs_at_once(
+    redis_of_tests: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, rounds, batches = [uuid4() for _ in range(20)], 20, list[int]()
+    send = RedisEventLog._send  # pyright: ignore[reportPrivateUsage]
+
+    async def counted(log: RedisEventLog, batch: list[Any]) -> Any:
+        batches.append(len(batch))
+        return await send(log, batch)
+
+    monkeypatch.setattr(RedisEventLog, "_send", counted)
+    async with AsyncExitStack() as stack:
+        logs = [await stack.enter_async_context(log_of_a_process(redis_of_tests)) for _ in range(2)]
+        (writer, client), (reader, _) = logs
+        subscriptions = [stack.enter_context(reader.subscribe(run, 0)) for run in runs]
+        for seq in range(1, rounds + 1):
+            await asyncio.gather(*(writer.append(run, records(seq, seq), attempt=1) for run in runs))
+            await asyncio.gather(*(collect(one, seq) for one in subscriptions))
+        reads = (await client.info("commandstats"))["cmdstat_xread"]["calls"]
+    assert sum(batches) == rounds * len(runs)
+    assert len(batches) <= 3 * rounds
+    # Each wait for all streams may end with the first few that have something.
+    assert reads < rounds * len(runs) / 2
+
+
 async def test_a_run_that_goes_on_in_another_process_reaches_the_readers_of_the_first(
     redis_of_tests: RedisServer,
 ) -> None:
