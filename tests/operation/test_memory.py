@@ -48,9 +48,12 @@ def test_each_command_tells_the_allocator_before_it_loads_anything(
 ) -> None:
     steps: list[str] = []
 
+    def run(**_: object) -> None:
+        steps.append("run")
+
     def load(name: str) -> SimpleNamespace:
         steps.append(f"load {name}")
-        return SimpleNamespace(run=lambda **_: steps.append("run"))
+        return SimpleNamespace(run=run)
 
     monkeypatch.setattr(cli, "return_freed_memory", lambda: steps.append("tell the allocator"))
     monkeypatch.setattr(cli, "load_command", load)
