@@ -19,7 +19,7 @@ from tests.volume import MESSAGES_OF_A_CONVERSATION, Volume, insert_volume
 # What a statement may read from one table or index, or sort: as much as one conversation or search may hold.
 MOST_ROWS = 600
 TABLES = ("messages", "attachments", "attachment_words", "runs", "conversations", "idempotency_keys")
-# The sweeps look every 5 seconds.
+# The sweeps look every two seconds.
 SWEEPS_RAN_SECONDS = 2.0
 FOREIGN_KEYS_WITHOUT_INDEX = """
 SELECT conname FROM pg_constraint c WHERE contype = 'f' AND confdeltype = 'c'
