@@ -16,6 +16,8 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.selectable import TypedReturnsRows
 from sqlalchemy.types import TypeEngine
 
+from app.database_faults import hide_value
+
 Ts = TypeVarTuple("Ts")
 
 CONNECTION = "connection"
@@ -102,6 +104,7 @@ def _give_up(session: Session, error: BaseException) -> None:
 def _fault(connection: Connection, sql: str, error: BaseException, *, is_lost: bool) -> BaseException | None:
     """What SQLAlchemy raises in its place, if it does."""
     errors = connection.dialect.loaded_dbapi
+    hide_value(error)
     if isinstance(error, DRIVER_ERRORS):
         kind = errors.IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else errors.Error
         original = kind(error.args[0] if error.args else "", error)

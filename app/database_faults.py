@@ -2,6 +2,7 @@
 
 import os
 import ssl
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
@@ -120,3 +121,12 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, OSError) and number and number > 0:
         return os.strerror(number)
     return _said(error) or type(error).__name__
+
+
+def hide_value(error: BaseException | None) -> bool:
+    """Whether it quoted a value, as PostgreSQL and its driver do with what they refuse; the log would show it."""
+    if not isinstance(error, asyncpg.DataError):
+        return False
+    error.args = (f"a value was refused: {type(error).__name__}",)
+    cast(Any, error).detail = None
+    return True

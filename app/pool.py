@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import Dialect, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
 from app import EaselError
-from app.database_faults import database_fault, reason_of
+from app.database_faults import database_fault, hide_value, reason_of
 from app.errors import CONNECTION_FAULTS
 
 # Together with the closing of a connection that hangs, less than the 10 seconds that a request may last.
@@ -43,8 +43,17 @@ def open_engine(url: str, *, pool_size: int, poolclass: type[Pool] | None = None
         hide_parameters=True,
     )
     event.listen(engine.sync_engine, "do_connect", _Connector(url).prepare)
+    event.listen(engine.sync_engine, "handle_error", _hide_value)
     _watch_idle_connections(engine)
     return engine
+
+
+def _hide_value(context: ExceptionContext) -> None:
+    driver = context.original_exception.__cause__
+    if hide_value(driver):
+        for error in (context.original_exception, context.sqlalchemy_exception):
+            if error is not None:
+                error.args = driver.args if driver else ()
 
 
 async def is_pooled(connection: Any) -> bool:

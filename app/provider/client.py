@@ -1,17 +1,18 @@
 """The connection to the model provider, one for each process; nothing outside this package imports `openai`."""
 
+from typing import cast
+
 import openai
 from agents import set_trace_provider
 from agents.models.interface import Model
 from agents.tracing.provider import DefaultTraceProvider
 
 from app.provider.causes import reject_page
-from app.provider.errors import from_openai
 from app.provider.measured_model import MeasuredModel
 from app.provider.observers import ModelUse
 from app.provider.offered import OfferedModels
 from app.provider.requests import ResponsesClient
-from app.provider.stored import StoredObjects
+from app.provider.stored import StoredObjects, reading
 
 CONNECT_SECONDS = 10.0
 # As long as the provider keeps a response: a follow-up on it may look at the file again.
@@ -43,15 +44,16 @@ class Provider:
 
     async def upload_image(self, filename: str, data: bytes, mime_type: str) -> str:
         """The id of a file that later requests may name as an input image."""
-        try:
+        with reading():
             file = await self._client.files.create(
                 file=(filename, data, mime_type),
                 purpose="vision",
                 expires_after={"anchor": "created_at", "seconds": FILE_SECONDS},
             )
-        except openai.APIError as error:
-            raise from_openai(error) from error
-        return file.id
+            # The SDK leaves None where a field is missing.
+            if (file_id := cast(str | None, file.id)) is None:
+                raise TypeError("a file without an id")
+            return file_id
 
     async def close(self) -> None:
         await self._client.close()

@@ -30,6 +30,7 @@ from app.provider.errors import ProviderError, ProviderUnreachable, ProviderUnre
 from app.provider.image_bytes import ImageBytes
 from app.provider.observers import GeneratedImage, ModelUse, PartialImage
 from app.provider.request_size import characters_of
+from app.provider.texts import storable
 from app.provider.usage import report_of
 from app.provider.wire import image_of
 
@@ -169,9 +170,9 @@ class ImageExtractingModel(OpenAIResponsesModel):
 
 def to_image(item: ImageGenerationCall, result: str, agent_key: str) -> GeneratedImage:
     content = image_of(item, result)
-    options = item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True)
-    # Postgres does not accept this character in a text, and an event holds no longer one.
-    revised_prompt = (options.pop("revised_prompt", None) or "").replace("\0", "")[:MAX_PROMPT_CHARACTERS] or None
+    options = storable(item.model_dump(exclude={"id", "result", "status", "type"}, exclude_none=True))
+    # An event holds no longer one.
+    revised_prompt = (options.pop("revised_prompt", None) or "")[:MAX_PROMPT_CHARACTERS] or None
     return GeneratedImage(agent_key, item.id, content, revised_prompt, options)
 
 

@@ -1,6 +1,8 @@
 """What the provider has stored: the images and the use of earlier responses; stopping and deleting them, and files."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Generator
+from contextlib import contextmanager, suppress
 
 import openai
 from openai import AsyncOpenAI
@@ -16,6 +18,20 @@ DELETE_SECONDS = 10.0
 MAX_RESPONSES_BACK = 10
 
 
+@contextmanager
+def reading() -> Generator[None]:
+    """Whatever goes wrong is a ProviderError.
+
+    The SDK gives text where the answer says that it is no JSON, and builds any JSON into a response.
+    """
+    try:
+        yield
+    except (openai.APIError, json.JSONDecodeError) as error:
+        raise from_openai(error) from error
+    except (AttributeError, TypeError) as error:
+        raise from_openai(json.JSONDecodeError(f"not what was asked for: {error}", "", 0)) from error
+
+
 class StoredObjects:
     """Methods raise ProviderError."""
 
@@ -28,40 +44,26 @@ class StoredObjects:
         for _ in range(MAX_RESPONSES_BACK):
             if following is None:
                 return
-            try:
-                response = await self._client.responses.retrieve(following)
-            except openai.NotFoundError:
-                return
-            except openai.APIError as error:
-                raise from_openai(error) from error
-            for item in response.output:
-                if isinstance(item, ImageGenerationCall) and item.result:
-                    yield to_image(item, item.result, "")
-            following = response.previous_response_id
+            with reading():
+                try:
+                    response = await self._client.responses.retrieve(following)
+                except openai.NotFoundError:
+                    return
+                drawn = [one for one in response.output if isinstance(one, ImageGenerationCall) and one.result]
+                following = response.previous_response_id
+            for item in drawn:
+                yield to_image(item, item.result or "", "")
 
     async def stop(self, response_id: str) -> ResponseReport:
         """Stop a response that the provider would finish, and charge for, in the background; what it used so far."""
-        try:
-            stopped = await self._client.responses.cancel(response_id)
-        except openai.APIStatusError:
-            return await self.report_of(response_id)
-        except openai.APIError as error:
-            raise from_openai(error) from error
-        return report_of(stopped, ())
-
-    async def report_of(self, response_id: str) -> ResponseReport:
-        """What a response used, as far as it has come."""
-        try:
-            return report_of(await self._client.responses.retrieve(response_id), ())
-        except openai.APIError as error:
-            raise from_openai(error) from error
+        with reading():
+            try:
+                return report_of(await self._client.responses.cancel(response_id), ())
+            except openai.APIStatusError:
+                return report_of(await self._client.responses.retrieve(response_id), ())
 
     async def delete(self, kind: str, provider_id: str) -> None:
         """A `file`, or a response with its images; one that is gone is no error."""
         delete = self._client.files.delete if kind == "file" else self._client.responses.delete
-        try:
+        with reading(), suppress(openai.NotFoundError):
             await delete(provider_id, timeout=DELETE_SECONDS)
-        except openai.NotFoundError:
-            return
-        except openai.APIError as error:
-            raise from_openai(error) from error

@@ -53,8 +53,7 @@ class MessageText:
         """The pieces to be emitted now."""
         ended = self.finish() if item_id != self._item_id else []
         self._item_id = item_id
-        # Models do write it, and Postgres does not accept this character in a text.
-        return [*ended, *self._pieces(self._links.feed(delta.replace("\0", "")))]
+        return [*ended, *self._pieces(self._links.feed(delta))]
 
     def finish(self) -> list[str]:
         """The pieces that were held back, at the end of an item's text."""

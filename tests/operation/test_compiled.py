@@ -1,13 +1,14 @@
 """What asyncpg executes itself gives the rows, the errors and the transactions that SQLAlchemy's session gives."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Text, Uuid, bindparam, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Date, Text, Uuid, bindparam, cast, func, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 
 from app.compiled import CompiledStatement
@@ -94,8 +95,27 @@ async def test_an_error_does_not_show_what_was_given(database: Database) -> None
     with pytest.raises(DBAPIError) as caught:
         async with database.identity() as session:
             await DIVIDE.execute(session, {"prompt": "a surprise"})
-    assert "division by zero" in str(caught.value)
+    assert "DivisionByZero" in str(caught.value)
     assert "surprise" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["my diary \ud83d", "my diary \0", "my diary is no date"])
+async def test_a_value_that_is_refused_is_not_in_the_log(database: Database, value: str) -> None:
+    told: list[str] = []
+    for statement in (cast(bindparam("given", type_=Text), Date), cast(bindparam("given", type_=Text), JSONB)):
+        compiled = CompiledStatement[Any](select(statement))
+        for way in ("compiled", "by the session"):
+            try:
+                async with database.identity() as session:
+                    if way == "compiled":
+                        await compiled.execute(session, {"given": value})
+                    else:
+                        await session.execute(select(statement), {"given": value})
+            except DBAPIError:
+                told.append(traceback.format_exc())
+    assert len(told) == 4
+    assert all("a value was refused" in one for one in told)
+    assert not [one for one in told if "diary" in one]
 
 
 async def test_a_lost_connection_is_told_and_replaced(database: Database, database_url: str) -> None:

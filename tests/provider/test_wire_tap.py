@@ -149,7 +149,6 @@ ODD_STREAMS = {
     "byte order mark": b'\xef\xbb\xbfdata: {"a":1}\n\ndata: {"a":2}\n\n',
     "no data": b'event: keepalive\n\ndata: {"a":2}\n\n',
     "done": b'data: {"a":1}\n\ndata: [DONE]\n\n',
-    "half a surrogate pair": b'data: {"a":"\\ud83d x"}\n\ndata: {"a":2}\n\n',
     "numbers": b'data: {"a":[-Infinity,1e400,123456789012345678901234567890,0.1,-0.0]}\n\n',
     "a name twice": b'data: {"a":1,"a":2}\n\n',
     "deep": b'data: {"a":' + b"[" * 300 + b"]" * 300 + b"}\n\n",
@@ -187,6 +186,22 @@ ODD_STREAMS = {
     + TEXT.encode()
     + b'","type":"image_generation_call"}}\n\n',
 }
+
+
+@pytest.mark.parametrize(
+    ("sent", "read_as"),
+    [
+        (r'"half \ud83d of a pair"', "half \ufffd of a pair"),
+        (r'"a whole one \ud83d\ude00, and half \ude00"', "a whole one \U0001f600, and half \ufffd"),
+        (r'"a\u0000b"', "ab"),
+        (r'[{"\u0000": "a\u0000"}, 1, null]', [{"": "a"}, 1, None]),
+        (r'"a backslash, and u0000: \\u0000"', r"a backslash, and u0000: \u0000"),
+    ],
+)
+async def test_what_utf_8_or_postgres_does_not_take_is_left_out(sent: str, read_as: object) -> None:
+    events, error = await read(WireTapClient, [f'data: {{"type":"x","a":{sent}}}\n\n'.encode()])
+    assert [event.a for event in events] == [read_as]
+    assert error is None
 
 
 @pytest.mark.anyio
