@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,6 +22,16 @@ def bound(host: str, port: int) -> Generator[list[socket.socket]]:
         except OSError as error:
             raise SettingsError(_why_not(error, host, port)) from None
         yield sockets
+
+
+def require_listening(sockets: Sequence[socket.socket], host: str, port: int) -> None:
+    """Raise SettingsError where another process took the port after `bound`: of two that start, one listens.
+
+    A server on uvloop does not tell: it closes the socket.
+    """
+    for listener in sockets:
+        if listener.fileno() < 0 or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise SettingsError(_why_not(OSError(errno.EADDRINUSE, ""), host, port))
 
 
 def _bind(family: int, kind: int, protocol: int, name: str, address: Any) -> socket.socket:

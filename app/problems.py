@@ -82,7 +82,7 @@ def to_response(error: AppError, request_id: str) -> JSONResponse:
         "title": error.title,
         "status": error.status,
         "code": error.code,
-        "detail": error.detail,
+        "detail": _utf8(error.detail),
         "request_id": request_id,
     }
     if error.errors:
@@ -191,12 +191,18 @@ def _first(errors: Sequence[FieldError]) -> list[FieldError]:
     """Those that fit into an answer, the first one always."""
     fitting: list[FieldError] = []
     size = 0
-    for fault in errors[:MAX_FAULTS]:
+    for given in errors[:MAX_FAULTS]:
+        fault = FieldError(field=_utf8(given["field"]), message=_utf8(given["message"]), given=_utf8(given["given"]))
         size += len(json.dumps(fault, ensure_ascii=False).encode())
         if fitting and size > MAX_FAULTS_BYTES:
             break
         fitting.append(fault)
     return fitting
+
+
+def _utf8(text: str) -> str:
+    """The name of a field may hold half a surrogate pair."""
+    return text.encode(errors="replace").decode()
 
 
 _repr = reprlib.Repr()

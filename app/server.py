@@ -13,10 +13,11 @@ from app import metrics, metrics_server
 from app.connections import Connections
 from app.embedded import Parts
 from app.http_protocol import http_protocol
+from app.listening import require_listening
 from app.main import create_app
 from app.metrics import Metric
 from app.metrics_server import TICK_SECONDS
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 # Longer than a load balancer keeps a connection: it must never send a request down one that is just being closed.
 KEEP_ALIVE_SECONDS = 75
@@ -60,6 +61,11 @@ class Server(uvicorn.Server):
         self.lifespan = _Lifespan(self.app.router.lifespan_context(self.app))
         metrics_socket = metrics_server.bind(self._settings)
         await super().startup(sockets)
+        try:
+            require_listening(sockets or (), self.config.host, self.config.port)
+        except SettingsError:
+            await self.shutdown(sockets)
+            raise
         state = self.app.state
         connections = Connections(state.database, state.broker, state.store)
         serving = metrics_server.serving(metrics_socket, connections, self._read_streams, *state.worker_gauges)

@@ -43,6 +43,15 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
     "empty input": ({"input": ""}, "invalid_request", "input", "''", "at least 1"),
     "blank input": ({"input": " \n "}, "invalid_request", "input", r"' \n '", "at least one character"),
     "input no database takes": ({"input": "a\0b"}, "invalid_request", "input", r"'a\x00b'", "U+0000"),
+    "a model no database takes": (
+        {"image": {"model": "a\0"}},
+        "invalid_option",
+        "image.model",
+        r"'a\x00'",
+        "the name of a model",
+    ),
+    "half a pair": ({"image": {"model": "a\ud83d"}}, "invalid_option", "image.model", r"'a\ud83d'", "the name"),
+    "a field named by half a pair": ({"image": {"a\ud83d": "red"}}, "invalid_option", "image.a?", "'red'", "allowed: "),
     "long input": ({"input": "x" * 32_001}, "invalid_request", "input", "'xxx", "at most 32000"),
     "no input": ({"input": None}, "invalid_request", "input", "None", "string"),
 }
@@ -51,7 +60,9 @@ REFUSED_RUNS: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
 @pytest.mark.parametrize("name", REFUSED_RUNS)
 def test_an_impossible_run_is_refused_by_field_given_and_allowed(ada: ApiUser, name: str) -> None:
     fields, code, field, given, allowed = REFUSED_RUNS[name]
-    answer = ada.http.post("/v1/runs", json={"input": "Draw a house", "agent_key": "designer", **fields})
+    # With escapes, as half a surrogate pair cannot be sent otherwise.
+    body = json.dumps({"input": "Draw a house", "agent_key": "designer", **fields})
+    answer = ada.http.post("/v1/runs", content=body, headers={"Content-Type": "application/json"})
     received = problem(answer, 422, code)
     fault = next((fault for fault in received["errors"] if fault["field"].startswith(field)), None)
     assert fault, received

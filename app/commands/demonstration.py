@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import httpx
 
 from app.attachments.schemas import AttachmentView
-from app.embedded import Parts, free_port
+from app.embedded import Parts
+from app.listening import bound
 from app.loading import load
 from app.runs.events import (
     AttachmentCreated,
@@ -43,28 +44,29 @@ def demonstrate(settings: Settings, parts: Parts, prompt: str) -> bool:
 @contextmanager
 def _serving(settings: Settings, parts: Parts) -> Generator[str]:
     """A server on a free port in a thread, for as long as the block lasts; raises what its start failed with."""
-    port = free_port()
     started = threading.Event()
     failures: list[Exception] = []
-    server = Server(settings, parts, host="127.0.0.1", port=port, on_started=started.set)
+    with bound("127.0.0.1", 0) as sockets:
+        port = sockets[0].getsockname()[1]
+        server = Server(settings, parts, host="127.0.0.1", port=port, on_started=started.set)
 
-    def serve() -> None:
-        try:
-            server.run()
-        except Exception as error:
-            failures.append(error)
+        def serve() -> None:
+            try:
+                server.run(sockets)
+            except Exception as error:
+                failures.append(error)
             started.set()
 
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    started.wait(START_SECONDS)
-    if failures:
-        raise failures[0]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.leave()
-        thread.join(10)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        started.wait(START_SECONDS)
+        if failures:
+            raise failures[0]
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.leave()
+            thread.join(10)
 
 
 async def _demonstrate(base_url: str, settings: Settings, prompt: str, *, offline: bool) -> bool:

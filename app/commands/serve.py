@@ -29,11 +29,13 @@ def run(host: str, port: int | None) -> None:
         if settings.default_plan != UNLIMITED:
             asyncio.run(_require_plan(parts.database_url, settings.default_plan))
 
+        actual = sockets[0].getsockname()[1]
+
         def announce() -> None:
             # uvicorn logs no address where it is given the sockets, and a collector of logs reads JSON alone.
-            log.info("server.started", extra={"host": host, "port": port})
+            log.info("server.started", extra={"host": host, "port": actual})
             if sys.stderr.isatty():
-                typer.echo(f"Easel listens on http://{host}:{port} (API documentation under /docs).", err=True)
+                typer.echo(f"Easel listens on http://{host}:{actual} (API documentation under /docs).", err=True)
 
         def serve(number: int) -> None:
             # Each process has a port of its own for its metrics.

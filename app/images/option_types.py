@@ -73,7 +73,9 @@ class WholeNumber:
 @dataclass(frozen=True)
 class ModelName:
     def check(self, name: str, value: object) -> str:
-        if not isinstance(value, str) or not value.strip() or len(value) > MAX_MODEL_CHARACTERS:
+        # Postgres takes neither NUL nor half a surrogate pair.
+        readable = isinstance(value, str) and value.isprintable() and value.strip()
+        if not isinstance(value, str) or not readable or len(value) > MAX_MODEL_CHARACTERS:
             raise OptionError(name, value, f"the name of a model, {MAX_MODEL_CHARACTERS} characters at most")
         return value
 

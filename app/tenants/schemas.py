@@ -1,6 +1,6 @@
 """Tenants, their members, invitations, API keys and audit log, on the wire."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -113,6 +113,10 @@ def _known_scope(scope: str) -> str:
 
 
 def _in_the_future(moment: datetime) -> datetime:
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("give a moment before the year 10000, in UTC") from None
     if moment <= now():
         raise ValueError("the key would have expired already: give a moment in the future")
     return moment

@@ -77,6 +77,7 @@ BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/api-keys", {"name": "A key", "scopes": ["chat:read"] * 1000}),
     ("POST", "/v1/api-keys", {"name": "A key", "scopes": ["a\0b"]}),
     ("POST", "/v1/api-keys", {"name": "A key", "expires_at": "0001-01-01T00:00:00Z"}),
+    ("POST", "/v1/api-keys", {"name": "A key", "expires_at": "9999-12-31T23:59:59-14:00"}),
     ("PUT", "/v1/me/password", {"current_password": LONG, "new_password": PASSWORD}),
     ("PUT", "/v1/me/password", dict.fromkeys(("current_password", "new_password"), "\0" * 12)),
     ("POST", "/v1/invitations/acceptance", {"token": "a\0b", "password": PASSWORD}),
