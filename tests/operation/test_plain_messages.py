@@ -134,6 +134,9 @@ FAULTS = {
     "just: a taken port": Fault(
         "'a checkout/just' dev --port {port}", r"Port \d+ of 127\.0\.0\.1 is taken by another process"
     ),
+    "just: a taken port of a setting": Fault(
+        "'a checkout/just' dev", r"Port \d+ of 127\.0\.0\.1 is taken by another process", {"PORT": "{port}"}
+    ),
     "just: no useradd": Fault(
         HIDDEN.format("PATH='{bare}' 'a checkout/just' demo"), r"`useradd`.* is not on PATH: install it .*DATABASE_URL"
     ),
