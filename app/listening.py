@@ -50,7 +50,8 @@ def _bind(family: int, kind: int, protocol: int, name: str, address: Any) -> soc
 
 def _why_not(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"Port {port} of {host} is taken by another process: end that one, or choose another port with --port or PORT."
+        taken = f"Port {port} of {host} is taken by another process"
+        return f"{taken}: end that one, or choose another port with --port or PORT."
     if error.errno == errno.EACCES:
         return f"Port {port} is reserved for root: choose one from 1024 on with --port."
     if error.errno == errno.EADDRNOTAVAIL:

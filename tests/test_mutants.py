@@ -948,6 +948,55 @@ MUTANTS = [
         "CREATE OR REPLACE TRIGGER set_stored_bytes\nBEFORE UPDATE OF",
         "tests/operation/test_migrate_kills.py::test_a_generated_column_becomes_one_that_a_trigger_sets",
     ),
+    Mutant(
+        "an answer about a response that is no JSON is the provider's fault",
+        "app/provider/stored.py",
+        "    except (AttributeError, TypeError) as error:",
+        "    except ZeroDivisionError as error:",
+        "tests/provider/test_stored.py",
+    ),
+    Mutant(
+        "what the provider sends is storable",
+        "app/provider/texts.py",
+        '    return storable(data) if "\\\\u0000" in text else data',
+        "    return data",
+        "tests/provider/test_wire_tap.py::test_what_utf_8_or_postgres_does_not_take_is_left_out",
+    ),
+    Mutant(
+        "an end whose commit's answer was lost is known again",
+        "app/worker/held_run.py",
+        "        ended = (await _WRITTEN.execute(session, of_it)).scalar()",
+        "        del of_it",
+        "tests/worker/test_lost_answers.py",
+    ),
+    Mutant(
+        "an error of a compiled statement shows no value",
+        "app/compiled.py",
+        "    hide_value(error)",
+        "    pass",
+        "tests/operation/test_compiled.py::test_a_value_that_is_refused_is_not_in_the_log",
+    ),
+    Mutant(
+        "an error of the session's shows no value",
+        "app/pool.py",
+        '    event.listen(engine.sync_engine, "handle_error", _hide_value)',
+        "",
+        "tests/operation/test_compiled.py::test_a_value_that_is_refused_is_not_in_the_log",
+    ),
+    Mutant(
+        "a server that does not listen says so",
+        "app/server.py",
+        "            require_listening(sockets or (), self.config.host, self.config.port)",
+        "            self.should_exit = True",
+        "tests/operation/test_listening.py",
+    ),
+    Mutant(
+        "a process writes the events of all its runs at once",
+        "app/redis_event_log.py",
+        "batch, self._pending = self._pending[:PIPELINE], self._pending[PIPELINE:]",
+        "batch, self._pending = self._pending[:1], self._pending[1:]",
+        "tests/runs/test_event_log.py::test_a_process_writes_and_reads_all_its_runs_at_once",
+    ),
 ]
 
 

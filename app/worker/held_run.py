@@ -121,11 +121,15 @@ class Ending:
 
 @dataclass(frozen=True)
 class Ended:
-    """The run as it is now, its message, and whether runs of its tenant wait."""
+    """The run as it is now, its message, and whether runs of its tenant wait.
+
+    `repeated`: all of it had been written, and the answer to that commit was lost.
+    """
 
     run: Run
     message: Message
     waiting: bool
+    repeated: bool
 
 
 async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
@@ -136,13 +140,28 @@ async def end(session: AsyncSession, run: Run, ending: Ending) -> Ended | None:
     statement = _ending(_columns_of(values), names_of(message), ending.booking.parts)
     given = {**_values_of_held(run, values), **values_of(message), **ending.booking.values(run)}
     ended = (await statement.execute(session, given)).scalar()
+    if repeated := ended is None:
+        of_it = {"of_run": run.id, "of_attempt": run.attempt, "of_status": ending.status, "new_seq": ending.last_seq}
+        ended = (await _WRITTEN.execute(session, of_it)).scalar()
     if ended is None:
         return None
     # A statement of its own, so that it sees the run that an API process added before this one got the lock.
     waiting = (await _WAITING.execute(session, {"tenant": run.tenant_id})).scalar()
-    return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting))
+    return Ended(ended, new_answer(ended, ending.text, ending.image_places), bool(waiting), repeated)
 
 
+# Nobody but the attempt itself ends a run as this attempt; it may have emitted one more event since.
+_WRITTEN = CompiledStatement[Run](
+    update(Run)
+    .where(
+        Run.id == bindparam("of_run", type_=Uuid),
+        Run.attempt == bindparam("of_attempt", type_=Integer),
+        Run.status == bindparam("of_status", type_=Run.__table__.c.status.type),
+    )
+    .values(last_seq=bindparam("new_seq", type_=Integer))
+    .returning(Run),
+    Run,
+)
 _WAITING = CompiledStatement[bool](
     select(exists().where(Run.tenant_id == bindparam("tenant", type_=Uuid), Run.status == RunStatus.QUEUED))
 )

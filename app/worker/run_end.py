@@ -85,10 +85,11 @@ class RunEnd:
             ending = self._ending(outcome, [*rows, *failed])
             ended = await held_run.end(session, self.run, ending)
             ending.booking.show_costs(rows)
-            recorded = await _record_failed(session, failed) if ended else ()
-            if ended:
+            if ended is not None and not ended.repeated:
+                failed = await _record_failed(session, failed)
                 await _charge_late(session, rows)
-            return ended, sorted([*rows, *recorded], key=lambda row: row.id)
+            by_id = {row.id: row for row in [*rows, *failed]}
+            return ended, [by_id[object_id] for object_id in sorted(by_id)]
 
     async def _images(self, session: AsyncSession) -> list[Attachment]:
         """None are looked for where no attempt can have stored one."""
