@@ -1,11 +1,9 @@
 """The `easel` command: names, options and help. `app/commands/` does the work, loaded when a command is called."""
 
-import signal
 import sys
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 from uuid import UUID
 
@@ -14,7 +12,7 @@ from typer.exceptions import Abort, TyperException
 
 from app import EaselError, __version__
 from app.allocator import return_freed_memory
-from app.exits import exit_with_fault, exit_with_usage, keep_loopback_direct
+from app.exits import end_by_exception, exit_with_fault, exit_with_usage, keep_loopback_direct
 from app.loading import load_command
 
 DEMO_PROMPT = "a gray tabby cat hugging an otter with an orange scarf"
@@ -37,7 +35,7 @@ class ExportFormat(StrEnum):
 
 def main() -> None:
     """Run a command; a fault is one plain sentence on standard error and a non-zero exit."""
-    signal.signal(signal.SIGTERM, _leave)
+    end_by_exception()
     keep_loopback_direct()
     try:
         sys.exit(cli(standalone_mode=False))
@@ -49,11 +47,6 @@ def main() -> None:
         sys.exit(f"easel: {error}")
     except Exception as error:
         exit_with_fault(error)
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    # As an exception, so that every block that started a process ends it.
-    sys.exit(0)
 
 
 def _run(command: str, function: str = "run", **options: object) -> None:

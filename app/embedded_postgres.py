@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import warnings
 from collections.abc import Generator
@@ -44,12 +45,26 @@ _NEEDS_NO_QUOTES = re.compile(r"[\w./-]+", re.ASCII).fullmatch
 @contextmanager
 def running_postgres(directory: Path) -> Generator[str]:
     """The URL of a server with its data in `directory`; SettingsError where this user cannot start one."""
-    server = _start(directory)
+    server: PostgresServer | None = None
     try:
+        with _undisturbed():
+            server = _start(directory)
         yield server.get_uri()
     finally:
-        _forget_dead_holders(server.pgdata)
-        server.cleanup()
+        with _undisturbed():
+            if server is not None:
+                _forget_dead_holders(server.pgdata)
+                server.cleanup()
+
+
+@contextmanager
+def _undisturbed() -> Generator[None]:
+    """Signals that end this process wait, and what it starts does not get them: half of a cluster could never start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def require_user() -> None:

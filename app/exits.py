@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 from typer.exceptions import TyperException
@@ -20,6 +22,23 @@ def keep_loopback_direct() -> None:
     given = (os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
     hosts = ",".join(dict.fromkeys([*filter(None, given), *LOOPBACK]))
     os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
+
+
+def end_by_exception() -> None:
+    """Let the signals that end a process raise, so that every block that started another one ends it."""
+    signal.signal(signal.SIGTERM, _leave)
+    # The terminal was closed. `nohup` ignores that.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _terminate)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # A server has taken over SIGTERM.
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def exit_with_usage(error: TyperException) -> None:

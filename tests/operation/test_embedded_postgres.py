@@ -4,18 +4,38 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Generator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from app import embedded_postgres
 from app.embedded_postgres import require_user, running_postgres
 from app.settings import SettingsError
 from tests.tables import rows
+
+HOLD = [
+    sys.executable,
+    "-c",
+    """
+import time
+from pathlib import Path
+from app.embedded_postgres import running_postgres
+from app.exits import end_by_exception
+
+end_by_exception()
+with running_postgres(Path("data").resolve()):
+    print("serving", flush=True)
+    time.sleep(60)
+""",
+]
+IMPORT_SECONDS = 0.5
 
 
 def test_without_useradd_root_reads_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,6 +84,36 @@ def test_a_process_that_is_killed_does_not_keep_the_server_running(data: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0.2, 0.6, 1.0, 1.4])
+def test_who_ends_its_first_start_leaves_no_server_and_a_cluster_that_starts(data: Path, after: float) -> None:
+    """As a shell does: each process of the group gets the signal."""
+    with subprocess.Popen(HOLD, cwd=data.parent, stdout=subprocess.PIPE, start_new_session=True) as starting:
+        time.sleep(IMPORT_SECONDS + after)
+        os.killpg(starting.pid, signal.SIGTERM)
+        starting.wait(30)
+    assert _servers_of(data) == []
+    with running_postgres(data) as url:
+        assert rows(url, "SELECT 1") == [(1,)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_whatever_ends_a_process_ends_its_server(data: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(HOLD, cwd=data.parent, stdout=subprocess.PIPE, start_new_session=True) as holding:
+        assert holding.stdout is not None
+        assert holding.stdout.readline() == b"serving\n"
+        assert len(_servers_of(data)) == 1
+        os.killpg(holding.pid, number)
+        holding.wait(30)
+    assert _servers_of(data) == []
+
+
+def _servers_of(data: Path) -> list[int]:
+    """Those that run on it: a postmaster's own children end with it."""
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if str(data) in (one.info["cmdline"] or ())]
+
+
 def test_nor_does_one_that_was_killed_as_it_wrote(data: Path) -> None:
     _start(data)
     (data / embedded_postgres.HOLDERS).write_text("")
