@@ -970,6 +970,13 @@ MUTANTS = [
         "tests/worker/test_lost_answers.py",
     ),
     Mutant(
+        "what a call held is given back once",
+        "app/worker/held_run.py",
+        "case((awaits_settlement(), func.greatest(column - given, 0)), else_=column)",
+        "func.greatest(column - given, 0)",
+        "tests/worker/test_lost_answers.py::test_what_a_call_held_is_given_back_once",
+    ),
+    Mutant(
         "an error of a compiled statement shows no value",
         "app/compiled.py",
         "    hide_value(error)",

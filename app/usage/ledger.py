@@ -10,6 +10,7 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     BindParameter,
+    ColumnElement,
     Insert,
     Integer,
     Numeric,
@@ -103,8 +104,7 @@ def settle_call(held: CTE | None, *, with_entries: bool) -> list[CTE]:
 
     Takes a settlement's `values`. Once: a call that is settled already is left as it is.
     """
-    call = (ProviderCall.run_id == _given("run", Uuid)) & (ProviderCall.number == _given("number", Integer))
-    is_open = call & (ProviderCall.tenant_id == _given("tenant", Uuid)) & (ProviderCall.state != CallState.SETTLED)
+    is_open = _is_unsettled()
     settled = (
         update(ProviderCall)
         .where(is_open if held is None else is_open & exists(select(held.c.id)))
@@ -118,6 +118,16 @@ def settle_call(held: CTE | None, *, with_entries: bool) -> list[CTE]:
         .cte("settled")
     )
     return [settled, _insert_entries(settled).cte("entries")] if with_entries else [settled]
+
+
+def awaits_settlement() -> ColumnElement[bool]:
+    """Whether the call is not settled yet; takes a settlement's `values`."""
+    return exists().where(_is_unsettled())
+
+
+def _is_unsettled() -> ColumnElement[bool]:
+    call = (ProviderCall.run_id == _given("run", Uuid)) & (ProviderCall.number == _given("number", Integer))
+    return call & (ProviderCall.tenant_id == _given("tenant", Uuid)) & (ProviderCall.state != CallState.SETTLED)
 
 
 def _given(name: str, kind: TypeEngine[Any] | type[TypeEngine[Any]]) -> BindParameter[Any]:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Update,
     Uuid,
     bindparam,
+    case,
     exists,
     func,
     select,
@@ -28,7 +29,7 @@ from app.conversations.service import new_answer
 from app.db import Database, now, retry_while_unavailable
 from app.inserts import insert_where, names_of, values_of
 from app.runs.models import Run, RunError, RunStatus
-from app.usage.ledger import Cost
+from app.usage.ledger import Cost, awaits_settlement
 from app.worker.booking import Booking, Parts
 from app.worker.reservation import Less, enlarge
 
@@ -90,7 +91,8 @@ def _changed(name: str, how: type[Less | FromNow] | None) -> ColumnElement[Any]:
     if how is FromNow:
         return func.clock_timestamp() + bindparam(f"held_new_{name}", type_=Interval)
     given = bindparam(f"held_new_{name}", type_=column.type)
-    return func.greatest(column - given, 0) if how is Less else given
+    # Once: what is written may be written again, where the answer to its commit was lost.
+    return case((awaits_settlement(), func.greatest(column - given, 0)), else_=column) if how is Less else given
 
 
 def _values_of_held(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def is_reserved(run: Run) -> bool:
 
 @dataclass(frozen=True)
 class Less:
-    """Of a column: what it has less so much, 0 at least."""
+    """Of a column: what it has less so much, 0 at least, as the settlement beside it settles the call."""
 
     amount: int
 
