@@ -28,6 +28,8 @@ MORE_MEMORY = 64 * MEGABYTE
 # Beyond what the process had before: Python and the database driver keep some of what they once needed.
 MEMORY_LEFT = 32 * MEGABYTE
 LONGEST_ANSWER = 64 * 1024
+# Other tests share the processors with the database, now and then; under `prove` nobody does.
+BESIDE_OTHERS = 0.01
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def service(database_url: str, provider_url: str, tmp_path: Path) -> Generator[t
 
 @pytest.mark.slow
 async def test_all_floods_at_once(service: tuple[ApiUser, psutil.Process]) -> None:
-    await withstand(*service, [*FLOODS], seconds=3)
+    await withstand(*service, [*FLOODS], seconds=3, beside=BESIDE_OTHERS)
 
 
 @pytest.mark.prove
@@ -69,8 +71,10 @@ async def test_a_flood_of_a_minute(service: tuple[ApiUser, psutil.Process], name
     results(33, what, tried=f"60 s, answers: {tried}", kept=kept)
 
 
-async def withstand(ada: ApiUser, process: psutil.Process, names: list[str], *, seconds: float) -> tuple[str, str]:
-    """What was kept, and what the floods were answered."""
+async def withstand(
+    ada: ApiUser, process: psutil.Process, names: list[str], *, seconds: float, beside: float = 0.0
+) -> tuple[str, str]:
+    """What was kept, and what the floods were answered; `beside` are the seconds that idle counts for at least."""
     async with httpx.AsyncClient(base_url=ada.base_url, timeout=30, headers=ada.http.headers) as member:
         idle = await measure(member, process, seconds=1)
         before = process.memory_info().rss
@@ -86,7 +90,7 @@ async def withstand(ada: ApiUser, process: psutil.Process, names: list[str], *, 
         assert flood.returncode == 0
     answers: dict[str, Any] = json.loads(output)
     left = await memory_left(process, before)
-    assert busy.busy <= 3 * timeouts.SCALE * idle.busy, (busy, idle)
+    assert busy.busy <= 3 * timeouts.SCALE * max(idle.busy, beside), (busy, idle)
     assert busy.ready < timeouts.ANSWER
     hashes = HASHES if {"sign_ins", "sign_ups"} & set(names) else 0
     assert busy.memory - before <= MORE_MEMORY + hashes
