@@ -62,11 +62,12 @@ async def _cost(target: Target, pid: int) -> float:
 
 async def _throughput(target: Target, pid: int) -> float:
     """Runs for a second of processor time."""
-    finished = 0
+    finished, ended = 0, False
 
     async def keep_asking() -> None:
         nonlocal finished
-        while True:
+        # Not by the cancellation alone: a connection that is just closing may lose it.
+        while not ended:
             await target.turn(TEXT)
             finished += 1
 
@@ -77,6 +78,7 @@ async def _throughput(target: Target, pid: int) -> float:
         used, before = cpu(pid), finished
         await asyncio.sleep(WINDOW_SECONDS)
         rates.append((finished - before) / (cpu(pid) - used))
+    ended = True
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
