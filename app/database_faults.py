@@ -123,10 +123,10 @@ def reason_of(error: BaseException) -> str:
     return _said(error) or type(error).__name__
 
 
-def hide_value(error: BaseException | None) -> bool:
-    """Whether it quoted a value, as PostgreSQL and its driver do with what they refuse; the log would show it."""
+def hide_value(error: BaseException | None, *made_of_it: BaseException | None) -> None:
+    """PostgreSQL and its driver quote a value that they refuse, and the log would show it."""
     if not isinstance(error, asyncpg.DataError):
-        return False
-    error.args = (f"a value was refused: {type(error).__name__}",)
+        return
     cast(Any, error).detail = None
-    return True
+    for one in filter(None, (error, *made_of_it)):
+        one.args = (f"a value was refused: {type(error).__name__}",)

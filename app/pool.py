@@ -49,11 +49,8 @@ def open_engine(url: str, *, pool_size: int, poolclass: type[Pool] | None = None
 
 
 def _hide_value(context: ExceptionContext) -> None:
-    driver = context.original_exception.__cause__
-    if hide_value(driver):
-        for error in (context.original_exception, context.sqlalchemy_exception):
-            if error is not None:
-                error.args = driver.args if driver else ()
+    original = context.original_exception
+    hide_value(original.__cause__, original, context.sqlalchemy_exception)
 
 
 async def is_pooled(connection: Any) -> bool:
